@@ -1,0 +1,62 @@
+# Two commands do nearly everything: make report, make test. Each sets up what is missing first.
+#
+#   make report PROFILE=smoke       another size of run: smoke, quick, full; auto picks by device
+#   make report VENV=../venv        an environment that several clones share
+#   make report PYTHON=/opt/py/bin/python3.12
+
+VENV    ?= .venv
+PROFILE ?= auto
+PYTHON  ?= python3.13 python3.12 python3.11 python3
+
+VENV_PYTHON := $(abspath $(VENV))/bin/python
+INSTALLED   := $(VENV)/requirements.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help report test test-all lab lint pretrained clean distclean setup
+
+help:  ## show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-20s%s\n", $$1, $$2}'
+
+report: setup  ## run the four notebooks, export them, write report/index.html
+	@$(VENV_PYTHON) -m lab5 report --profile $(PROFILE)
+
+test: setup  ## run the tests, but for the slow ones
+	@$(VENV_PYTHON) -m pytest -m "not slow"
+
+test-all: setup  ## run all tests
+	@$(VENV_PYTHON) -m pytest
+
+# The first folder of JUPYTER_PATH wins over a kernel named python3 in the home folder.
+lab: setup  ## open the notebooks in JupyterLab, with the kernel of this environment
+	@JUPYTER_PATH="$(abspath $(VENV))/share/jupyter" PYTHONPATH="$(CURDIR)" $(VENV_PYTHON) -m jupyterlab notebooks
+
+lint: setup  ## check the style with ruff
+	@$(VENV_PYTHON) -m ruff check .
+
+pretrained: setup  ## train the committed weights again
+	@$(VENV_PYTHON) -m lab5 train
+
+clean:  ## remove what runs wrote: the report, figures, caches, checkpoints
+	rm -rf report data/runs data/cache .pytest_cache .ruff_cache .hypothesis
+	git clean -fdXq figures
+	find lab5 tests bench -name __pycache__ -prune -exec rm -rf {} +
+
+distclean: clean  ## also remove the environment
+	rm -rf $(VENV)
+
+# The list of what is installed is kept in the environment: set-up happens once, and again when the list changes.
+setup:
+	@if [ -x "$(VENV_PYTHON)" ] && cmp -s requirements.txt "$(INSTALLED)"; then exit 0; fi; \
+	for python in $(PYTHON); do \
+	    if "$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; \
+	    then found="$$python"; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+	    echo "No Python 3.11 or newer (with venv) works among: $(PYTHON)." \
+	         "Install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; \
+	fi; \
+	echo "Setting up $(VENV) with $$("$$found" --version): about 5 GB and a few minutes, once."; \
+	"$$found" -m venv "$(VENV)" && \
+	"$(VENV_PYTHON)" -m pip install --quiet --disable-pip-version-check -r requirements.txt && \
+	cp requirements.txt "$(INSTALLED)" || \
+	{ echo "Setting up $(VENV) failed, see above; make tries again from where it stopped." >&2; exit 1; }

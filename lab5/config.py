@@ -1,0 +1,288 @@
+"""Every number of a run, in one place: frozen dataclasses, three profiles, the folders.
+
+`configure("quick", **{"decode.steps": 12})` is how everything else gets its settings. A name that does not
+exist, a value of another type and two settings that contradict each other are refused with one sentence.
+
+It does not know what the numbers are used for; it imports nothing of the package.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images. Sizes are upper bounds where the dataset on disk is smaller."""
+
+    path: str = "toycats"  # "toycats", or the lab's zip or folder, or a folder of images
+    train: int = 12000
+    val: int = 512
+    test: int = 512
+    seed: int = 5
+
+
+@dataclass(frozen=True)
+class VQGANConfig:
+    """Shape of stage one; the defaults are the lab's 70.8 M parameters.
+
+    `encoder` and `decoder` list, per resolution, the output width of each residual block; between
+    resolutions the grid is halved (encoder, from 64x64) or doubled (decoder, from 16x16).
+    """
+
+    codes: int = 1024
+    latent: int = 256
+    stem: int = 128
+    encoder: tuple[tuple[int, ...], ...] = ((128, 128, 128, 128, 256, 256), (256, 256, 512, 512))
+    middle: tuple[int, ...] = (512, 512)  # at 16x16 in both networks, self-attention between the blocks
+    decoder: tuple[tuple[int, ...], ...] = ((512,) * 3, (256,) * 6, (128,) * 6)
+    groups: int = 32  # of GroupNorm; 0 leaves normalisation out
+    attention: bool = True  # self-attention at 16x16
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Shape of stage two; the defaults are the lab's 72.7 M parameters."""
+
+    codes: int = 1024
+    positions: int = 256
+    width: int = 768
+    layers: int = 15
+    heads: int = 16
+    hidden: int = 1536
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    norm: str = "post"  # "post" as in the lab, "pre" trains faster at small size
+
+
+@dataclass(frozen=True)
+class Stage1Config:
+    """Training of the VQGAN."""
+
+    steps: int = 20000
+    batch: int = 32
+    accumulate: int = 1
+    lr: float = 2e-4
+    schedule: str = "warmup_cosine"
+    warmup: int = 500
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    ema: float = 0.999
+    amp: str = "bf16"  # "bf16", "fp16" or "off"
+    autoencoder_share: float = 0.25  # first share of the steps without quantisation
+    beta: float = 0.25  # weight of the commitment term
+    code_decay: float = 0.99  # moving average of the codes
+    adversarial: float = 0.0
+    perceptual: float = 0.0
+    seconds: float = 0.0  # stop after this time, with the schedule following the clock; 0 = by steps
+
+
+@dataclass(frozen=True)
+class Stage2Config:
+    """Training of the transformer by masked visual token modelling."""
+
+    steps: int = 36000
+    batch: int = 100
+    accumulate: int = 1
+    lr: float = 1e-4
+    schedule: str = "warmup_cosine"
+    warmup: int = 1000
+    betas: tuple[float, float] = (0.9, 0.96)
+    weight_decay: float = 0.03
+    clip: float = 1.0
+    ema: float = 0.999
+    amp: str = "bf16"
+    masking: str = "mixed"
+    label_smoothing: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """Iterative decoding."""
+
+    schedule: str = "cosine"
+    steps: int = 8
+    stop_at: int = 0  # 0 = all the steps
+    codes: str = "sample"
+    order: str = "confidence"
+    temperature: float = 1.0  # of the codes
+    choice_temperature: float = 4.5  # of the order in which positions are committed
+    fill: str = "grey"  # what the encoder sees in the hole
+    batch: int = 64
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """The grid of notebook 04."""
+
+    schedules: tuple[str, ...] = ("cosine", "linear", "square")
+    steps: tuple[int, ...] = (1, 4, 8, 12)
+    seeds: int = 5
+    images: int = 192
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run. Sections are read as `config.decode.steps` and set as `"decode.steps"`."""
+
+    profile: str
+    device: str = "cpu"
+    seed: int = 0
+    threads: int = 0  # 0 = as torch decides
+    data: DataConfig = field(default_factory=DataConfig)
+    vqgan: VQGANConfig = field(default_factory=VQGANConfig)
+    transformer: TransformerConfig = field(default_factory=TransformerConfig)
+    stage1: Stage1Config = field(default_factory=Stage1Config)
+    stage2: Stage2Config = field(default_factory=Stage2Config)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    study: StudyConfig = field(default_factory=StudyConfig)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with any setting but the folders, the device and the study."""
+        kept = {k: v for k, v in dataclasses.asdict(self).items() if k not in ("device", "threads", "study")}
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+
+
+SMALL_VQGAN = VQGANConfig(
+    codes=512,
+    latent=32,
+    stem=16,
+    encoder=((16,), (48,)),
+    middle=(128,),
+    decoder=((64,), (32,), (16,)),
+    groups=0,
+    attention=False,
+)
+SMALL_TRANSFORMER = TransformerConfig(
+    codes=512, width=128, layers=4, heads=2, hidden=512, dropout=0.0, attention_dropout=0.0, norm="pre"
+)
+
+PROFILES: dict[str, Config] = {
+    # The whole chain in under two minutes, for tests: it learns next to nothing.
+    "smoke": Config(
+        "smoke",
+        data=DataConfig(train=256, val=32, test=32),
+        vqgan=replace(SMALL_VQGAN, codes=64, encoder=((8,), (16,)), stem=8, middle=(32,), decoder=((32,), (16,), (8,))),
+        transformer=replace(SMALL_TRANSFORMER, codes=64, width=64, layers=2, heads=1, hidden=128),
+        stage1=Stage1Config(steps=60, batch=8, lr=1e-3, warmup=5, amp="off", ema=0.9),
+        stage2=Stage2Config(steps=40, batch=16, lr=1e-3, warmup=5, amp="off", ema=0.9),
+        study=StudyConfig(steps=(1, 4), seeds=2, images=16),
+    ),
+    # Both stages from scratch in a few minutes on two cores.
+    "quick": Config(
+        "quick",
+        data=DataConfig(train=4000, val=256, test=512),
+        vqgan=SMALL_VQGAN,
+        transformer=SMALL_TRANSFORMER,
+        stage1=Stage1Config(steps=900, batch=16, lr=1e-3, warmup=50, amp="off", ema=0.99, autoencoder_share=0.2),
+        stage2=Stage2Config(steps=500, batch=32, lr=1e-3, warmup=50, amp="off", ema=0.99),
+        decode=DecodeConfig(fill="telea"),
+        study=StudyConfig(steps=(1, 4, 8), seeds=5, images=96),
+    ),
+    # The lab's sizes, on a GPU.
+    "full": Config("full", data=DataConfig(train=12000, val=1024, test=747), study=StudyConfig(images=747)),
+}
+
+
+def configure(profile: str = "auto", **changes: Any) -> Config:
+    """The settings of a profile, with changes such as `**{"decode.steps": 12}` or `seed=3`.
+
+    "auto" is full on a GPU and quick without one. Values may be strings, as a command line gives them.
+    Raises ValueError for an unknown profile or setting, a value of another type, and contradictions.
+    """
+    device = str(changes.pop("device", None) or _device())
+    if profile == "auto":
+        profile = "full" if device.startswith("cuda") else "quick"
+    if profile not in PROFILES:
+        raise ValueError(f"unknown profile {profile!r}; there are auto, {', '.join(PROFILES)}")
+    config = replace(PROFILES[profile], device=device)
+    for name, value in changes.items():
+        config = _changed(config, name, name.split("."), value)
+    _check(config)
+    return config
+
+
+def _device() -> str:
+    import torch  # here alone: reading settings needs no torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _changed(section: Any, name: str, path: list[str], value: Any) -> Any:
+    known = [f.name for f in fields(section)]
+    if path[0] not in known:
+        raise ValueError(f"there is no setting {name!r}; {type(section).__name__} has {', '.join(known)}")
+    old = getattr(section, path[0])
+    if is_dataclass(old):
+        if len(path) == 1:
+            raise ValueError(f"{name!r} is a section; set one of {', '.join(f.name for f in fields(old))} in it")
+        return replace(section, **{path[0]: _changed(old, name, path[1:], value)})
+    if len(path) > 1:
+        raise ValueError(f"there is no setting {name!r}; {path[0]!r} is a single value")
+    return replace(section, **{path[0]: _typed(name, old, value)})
+
+
+def _typed(name: str, old: Any, value: Any) -> Any:
+    """`value` as the type of `old`; strings are read as JSON, and what fits no type is refused."""
+    if isinstance(value, str) and not isinstance(old, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError:
+            if isinstance(old, tuple):
+                value = value.split(",")
+    if isinstance(old, tuple) and isinstance(value, list | tuple):
+        return _tuple(value)
+    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not type(old):
+        raise ValueError(f"{name} takes a {type(old).__name__} such as {old!r}, not {value!r}")
+    return value
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(_tuple(v) for v in value) if isinstance(value, list | tuple) else value
+
+
+def _check(config: Config) -> None:
+    """Refuse what cannot work together, before anything is trained or written."""
+    if config.vqgan.codes != config.transformer.codes:
+        raise ValueError(
+            f"vqgan.codes = {config.vqgan.codes} and transformer.codes = {config.transformer.codes} must be equal: "
+            "the transformer predicts the VQGAN's tokens"
+        )
+    if config.decode.stop_at > config.decode.steps:
+        raise ValueError(
+            f"decode.stop_at = {config.decode.stop_at} lies beyond decode.steps = {config.decode.steps}; "
+            "a decoding can stop at 1..steps, and 0 means all of them"
+        )
+    for stage in (config.stage1, config.stage2):
+        if min(stage.steps, stage.batch, stage.accumulate) < 1:
+            raise ValueError("steps, batch and accumulate of a stage must be at least 1")
+        if stage.batch > config.data.train:
+            raise ValueError(f"a batch of {stage.batch} needs data.train of at least that, not {config.data.train}")
+    if config.transformer.width % config.transformer.heads:
+        raise ValueError(
+            f"transformer.width = {config.transformer.width} cannot be split among {config.transformer.heads} heads"
+        )
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------
+
+
+def data_folder() -> Path:
+    """Datasets, caches and runs; LAB5_DATA moves it, `data/` of the repository otherwise."""
+    return Path(os.environ.get("LAB5_DATA") or ROOT / "data")
+
+
+def pretrained_folder() -> Path:
+    """The committed weights for the embedded dataset."""
+    return ROOT / "data" / "pretrained"

@@ -1,0 +1,282 @@
+"""What is minimised: the VQGAN's loss, and masked visual token modelling (MVTM).
+
+Each of the two objects at the end is an objective for `lab5.trainer.fit`: it holds its data and draws its own
+batch for the step at hand.
+
+It knows no optimiser, no schedule of the learning rate and no decoder.
+"""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lab5.config import Stage1Config, VQGANConfig
+from lab5.data import TRAIN_STATS, normalise
+from lab5.gamma import gamma
+from lab5.vqgan import VQGAN
+
+
+def epoch_batch(n: int, batch: int, draw: int, seed: int) -> Int[Tensor, " batch"]:
+    """Indices of the 1-based `draw` when n examples are visited in a new random order every epoch."""
+    if not 0 < batch <= n:
+        raise ValueError(f"a batch must lie in 1..{n}, the number of examples; found {batch}")
+    epoch, place = divmod(draw - 1, n // batch)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+    return order[place * batch : (place + 1) * batch]
+
+
+# --- stage one ------------------------------------------------------------------------------------------------------
+
+
+class CodeAverages(nn.Module):
+    """Codes as the moving average of the latents assigned to them (van den Oord et al. 2017, appendix A.1).
+
+    Codes that nothing has been assigned to for a while are set on latents of the current batch.
+    """
+
+    def __init__(self, codes: int, latent: int, decay: float):
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("count", torch.zeros(codes))  # all zero: not started
+        self.register_buffer("total", torch.zeros(codes, latent))
+
+    @torch.no_grad()
+    def start(self, model: VQGAN, latents: Float[Tensor, "M C"], generator: torch.Generator, rounds: int = 12) -> None:
+        """Set the codes by k-means on some latents."""
+        codes = model.config.codes
+        pick = torch.randint(len(latents), (codes,), generator=generator)
+        model.codebook.embedding.weight.copy_(latents[pick])
+        for _ in range(rounds):
+            nearest = model.codebook.nearest(latents)
+            count = torch.bincount(nearest, minlength=codes).float()
+            total = torch.zeros_like(self.total).index_add_(0, nearest, latents)
+            used = count > 0
+            model.codebook.embedding.weight[used] = total[used] / count[used, None]
+            self._reseed(model, latents, ~used, generator)
+        self.count.fill_(len(latents) / codes)
+        self.total.copy_(model.codebook.embedding.weight * self.count[:, None])
+
+    @torch.no_grad()
+    def update(self, model: VQGAN, latents: Float[Tensor, "M C"], tokens: Int[Tensor, " M"], generator) -> None:
+        count = torch.bincount(tokens, minlength=len(self.count)).float()
+        total = torch.zeros_like(self.total).index_add_(0, tokens, latents)
+        self.count.lerp_(count, 1 - self.decay)
+        self.total.lerp_(total, 1 - self.decay)
+        model.codebook.embedding.weight.copy_(self.total / self.count.clamp(min=1e-3)[:, None])
+        dead = self.count < 0.03 * self.count.mean()
+        if bool(dead.any()):
+            self._reseed(model, latents, dead, generator)
+            self.count[dead] = self.count.mean()
+            self.total[dead] = model.codebook.embedding.weight[dead] * self.count.mean()
+
+    def _reseed(self, model: VQGAN, latents: Tensor, dead: Tensor, generator: torch.Generator) -> None:
+        if bool(dead.any()):
+            pick = torch.randint(len(latents), (int(dead.sum()),), generator=generator)
+            model.codebook.embedding.weight[dead] = latents[pick]
+
+
+def vqgan_loss(
+    model: VQGAN, images: Float[Tensor, "B 3 64 64"], *, quantised: bool = True, beta: float = 0.25, learn_codes=True
+) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
+    """Reconstruction (absolute and squared error alike) + commitment + codebook term.
+
+    `learn_codes` adds the codebook term |sg(z) - e|^2; without it the codes are left to `CodeAverages`.
+    Returns the loss, its terms, the latents (B,C,16,16) and the tokens (B,N). With `quantised=False` the network
+    is a plain autoencoder.
+    """
+    if quantised:
+        out = model(images)
+        pictures, latents, tokens = out.images, out.latents, out.tokens
+    else:
+        latents = model.latents(images)
+        pictures, tokens = model.decode_latents(latents), torch.zeros(len(images), 0, dtype=torch.int64)
+    error = pictures.float() - images
+    terms = {"absolute": error.abs().mean(), "squared": error.square().mean()}
+    loss = terms["absolute"] + terms["squared"]
+    terms["image_squared"] = (error.detach() * error.new_tensor(TRAIN_STATS.std)[:, None, None]).square().mean()
+    if quantised:
+        terms["commitment"] = (latents.float() - out.codes.detach()).square().mean()
+        loss = loss + beta * terms["commitment"]
+        if learn_codes:
+            terms["codebook"] = (latents.detach().float() - out.codes).square().mean()
+            loss = loss + terms["codebook"]
+    else:  # keep the latents near the unit scale that k-means will find
+        loss = loss + 1e-3 * latents.float().square().mean()
+    return loss, terms, latents, tokens
+
+
+class VQGANObjective(nn.Module):
+    """Stage one for `fit`: batches of flipped images; first a plain autoencoder, then quantised."""
+
+    def __init__(self, images: UInt8[Tensor, "n 3 64 64"], model: VQGANConfig, config: Stage1Config, seed: int):
+        super().__init__()
+        self.images, self.config, self.seed = images, config, seed
+        self.averages = CodeAverages(model.codes, model.latent, config.code_decay)
+
+    def forward(self, model: VQGAN, draw: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        config = self.config
+        device = next(model.parameters()).device
+        images = self._batch(draw, device, generator)
+        quantised = draw > config.autoencoder_share * config.steps * config.accumulate
+        if quantised and not bool(self.averages.count.any()):
+            self._start(model, draw, device, generator)
+        loss, terms, latents, tokens = vqgan_loss(
+            model, images, quantised=quantised, beta=config.beta, learn_codes=False
+        )
+        metrics = {"psnr_db": -10 * math.log10(float(terms["image_squared"]) + 1e-12)}
+        if quantised:
+            flat = latents.detach().float().permute(0, 2, 3, 1).flatten(0, 2)
+            self.averages.update(model, flat, tokens.flatten(), generator)
+            metrics["codes_used"] = float(tokens.unique().numel())
+        return loss, metrics
+
+    def _batch(self, draw: int, device, generator: torch.Generator) -> Tensor:
+        images = self.images[epoch_batch(len(self.images), self.config.batch, draw, self.seed)]
+        flip = torch.rand(len(images), generator=generator) < 0.5
+        images = torch.where(flip[:, None, None, None], images.flip(3), images)
+        return normalise(images).to(device, memory_format=torch.channels_last, non_blocking=True)
+
+    @torch.no_grad()
+    def _start(self, model: VQGAN, draw: int, device, generator: torch.Generator) -> None:
+        latents = [model.latents(self._batch(draw + k, device, generator)).float() for k in range(4)]
+        self.averages.start(model, torch.cat(latents).permute(0, 2, 3, 1).flatten(0, 2), generator)
+
+
+# --- stage two ------------------------------------------------------------------------------------------------------
+
+
+def _gamma_masking(schedule: str):
+    """gamma(u) of the tokens masked, u uniform: MaskGIT's training (Chang et al. 2022, section 3.2)."""
+
+    def masking(n: int, positions: int, holes: Tensor | None, generator: torch.Generator) -> Tensor:
+        share = gamma(schedule, torch.rand(n, generator=generator, dtype=torch.float64))
+        return _exactly((share * positions).ceil().clamp(min=1).long(), n, positions, generator)
+
+    return masking
+
+
+def _bernoulli(n: int, positions: int, holes: Tensor | None, generator: torch.Generator) -> Tensor:
+    """Each token masked with probability 1/2."""
+    masked = torch.rand(n, positions, generator=generator) < 0.5
+    return masked | _exactly(torch.ones(n, dtype=torch.int64), n, positions, generator)
+
+
+def _uniform(n: int, positions: int, holes: Tensor | None, generator: torch.Generator) -> Tensor:
+    """A count drawn uniformly from 1..N."""
+    return _exactly(torch.randint(1, positions + 1, (n,), generator=generator), n, positions, generator)
+
+
+def _hole(n: int, positions: int, holes: Tensor | None, generator: torch.Generator) -> Tensor:
+    """A hole like the test's, from which cosine(u) of the tokens are still missing: what decoding will meet."""
+    if holes is None:
+        raise ValueError("masking 'hole' needs holes (m,N) to draw from, found none")
+    chosen = holes[torch.randint(len(holes), (n,), generator=generator)]
+    share = gamma("cosine", torch.rand(n, generator=generator, dtype=torch.float64))
+    share = torch.where(torch.rand(n, generator=generator) < 0.25, torch.ones_like(share), share)
+    count = (share * chosen.sum(1)).ceil().clamp(min=1).long()
+    score = torch.rand(n, positions, generator=generator).masked_fill(~chosen, 2.0)
+    return score.argsort(1).argsort(1) < count[:, None]
+
+
+def _mixed(n: int, positions: int, holes: Tensor | None, generator: torch.Generator) -> Tensor:
+    """Half of the images with a hole, half with cosine(u) of the tokens masked anywhere."""
+    hole = _hole(n, positions, holes, generator)
+    anywhere = MASKINGS["cosine"](n, positions, holes, generator)
+    return torch.where(torch.rand(n, 1, generator=generator) < 0.5, hole, anywhere)
+
+
+def _exactly(count: Int[Tensor, " n"], n: int, positions: int, generator: torch.Generator) -> Bool[Tensor, "n N"]:
+    """`count` random positions of each image."""
+    return torch.rand(n, positions, generator=generator).argsort(1).argsort(1) < count[:, None]
+
+
+MASKINGS = {
+    "cosine": _gamma_masking("cosine"),
+    "linear": _gamma_masking("linear"),
+    "square": _gamma_masking("square"),
+    "bernoulli": _bernoulli,
+    "uniform": _uniform,
+    "hole": _hole,
+    "mixed": _mixed,
+}
+"""Name -> function (n, positions, holes, generator) -> masked (n,N) bool, at least one token each."""
+
+
+def mvtm_mask(
+    tokens: Int[Tensor, "B N"], masking: str, generator: torch.Generator, holes: Bool[Tensor, "m N"] | None = None
+) -> Bool[Tensor, "B N"]:
+    """Which tokens to hide; True = masked."""
+    if masking not in MASKINGS:
+        raise ValueError(f"unknown masking {masking!r}; there are {', '.join(MASKINGS)}")
+    return MASKINGS[masking](len(tokens), tokens.shape[1], holes, generator).to(tokens.device)
+
+
+def mvtm_loss(
+    model: nn.Module,
+    tokens: Int[Tensor, "B N"],
+    *,
+    masking: str = "cosine",
+    generator: torch.Generator,
+    holes: Bool[Tensor, "m N"] | None = None,
+    label_smoothing: float = 0.0,
+) -> Float[Tensor, ""]:
+    """Masked visual token modelling: cross-entropy, in nats per masked token, of hidden tokens given the others."""
+    masked = mvtm_mask(tokens, masking, generator, holes)
+    return masked_cross_entropy(model, tokens, masked, label_smoothing)[0]
+
+
+def masked_cross_entropy(
+    model: nn.Module, tokens: Int[Tensor, "B N"], masked: Bool[Tensor, "B N"], label_smoothing: float = 0.0
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Mean cross-entropy over the masked tokens, in nats, and the share of them that argmax gets right.
+
+    The mask id is cut off before the softmax: it is never an answer.
+    """
+    mask_id = model.mask_id
+    logits = model(tokens.masked_fill(masked, mask_id), masked)[..., :mask_id].float()
+    target = tokens[masked]
+    loss = F.cross_entropy(logits, target, label_smoothing=label_smoothing)
+    return loss, (logits.detach().argmax(-1) == target).float().mean()
+
+
+class MVTMObjective:
+    """Stage two for `fit`: batches of cached tokens, masked anew at every draw."""
+
+    def __init__(
+        self,
+        tokens: Int[Tensor, "n N"],
+        config: Stage2Config,
+        seed: int,
+        holes: Bool[Tensor, "m N"] | None = None,
+    ):
+        self.tokens, self.config, self.seed, self.holes = tokens, config, seed, holes
+
+    def __call__(self, model: nn.Module, draw: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        batch = epoch_batch(len(self.tokens), self.config.batch, draw, self.seed)
+        tokens = self.tokens[batch].long().to(next(model.parameters()).device)
+        masked = mvtm_mask(tokens, self.config.masking, generator, self.holes)
+        loss, accuracy = masked_cross_entropy(model, tokens, masked, self.config.label_smoothing)
+        return loss, {"accuracy": float(accuracy)}
+
+
+@torch.no_grad()
+def validate(
+    model: nn.Module, tokens: Int[Tensor, "n N"], masked: Bool[Tensor, "n N"], batch: int = 64
+) -> dict[str, float]:
+    """Loss and accuracy on masks fixed in advance, so that two moments of a training can be compared.
+
+    The model is put into evaluation mode for the time of it. Means over tokens, not over batches.
+    """
+    training, device = model.training, next(model.parameters()).device
+    model.eval()
+    loss = right = count = 0.0
+    for part, hidden in zip(tokens.split(batch), masked.split(batch), strict=True):
+        part, hidden = part.long().to(device), hidden.to(device)
+        mean, accuracy = masked_cross_entropy(model, part, hidden)
+        n = int(hidden.sum())
+        loss, right, count = loss + float(mean) * n, right + float(accuracy) * n, count + n
+    model.train(training)
+    return {"loss": loss / count, "accuracy": right / count}

@@ -1,0 +1,198 @@
+"""Run the notebooks from the first cell to the last and export them: papermill, then pages, then the index.
+
+`record` and `show`, with which notebooks take part, are `lab5.results`' and can be had here as well.
+
+It does not know what a notebook does or what its numbers mean, nor how a page looks.
+"""
+
+import ast
+import importlib.metadata
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill
+from ipykernel.kernelspec import get_kernel_dict
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpec
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
+from papermill.exceptions import PapermillExecutionError
+
+from lab5 import pages
+from lab5.config import ROOT, configure
+from lab5.progress import Progress
+from lab5.results import copy_figures, read_metrics, record, show, write_metrics
+
+__all__ = ["ReportError", "record", "run_report", "show"]
+
+CELL_SECONDS = {"smoke": 600, "quick": 3600, "full": 48 * 3600}  # a cell that runs longer hangs
+PACKAGES = ("torch", "torchvision", "numpy", "scipy", "matplotlib", "papermill", "nbconvert")
+
+
+class ReportError(RuntimeError):
+    """The report could not be finished; the message says what stopped it, where, and what is left."""
+
+
+def run_report(
+    profile: str = "auto",
+    *,
+    notebooks: Path = ROOT / "notebooks",
+    out: Path = ROOT / "report",
+    only: Sequence[str] | None = None,
+    parameters: dict[str, str] | None = None,
+) -> Path:
+    """Execute the notebooks in the order of their names and return the path of `index.html`.
+
+    `only` selects notebooks by how their names begin (`["03"]`) and keeps the rest of an earlier report.
+    `parameters` go to the notebooks whose parameters cell declares them. A wrong name or value is refused with
+    a ValueError before anything runs; a cell that fails or a folder that cannot be written raises ReportError.
+    """
+    config = configure(profile)
+    paths = _select(Path(notebooks), only)
+    values = _share_out({"profile": config.profile, **(parameters or {})}, paths)
+    try:
+        out = Path(out).resolve()
+        _begin(out, config.profile, config.device, keep=bool(only))
+        return _run(paths, values, out, CELL_SECONDS.get(config.profile, 3600))
+    except OSError as error:
+        raise ReportError(
+            f"the report cannot be written to {out}: {error.strerror or error}; make room there "
+            "or choose another folder"
+        ) from error
+
+
+def _begin(out: Path, profile: str, device: str, keep: bool) -> None:
+    """Lay out the folder and its metrics: new ones, or with `keep` those of an earlier run of this profile."""
+    (out / "figures").mkdir(parents=True, exist_ok=True)
+    metrics = read_metrics(out)
+    if metrics.get("profile", profile) != profile:
+        if keep:
+            raise ValueError(
+                f"{out} holds a run of profile {metrics['profile']!r}, of which no part can be run again with "
+                f"profile {profile!r}: run all notebooks, or choose another folder"
+            )
+        metrics = {}
+    expected = metrics.get("expected_seconds", {}) | metrics.get("seconds", {})
+    kept = {key: value for key, value in metrics.items() if key != "failed"} if keep else {}
+    versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
+    fresh = {"profile": profile, "device": device, "seconds": kept.get("seconds", {}), "total_seconds": 0.0}
+    write_metrics(out, kept | fresh | {"versions": versions, "expected_seconds": expected})
+
+
+def _run(paths: list[Path], values: dict[Path, dict[str, Any]], out: Path, limit: float) -> Path:
+    every = sorted(paths[0].parent.glob("*.ipynb"))
+    chapters = [(path.stem, pages.title(nbformat.read(path, as_version=4)) or path.stem) for path in every]
+    progress = Progress([path.stem for path in paths], read_metrics(out)["expected_seconds"], sys.stderr)
+    for path in paths:
+        executed, page, stopped = out / path.name, out / f"{path.stem}.html", ""
+        started = time.time()
+        try:
+            _execute(path, executed, values[path], progress, limit)
+        except (PapermillExecutionError, CellTimeoutError, DeadKernelError) as error:
+            stopped = f"{path.name} stopped in {progress.where}: {_reason(error, limit)}."
+        progress.finish(stopped)
+        copy_figures(path.stem, out / "figures", since=started)
+        metrics = read_metrics(out)
+        metrics["seconds"].pop(path.stem, None)
+        if stopped:
+            metrics["failed"] = {"notebook": path.stem, "message": stopped}
+        else:
+            metrics["seconds"][path.stem] = round(time.time() - started, 1)
+        metrics["total_seconds"] = round(sum(metrics["seconds"].values()), 1)
+        write_metrics(out, metrics)
+        pages.export_page(executed, page, source_folder=path.parent, chapters=chapters, stopped=stopped)
+        index = pages.write_index(out, metrics, chapters)
+        if stopped:
+            raise ReportError(f"{stopped} The page up to there is {page}")
+    return index
+
+
+def _select(notebooks: Path, only: Sequence[str] | None) -> list[Path]:
+    paths = sorted(notebooks.glob("*.ipynb"))
+    if not paths:
+        raise FileNotFoundError(f"no notebooks (*.ipynb) in {notebooks.resolve()}")
+    for start in only or ():
+        if not any(path.stem.startswith(start) for path in paths):
+            raise ValueError(f"no notebook's name begins with {start!r}; there are {[path.stem for path in paths]}")
+    return [path for path in paths if not only or path.stem.startswith(tuple(only))]
+
+
+def _share_out(values: dict[str, str], paths: list[Path]) -> dict[Path, dict[str, Any]]:
+    """To each notebook the values that its parameters cell declares, as the type of the default there."""
+    declared = {path: _defaults(path) for path in paths}
+    known = {name for defaults in declared.values() for name in defaults}
+    for name in values.keys() - known - {"profile"}:
+        raise ValueError(f"no notebook declares a parameter {name!r}; declared are {sorted(known)}")
+    return {
+        path: {name: _typed(name, text, defaults[name]) for name, text in values.items() if name in defaults}
+        for path, defaults in declared.items()
+    }
+
+
+def _defaults(path: Path) -> dict[str, Any]:
+    """The assignments of the cell tagged `parameters`."""
+    for cell in nbformat.read(path, as_version=4).cells:
+        if "parameters" in cell.metadata.get("tags", []):
+            lines = [line for line in ast.parse(cell.source).body if isinstance(line, ast.Assign)]
+            return {line.targets[0].id: ast.literal_eval(line.value) for line in lines}
+    return {}
+
+
+def _typed(name: str, text: str, default: Any) -> Any:
+    if isinstance(default, str):
+        return str(text)
+    try:
+        value = ast.literal_eval(str(text))
+    except (ValueError, SyntaxError):
+        value = text
+    if isinstance(default, float) and type(value) is int:
+        value = float(value)
+    if default is not None and type(value) is not type(default):
+        raise ValueError(f"parameter {name!r} is of type {type(default).__name__}, like {default!r}; got {text!r}")
+    return value
+
+
+def _own_kernel(environment: dict[str, str]) -> type[AsyncKernelManager]:
+    """A kernel of this very interpreter, whatever kernelspec is called python3 on this machine."""
+    spec = KernelSpec(**get_kernel_dict(), env=environment)  # its command is sys.executable -m ipykernel_launcher
+
+    class OwnKernel(AsyncKernelManager):
+        def __init__(self, **settings):
+            super().__init__(transport_encryption="auto", **settings)  # else each kernel prints a warning
+
+        @property
+        def kernel_spec(self) -> KernelSpec:
+            return spec
+
+    return OwnKernel
+
+
+def _execute(path: Path, executed: Path, parameters: dict[str, Any], progress: Progress, limit: float) -> None:
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code" and cell.source]
+    progress.start(path.stem, len(cells) + bool(parameters))  # papermill adds a cell with the parameters
+    papermill.execute_notebook(
+        path,
+        executed,
+        parameters,
+        kernel_name="python3",
+        language="python",
+        cwd=ROOT,  # `import lab5` works, and paths are as on the command line
+        progress_bar=False,
+        stderr_file=progress,
+        execution_timeout=limit,
+        kernel_manager_class=_own_kernel({"LAB5_REPORT_DIR": str(executed.parent), "LAB5_HEADLESS": "1"}),
+        on_cell_execute=progress.cell,
+    )
+
+
+def _reason(error: Exception, limit: float) -> str:
+    if isinstance(error, PapermillExecutionError):
+        first, *_ = error.evalue.strip().splitlines() or [""]
+        return f"{error.ename}: {first}".rstrip(": .")
+    if isinstance(error, CellTimeoutError):
+        return f"the cell ran longer than {limit:g} s"
+    return "the kernel died, perhaps for lack of memory"

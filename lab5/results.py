@@ -1,0 +1,108 @@
+"""What a notebook hands over: its numbers, with `record`, and its figures, with `show`.
+
+The numbers are merged into `metrics.json` of the report's folder; the figures are displayed with a text
+alternative and kept as files. It does not know which sections there are, nor what becomes of them.
+"""
+
+import io
+import json
+import math
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from IPython.display import display
+from matplotlib import pyplot
+from matplotlib.figure import Figure
+
+from lab5.config import ROOT
+
+OWN_KEYS = ("profile", "device", "seconds", "total_seconds", "expected_seconds", "versions", "failed")
+
+
+def show(figure: Figure, alt: str, name: str = "") -> None:
+    """Display a figure with a text alternative; with a name, `03_inpainting-steps`, also keep it as a file.
+
+    The files are `figures/<name>.png` and `.svg` (`LAB5_FIGURES_DIR` names another folder). The card of a
+    notebook in the index shows the figure `<notebook>-cover`, or else the first by name.
+    """
+    if not alt.strip():
+        raise ValueError("a figure needs a text alternative, a sentence that says what it shows; got none")
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=110, bbox_inches="tight", metadata={"Description": alt})
+    if name:
+        folder = _figures()
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.png").write_bytes(png.getvalue())
+        figure.savefig(folder / f"{name}.svg", bbox_inches="tight", metadata={"Description": alt})
+    pyplot.close(figure)  # or the inline backend shows it once more when the cell ends
+    display({"image/png": png.getvalue(), "text/plain": alt}, raw=True, metadata={"image/png": {"alt": alt}})
+
+
+def _figures() -> Path:
+    return Path(os.environ.get("LAB5_FIGURES_DIR") or ROOT / "figures")
+
+
+def copy_figures(notebook: str, folder: Path, since: float) -> None:
+    """Copy the figures that a notebook kept after the time `since` into `folder`, in place of earlier ones."""
+    for old in folder.glob(f"{notebook}-*.png"):
+        old.unlink()
+    for path in _figures().glob(f"{notebook}-*.png"):
+        if path.stat().st_mtime >= since - 1:  # a file system may count in whole seconds
+            shutil.copy(path, folder)
+
+
+def record(section: str, data: dict[str, Any] | list[Any]) -> None:
+    """Put numbers into `metrics.json` under `section`: a dict is merged into what is there, a list replaces it.
+
+    The file is in `report/` (`LAB5_REPORT_DIR` names another folder). Numbers of NumPy and torch are taken as
+    they are; what is not finite becomes null, because JSON has no word for it.
+    """
+    if section in OWN_KEYS:
+        raise ValueError(f"section {section!r} of metrics.json belongs to the report itself; choose another name")
+    folder = Path(os.environ.get("LAB5_REPORT_DIR") or ROOT / "report")
+    folder.mkdir(parents=True, exist_ok=True)
+    metrics = read_metrics(folder)
+    metrics[section] = _merged(metrics.get(section), _plain(data))
+    write_metrics(folder, metrics)
+
+
+def _merged(old: Any, new: Any) -> Any:
+    if isinstance(old, dict) and isinstance(new, dict):
+        return old | {key: _merged(old.get(key), value) for key, value in new.items()}
+    return new
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """The contents of `metrics.json`, empty if there is none. Raises ValueError if it is damaged."""
+    path = folder / "metrics.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON any more (line {error.lineno}): remove it and run again") from error
+
+
+def write_metrics(folder: Path, metrics: dict[str, Any]) -> None:
+    """Replace `metrics.json` as a whole: a reader, or a full disk, never meets half of it."""
+    text = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
+    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".metrics-", suffix=".json")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)  # mkstemp makes private files
+        os.replace(temporary, folder / "metrics.json")
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

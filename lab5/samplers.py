@@ -1,0 +1,175 @@
+"""The two choices of a decode step: which code to propose at each position, which positions to commit first.
+
+Both are pure functions. One of CODES takes logits to proposed codes. One of ORDERS takes a `Proposal` to a
+score per position, and the highest scores are committed first. Another sampler is another function in its
+table.
+
+It does not know how many positions are committed, nor what the model is. Scores at known positions mean
+nothing: the decoder overrules them.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+# One for the whole batch, or one per image: then an image gets the same noise alone and in any batch.
+Generators = torch.Generator | Sequence[torch.Generator]
+
+
+class Proposal(NamedTuple):
+    """What an order may look at."""
+
+    log_probabilities: Float[Tensor, "B N K"]  # of all codes, at temperature 1
+    codes: Int[Tensor, "B N"]  # the code proposed at each position
+    unknown: Bool[Tensor, "B N"]  # what was unknown before the first step
+    temperature: float  # of the choice of positions, already annealed
+
+    @property
+    def log_probability(self) -> Float[Tensor, "B N"]:
+        """Of the proposed code."""
+        return self.log_probabilities.gather(-1, self.codes[..., None]).squeeze(-1)
+
+
+# --- noise: (shape, whose first axis counts images; generator; device to be used on) -> float64 ---
+
+
+def uniform(shape: tuple[int, ...], generator: Generators, device: torch.device) -> Float[Tensor, "..."]:
+    """Uniform noise in the open interval (0, 1).
+
+    In float64: float32 stops 6e-8 short of 1, which cuts the tail of Gumbel noise at 16.6 and so lowers the
+    temperature unnoticed (Zheng et al. 2024, arXiv 2409.02908). Drawn where the generator lives, then moved:
+    a CPU generator gives the same noise to every device.
+    """
+    if isinstance(generator, torch.Generator):
+        draw = _rand(shape, generator).to(device)
+    else:
+        draw = torch.stack([_rand(shape[1:], g).to(device) for g in generator])
+    return draw.clamp(min=2**-54)  # the generator's interval is [0, 1)
+
+
+def gumbel(shape: tuple[int, ...], generator: Generators, device: torch.device) -> Float[Tensor, "..."]:
+    """Standard Gumbel noise: sorting by log p + noise is drawing without replacement in proportion to p."""
+    return -(-uniform(shape, generator, device).log()).log()
+
+
+def _rand(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    return torch.rand(shape, dtype=torch.float64, generator=generator, device=generator.device)
+
+
+# --- codes: (logits in float32, temperature, generator) -> codes ---
+
+
+def argmax(logits: Float[Tensor, "B N K"], temperature: float, generator: Generators) -> Int[Tensor, "B N"]:
+    """The most probable code, whatever the temperature; draws no noise."""
+    return logits.argmax(dim=-1)
+
+
+def sample(logits: Float[Tensor, "B N K"], temperature: float, generator: Generators) -> Int[Tensor, "B N"]:
+    """A code with probability softmax(logits / temperature); temperature 0 is the argmax.
+
+    The first code whose cumulative probability reaches a uniform number: the same law as the argmax of
+    logits plus Gumbel noise, with one random number per position instead of K.
+    """
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    cumulative = (logits / temperature).softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)
+    height = uniform(logits.shape[:2], generator, logits.device).unsqueeze(-1) * cumulative[..., -1:]
+    return torch.searchsorted(cumulative, height).squeeze(-1)
+
+
+def top_k(
+    logits: Float[Tensor, "B N K"], temperature: float, generator: Generators, share: float = 0.1
+) -> Int[Tensor, "B N"]:
+    """Sample among the most probable tenth of the codes (the share of lucidrains' muse-maskgit-pytorch)."""
+    best = logits.topk(math.ceil(share * logits.shape[-1])).values
+    return sample(logits.masked_fill(logits < best[..., -1:], -math.inf), temperature, generator)
+
+
+def nucleus(
+    logits: Float[Tensor, "B N K"], temperature: float, generator: Generators, mass: float = 0.9
+) -> Int[Tensor, "B N"]:
+    """Sample among the fewest codes that hold the share `mass` of the probability (Holtzman et al. 2020)."""
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    ranked, ids = (logits / temperature).sort(dim=-1, descending=True)
+    probabilities = ranked.softmax(dim=-1)
+    ahead = probabilities.cumsum(dim=-1) - probabilities
+    rank = sample(ranked.masked_fill(ahead >= mass, -math.inf), 1.0, generator)
+    return ids.gather(-1, rank.unsqueeze(-1)).squeeze(-1)
+
+
+CODES: dict[str, Callable[[Tensor, float, Generators], Tensor]] = {
+    "argmax": argmax,
+    "sample": sample,
+    "top_k": top_k,
+    "nucleus": nucleus,
+}
+
+# --- orders: (proposal, generator) -> scores, all below infinity, the highest committed first ---
+
+
+def confidence(proposal: Proposal, generator: Generators) -> Float[Tensor, "B N"]:
+    """MaskGIT's own (parallel_decode.py): log-probability of the proposed code, plus Gumbel noise."""
+    score = proposal.log_probability
+    return score + proposal.temperature * gumbel(score.shape, generator, score.device)
+
+
+def lab(proposal: Proposal, generator: Generators) -> Float[Tensor, "B N"]:
+    """The lab reports' variant: noise added to the probability, which it drowns until the last steps."""
+    score = proposal.log_probability.exp()
+    return score + proposal.temperature * gumbel(score.shape, generator, score.device)
+
+
+def random(proposal: Proposal, generator: Generators) -> Float[Tensor, "B N"]:
+    """Any position as well as any other."""
+    return uniform(proposal.codes.shape, generator, proposal.codes.device)
+
+
+def max_probability(proposal: Proposal, generator: Generators) -> Float[Tensor, "B N"]:
+    """Where some code is likely, proposed or not: the position is chosen before its code."""
+    return proposal.log_probabilities.amax(dim=-1)
+
+
+def margin(proposal: Proposal, generator: Generators) -> Float[Tensor, "B N"]:
+    """Where the best code is far ahead of the second (Kim et al. 2025, arXiv 2502.06768)."""
+    best, second = proposal.log_probabilities.exp().topk(2).values.unbind(-1)
+    return best - second
+
+
+def entropy(proposal: Proposal, generator: Generators) -> Float[Tensor, "B N"]:
+    """Where the distribution over the codes is sharpest: minus its entropy in nats."""
+    return -torch.special.entr(proposal.log_probabilities.exp()).sum(dim=-1)
+
+
+def rings(proposal: Proposal, generator: Generators) -> Float[Tensor, "B N"]:
+    """From the rim of the hole inwards, ring by ring, in random order within a ring; needs a square grid.
+
+    A ring is made of the positions at the same distance from the known ones, diagonal steps counting one.
+    Raises ValueError where the positions do not form a square.
+    """
+    images, positions = proposal.unknown.shape
+    side = math.isqrt(positions)
+    if side**2 != positions:
+        raise ValueError(f"the order 'rings' needs a square grid of positions, but there are {positions}.")
+    known = (~proposal.unknown).view(images, 1, side, side).double()
+    distance = torch.zeros_like(known)
+    for _ in range(side):
+        distance += 1 - known
+        known = F.max_pool2d(known, kernel_size=3, stride=1, padding=1)
+    return random(proposal, generator) - distance.view(images, positions)
+
+
+ORDERS: dict[str, Callable[[Proposal, Generators], Tensor]] = {
+    "confidence": confidence,
+    "lab": lab,
+    "random": random,
+    "max_probability": max_probability,
+    "margin": margin,
+    "entropy": entropy,
+    "rings": rings,
+}

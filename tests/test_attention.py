@@ -1,0 +1,162 @@
+"""Attention by hand is the attention of the literature, in every form that it takes here."""
+
+import numpy as np
+import pytest
+import scipy.special
+import torch
+import torch.nn.functional as F
+
+from lab5.attention import MultiHeadAttention, PerHeadAttention, scaled_dot_product_attention
+
+WIDTH, HEADS = 24, 4
+
+
+@pytest.fixture
+def attention():
+    torch.manual_seed(0)
+    return MultiHeadAttention(WIDTH, HEADS).double().eval()
+
+
+@pytest.fixture
+def x():
+    return torch.randn(2, 7, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def draws(*shapes):
+    generator = torch.Generator().manual_seed(2)
+    return [torch.randn(shape, dtype=torch.float64, generator=generator) for shape in shapes]
+
+
+def test_the_function_equals_the_formula_in_numpy():
+    query, key, value = draws((2, 5, 3), (2, 6, 3), (2, 6, 4))
+    scores = np.einsum("bnd,bmd->bnm", query, key) / np.sqrt(3)
+    right = np.einsum("bnm,bme->bne", scipy.special.softmax(scores, axis=2), value)
+    attended, weights = scaled_dot_product_attention(query, key, value)
+    np.testing.assert_allclose(attended, right, atol=1e-12)
+    np.testing.assert_allclose(weights, scipy.special.softmax(scores, axis=2), atol=1e-12)
+
+
+def test_the_function_equals_pytorchs():
+    query, key, value = draws((2, 4, 7, 6), (2, 4, 9, 6), (2, 4, 9, 5))
+    attended, _ = scaled_dot_product_attention(query, key, value)
+    right = F.scaled_dot_product_attention(query, key, value)
+    torch.testing.assert_close(attended, right, atol=1e-12, rtol=0)
+
+
+def test_a_single_matching_key_gets_all_the_weight():
+    query = torch.tensor([[1000.0, 0.0]])
+    key = torch.tensor([[0.0, 1.0], [1.0, 0.0], [-1.0, 0.0]])
+    value = torch.tensor([[1.0], [2.0], [3.0]])
+    attended, weights = scaled_dot_product_attention(query, key, value)
+    assert attended.item() == 2.0
+    assert weights.tolist() == [[0.0, 1.0, 0.0]]
+
+
+def test_equals_torch_multihead_attention_under_the_weight_mapping(attention, x):
+    right, right_weights = attention.to_torch()(x, x, x, average_attn_weights=False)
+    output, weights = attention(x, return_weights=True)
+    torch.testing.assert_close(output, right, atol=1e-12, rtol=0)
+    torch.testing.assert_close(weights, right_weights, atol=1e-12, rtol=0)
+
+
+def test_the_fused_kernel_equals_the_hand_written_path(attention, x):
+    by_hand = attention(x)
+    attention.fused = True
+    torch.testing.assert_close(attention(x), by_hand, atol=1e-12, rtol=0)
+    output, weights = attention(x, return_weights=True)
+    torch.testing.assert_close(output, by_hand, atol=1e-12, rtol=0)
+    assert weights.shape == (2, HEADS, 7, 7)
+
+
+def test_the_fused_kernel_has_the_same_gradients(attention, x):
+    gradients = []
+    for fused in (False, True):
+        attention.fused = fused
+        attention.zero_grad()
+        attention(x).square().sum().backward()
+        gradients.append([p.grad.clone() for p in attention.parameters()])
+    for by_hand, by_kernel in zip(*gradients, strict=True):
+        torch.testing.assert_close(by_kernel, by_hand, atol=1e-10, rtol=0)
+
+
+def test_one_set_of_matrices_per_head_is_the_same_function(attention, x):
+    split = PerHeadAttention.from_fused(attention)
+    torch.testing.assert_close(split(x), attention(x), atol=1e-12, rtol=0)
+    assert sum(p.numel() for p in split.parameters()) == sum(p.numel() for p in attention.parameters())
+
+
+def test_conversions_copy_the_weights(attention, x):
+    before = attention(x)
+    for twin in (PerHeadAttention.from_fused(attention), attention.to_torch()):
+        for parameter in twin.parameters():
+            parameter.data.zero_()
+    assert torch.equal(attention(x), before)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_conversions_keep_dropout_and_mode(training):
+    attention = MultiHeadAttention(WIDTH, HEADS, dropout=0.25).train(training)
+    split, twin = PerHeadAttention.from_fused(attention), attention.to_torch()
+    assert twin.dropout == split.heads[0].dropout == 0.25
+    assert twin.training == split.training == split.heads[0].training == training
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_permuted_positions_give_permuted_output(attention, x, fused):
+    attention.fused = fused
+    permutation = torch.randperm(7, generator=torch.Generator().manual_seed(3))
+    assert permutation.tolist() != sorted(permutation.tolist())
+    torch.testing.assert_close(attention(x[:, permutation]), attention(x)[:, permutation], atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_images_do_not_see_each_other(attention, x, fused):
+    attention.fused = fused
+    alone = torch.cat([attention(image[None]) for image in x])
+    torch.testing.assert_close(attention(x), alone, atol=1e-12, rtol=0)
+
+
+def test_weights_are_a_distribution_over_the_keys(attention, x):
+    _, weights = attention(x, return_weights=True)
+    assert weights.min() > 0
+    torch.testing.assert_close(weights.sum(dim=-1), torch.ones(2, HEADS, 7, dtype=torch.float64))
+    # The other axis must not sum to 1, or the test could not tell the two apart.
+    assert (weights.sum(dim=-2) - 1).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("form", ["by hand", "fused", "per head"])
+def test_dropout_acts_in_training_and_rests_in_evaluation(form):
+    torch.manual_seed(0)
+    x = torch.randn(2, 7, WIDTH)
+    if form == "per head":
+        attention = PerHeadAttention(WIDTH, HEADS, dropout=0.5)
+    else:
+        attention = MultiHeadAttention(WIDTH, HEADS, dropout=0.5, fused=form == "fused")
+    attention.train()
+    assert not torch.equal(attention(x), attention(x))
+    attention.eval()
+    assert torch.equal(attention(x), attention(x))
+
+
+def test_dropout_keeps_the_average_and_leaves_the_returned_weights_whole():
+    query, key, value = (t.expand(4000, -1, -1) for t in draws((1, 3, 6), (1, 5, 6), (1, 5, 6)))
+    torch.manual_seed(0)
+    attended, weights = scaled_dot_product_attention(query, key, value, dropout=0.3)
+    right, _ = scaled_dot_product_attention(query, key, value)
+    assert (attended.mean(dim=0) - right[0]).abs().max() < 0.05
+    # A weight is kept with probability 0.7 and divided by it: a variance of 0.3 / 0.7 times its square.
+    spread = (0.3 / 0.7 * weights[0].square() @ value[0].square()).sqrt()
+    torch.testing.assert_close(attended.std(dim=0), spread, rtol=0.1, atol=0)
+    torch.testing.assert_close(weights.sum(dim=-1), torch.ones(4000, 3, dtype=torch.float64))
+
+
+def test_parameters_carry_the_labs_names(attention):
+    linears = ("query", "key", "value", "out")
+    assert set(attention.state_dict()) == {f"{n}.{kind}" for n in linears for kind in ("weight", "bias")}
+
+
+@pytest.mark.parametrize("form", [MultiHeadAttention, PerHeadAttention])
+@pytest.mark.parametrize("heads", [5, 0])
+def test_a_width_that_heads_do_not_divide_is_refused(form, heads):
+    with pytest.raises(ValueError, match=f"width is 24 and heads is {heads}"):
+        form(24, heads)

@@ -1,0 +1,392 @@
+"""Files survive accidents and execute nothing; every layout of the lab's gives the same model."""
+
+import json
+import math
+import os
+import pickle
+import zlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from lab5 import checkpoint
+from lab5.checkpoint import load, load_transformer, load_vqgan, save, save_transformer, save_vqgan
+from lab5.config import TransformerConfig, VQGANConfig
+from lab5.transformer import BidirectionalTransformer
+from lab5.vqgan import VQGAN
+
+CONTRACT = Path(__file__).parent / "lab_contract"
+SMALL_VQGAN = VQGANConfig(
+    codes=12, latent=4, stem=8, encoder=((8,), (8, 16)), middle=(16,), decoder=((16,), (8,), (8,)), groups=0,
+    attention=False,
+)  # fmt: skip
+SMALL = replace(TransformerConfig(), codes=10, width=32, layers=2, hidden=24)  # 16 heads, as in the lab
+
+
+def shaken(model: torch.nn.Module) -> torch.nn.Module:
+    """Every parameter random, so that none can be mistaken for another."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def transformer() -> BidirectionalTransformer:
+    return shaken(BidirectionalTransformer(SMALL))
+
+
+@pytest.fixture
+def tokens() -> torch.Tensor:
+    return torch.randint(11, (2, 256), generator=torch.Generator().manual_seed(1))
+
+
+def same_logits(loaded: BidirectionalTransformer, original: BidirectionalTransformer, tokens: torch.Tensor) -> None:
+    assert not loaded.training
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(tokens), original(tokens), rtol=1e-5, atol=1e-5)
+
+
+# --- our files --------------------------------------------------------------------------------------------------
+
+
+def test_tensors_and_meta_come_back(tmp_path):
+    grid = torch.arange(12.0).view(3, 4)
+    tensors = {
+        "float": grid,
+        "transposed": grid.T,
+        "part": grid[1],
+        "int": torch.tensor(7),
+        "bool": torch.tensor([True, False]),
+        "half": grid.to(torch.bfloat16),
+        "empty": torch.zeros(0, 3),
+        "nan": torch.tensor(float("nan")),  # a training state may hold anything
+    }
+    meta = {"step": 12, "psnr": 30.5, "betas": [0.9, 0.96], "name": "Fréchet", "nothing": None, "a": {"b": True}}
+    save(tmp_path / "new" / "state.safetensors", tensors, meta)
+    state, again = load(tmp_path / "new" / "state.safetensors")
+    assert again == meta and state.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert state[name].dtype == tensor.dtype
+        torch.testing.assert_close(state[name], tensor, rtol=0, atol=0, equal_nan=True)
+
+
+def test_the_header_is_readable_without_loading_tensors(tmp_path):
+    save(tmp_path / "state", {"x": torch.zeros(2)}, {"seed": 5, "device": "cpu"})
+    with safetensors.safe_open(tmp_path / "state", framework="pt") as file:
+        assert {name: json.loads(value) for name, value in file.metadata().items()} == {"seed": 5, "device": "cpu"}
+
+
+@pytest.mark.parametrize("culprit", ["write", "fsync", "replace"])
+def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch, culprit):
+    path = tmp_path / "state.safetensors"
+    save(path, {"x": torch.ones(3)}, {"step": 1})
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    if culprit == "write":  # a disk that fills up half way
+
+        class HalfWritten(type(path)):
+            def open(self, mode):
+                file = super().open(mode)
+                file.write(b"half")
+                file.flush()
+                full()
+
+        monkeypatch.setattr(checkpoint, "Path", HalfWritten)
+    else:
+        monkeypatch.setattr(os, culprit, full)
+    with pytest.raises(OSError, match="state.safetensors could not be written and is as it was before: .*No space"):
+        save(path, {"x": torch.zeros(3)}, {"step": 2})
+    monkeypatch.undo()
+    state, meta = load(path)
+    assert state["x"].eq(1).all() and meta == {"step": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_content_is_on_disk_before_it_replaces_the_old_file(tmp_path, monkeypatch):
+    calls, path = [], tmp_path / "state"
+    fsync, move = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: calls.append(("fsync", os.fstat(file).st_size)) or fsync(file))
+    monkeypatch.setattr(os, "replace", lambda old, new: calls.append(("replace", old.parent)) or move(old, new))
+    save(path, {"x": torch.zeros(100)}, {})
+    assert calls == [("fsync", path.stat().st_size), ("replace", tmp_path)]
+
+
+def test_meta_that_is_not_json_leaves_the_old_file(tmp_path):
+    save(tmp_path / "state", {"x": torch.ones(3)}, {"step": 1})
+    with pytest.raises(TypeError):
+        save(tmp_path / "state", {"x": torch.zeros(3)}, {"step": object()})
+    assert load(tmp_path / "state")[1] == {"step": 1}
+
+
+def test_missing_truncated_and_foreign_files_are_refused(tmp_path):
+    path = tmp_path / "state.safetensors"
+    for read in (load, load_vqgan, load_transformer):
+        with pytest.raises(FileNotFoundError, match="there is no checkpoint at .*state.safetensors"):
+            read(path)
+    save(path, {"x": torch.ones(1000)}, {"step": 1})
+    whole = path.read_bytes()
+    for length in (0, 4, 40, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        for read in (load, load_vqgan, load_transformer):
+            with pytest.raises(ValueError, match="state.safetensors is truncated or is not one of our"):
+                read(path)
+    safetensors.torch.save_file({"x": torch.ones(2)}, path, {"format": "pt"})
+    with pytest.raises(ValueError, match="is not one of our"):
+        load(path)
+    safetensors.torch.save_file({"x": torch.ones(2)}, path)
+    with pytest.raises(ValueError, match="no VQGANConfig; its header holds nothing"):
+        load_vqgan(path)
+
+
+# --- our models -------------------------------------------------------------------------------------------------
+
+
+def test_a_vqgan_comes_back_with_its_config(tmp_path):
+    model = shaken(VQGAN(SMALL_VQGAN)).train()
+    save_vqgan(tmp_path / "vqgan.safetensors", model, psnr=28.5, config="quick")
+    loaded = load_vqgan(tmp_path / "vqgan.safetensors")
+    assert loaded.config == SMALL_VQGAN and not loaded.training and model.training
+    images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        assert torch.equal(loaded.encode(images), model.eval().encode(images))
+    meta = load(tmp_path / "vqgan.safetensors")[1]
+    assert (meta["psnr"], meta["config"]) == (28.5, "quick")
+
+
+def test_a_transformer_comes_back_with_its_config(tmp_path, tokens):
+    config = replace(SMALL, norm="pre", heads=4)
+    model = shaken(BidirectionalTransformer(config))
+    save_transformer(tmp_path / "transformer.safetensors", model, step=7)
+    loaded = load_transformer(tmp_path / "transformer.safetensors")
+    assert loaded.config == config and load(tmp_path / "transformer.safetensors")[1]["step"] == 7
+    same_logits(loaded, model, tokens)
+
+
+def test_one_stage_is_not_mistaken_for_the_other(tmp_path, transformer):
+    save_transformer(tmp_path / "t", transformer)
+    with pytest.raises(ValueError, match="no VQGANConfig; its header holds TransformerConfig"):
+        load_vqgan(tmp_path / "t")
+
+
+def test_a_config_of_another_version_is_refused(tmp_path, transformer):
+    save(tmp_path / "t", transformer.state_dict(), {"TransformerConfig": {"codes": 10, "colour": "blue"}})
+    with pytest.raises(ValueError, match="another version.*colour"):
+        load_transformer(tmp_path / "t")
+
+
+def test_tensors_that_do_not_fit_are_named(tmp_path, transformer):
+    state = dict(transformer.state_dict())
+    state["LN.scale"] = state.pop("LN.weight")
+    state["tok_emb.weight"] = state["tok_emb.weight"][:, :5]
+    save(tmp_path / "t", state, {"TransformerConfig": vars(SMALL)})
+    with pytest.raises(ValueError) as error:
+        load_transformer(tmp_path / "t")
+    assert "1 missing (LN.weight); 1 unknown (LN.scale); 1 of another shape (tok_emb.weight)" in str(error.value)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("as_pickle", [False, True])
+def test_weights_that_are_not_finite_are_refused(tmp_path, transformer, bad, as_pickle):
+    state = {name: tensor.clone() for name, tensor in transformer.state_dict().items()}
+    state["blocks.1.MLP.0.weight"][2, 3] = bad
+    if as_pickle:
+        torch.save(state, tmp_path / "t")
+    else:
+        save(tmp_path / "t", state, {"TransformerConfig": vars(SMALL)})
+    with pytest.raises(ValueError, match="NaN or infinity in 1 tensors, the first is blocks.1.MLP.0.weight"):
+        load_transformer(tmp_path / "t")
+
+
+# --- pickles ----------------------------------------------------------------------------------------------------
+
+
+class Payload:
+    """A pickle that creates a file when it is loaded."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("read", [load_vqgan, load_transformer])
+def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path, read):
+    fired, path = tmp_path / "fired", tmp_path / "model.pt"
+    for write in (
+        lambda content: torch.save(content, path),
+        lambda content: torch.save(content, path, _use_new_zipfile_serialization=False),
+        lambda content: path.write_bytes(pickle.dumps(content, protocol=2)),
+    ):
+        write({"tok_emb.weight": torch.zeros(3, 4), "extra": Payload(fired)})
+        with pytest.raises(ValueError, match="model.pt cannot be read as plain tensors.*state_dict"):
+            read(path)
+        assert not fired.exists()
+    pickle.loads(path.read_bytes())
+    assert fired.exists()  # the payload was a live one
+
+
+def test_a_whole_pickled_model_is_refused(tmp_path):
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "model.pt")
+    with pytest.raises(ValueError, match="of a whole model, save the state_dict"):
+        load_transformer(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.99])
+def test_truncated_pickles_are_refused(tmp_path, transformer, share):
+    path = tmp_path / "model.pt"
+    torch.save(transformer.state_dict(), path)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(ValueError, match="model.pt cannot be read"):
+        load_transformer(path)
+
+
+@pytest.mark.parametrize(
+    "content", [torch.zeros(3), [torch.zeros(3)], {"epoch": 3, "weights": {}}, {0: torch.zeros(1)}]
+)
+def test_pickles_of_something_else_are_refused(tmp_path, content):
+    torch.save(content, tmp_path / "model.pt")
+    with pytest.raises(ValueError, match="must hold a state dict"):
+        load_transformer(tmp_path / "model.pt")
+
+
+def test_a_state_dict_of_another_network_is_refused(tmp_path):
+    torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "model.pt")
+    with pytest.raises(ValueError, match="no transformer of the lab's.*weight, bias"):
+        load_transformer(tmp_path / "model.pt")
+
+
+# --- the lab's transformers -------------------------------------------------------------------------------------
+
+
+def bare(state):
+    return state
+
+
+def beside_an_optimiser(state):
+    return {"transformer_state_dict": state, "optimizer": {"lr": 1e-4, "state": {0: torch.ones(2)}}, "epoch": 3}
+
+
+def as_model(state):
+    return {"model": state, "epoch": 3}
+
+
+def whole_maskgit(state):
+    return {f"transformer.{name}": tensor for name, tensor in state.items()} | {"vqgan.quant_conv.bias": torch.ones(4)}
+
+
+def whole_maskgit_as_model(state):
+    return {"model": whole_maskgit(state)}
+
+
+@pytest.mark.parametrize("wrap", [bare, beside_an_optimiser, as_model, whole_maskgit, whole_maskgit_as_model])
+def test_every_wrapping_of_the_lab_loads(tmp_path, transformer, tokens, wrap):
+    torch.save(wrap(transformer.state_dict()), tmp_path / "model.pt")
+    loaded = load_transformer(tmp_path / "model.pt")
+    assert loaded.config == SMALL
+    same_logits(loaded, transformer, tokens)
+
+
+FOUR_LINEARS = [
+    ("query", "key", "value", "out"),
+    ("W_q", "W_k", "W_v", "W_o"),
+    ("Q", "K", "V", "W_out"),
+    ("linear_q", "linear_k", "linear_v", "linear_out"),
+    ("to_queries", "to_keys", "to_values", "unify_heads"),
+]
+
+
+def relabelled(state: dict, names: tuple[str, ...]) -> dict:
+    """The same network with its attention's layers called otherwise; three names become two by stacking."""
+    theirs = {}
+    for name, tensor in state.items():
+        block, attention, rest = name.partition(".Attention.")
+        layer, _, kind = rest.partition(".")
+        if not attention:
+            theirs[name] = tensor
+        elif len(names) == 4:
+            theirs[f"{block}.Attention.{names[('query', 'key', 'value', 'out').index(layer)]}.{kind}"] = tensor
+        elif layer == "out":
+            theirs[f"{block}.Attention.{names[1]}.{kind}"] = tensor
+        else:
+            parts = [state[f"{block}.Attention.{part}.{kind}"] for part in ("query", "key", "value")]
+            theirs[f"{block}.Attention.{names[0]}.{kind}"] = torch.cat(parts)
+    return theirs
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("names", [*FOUR_LINEARS, ("to_qkv", "proj"), ("qkv", "proj"), ("qkv", "to_out")])
+def test_every_attention_layout_of_the_lab_loads(tmp_path, transformer, tokens, names, bias):
+    state = dict(transformer.state_dict())
+    if not bias:
+        for name in state:
+            if ".Attention." in name and name.endswith("bias"):
+                state[name] = torch.zeros_like(state[name])
+    expected = BidirectionalTransformer(SMALL).eval()
+    expected.load_state_dict(state)
+    theirs = relabelled(state, names)
+    if not bias:
+        theirs = {n: t for n, t in theirs.items() if not (".Attention." in n and n.endswith("bias"))}
+    torch.save(theirs, tmp_path / "model.pt")
+    same_logits(load_transformer(tmp_path / "model.pt"), expected, tokens)
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        (lambda s: {n.replace("query", "whatever"): t for n, t in s.items()}, "unknown layout: .*whatever"),
+        (lambda s: {n.replace("Attention.out", "Attention.heads.0"): t for n, t in s.items()}, "unknown .*heads.0"),
+        (lambda s: {n: t for n, t in s.items() if "1.Attention.key" not in n}, "missing .*1.Attention.key.weight"),
+        (lambda s: s | {"blocks.0.Attention.W_q.weight": torch.zeros(32, 32)}, "more than one .*query.weight"),
+        (lambda s: s | {"blocks.0.Attention.qkv.weight": torch.zeros(32, 32)}, "should stack"),
+        (lambda s: s | {"blocks.0.MLP.4.weight": torch.zeros(3)}, "unknown .blocks.0.MLP.4.weight"),
+    ],
+)
+def test_unknown_layouts_are_refused_by_name(tmp_path, transformer, change, sentence):
+    torch.save(change(dict(transformer.state_dict())), tmp_path / "model.pt")
+    with pytest.raises(ValueError, match=sentence):
+        load_transformer(tmp_path / "model.pt")
+
+
+def test_the_lab_sized_state_dict_asks_for_the_labs_config():
+    rows = [line.split("\t") for line in (CONTRACT / "transformer_state_dict.tsv").read_text().split("\n")[1:] if line]
+    shapes = {key: [int(size) for size in shape.split("x")] for key, shape in rows}
+    state = {key: torch.zeros(1).expand(shape) for key, shape in shapes.items()}  # 250 names, next to no memory
+    assert checkpoint._lab_config(checkpoint._rename_attention(state, "file"), "file") == TransformerConfig()
+
+
+# --- the lab's VQGAN --------------------------------------------------------------------------------------------
+
+
+def test_the_courses_vqgan_loads_and_answers_as_the_labs_own_code(tmp_path):
+    rows = [line.split("\t") for line in (CONTRACT / "vqgan_state_dict.tsv").read_text().split("\n")[1:] if line]
+    state = {}
+    for key, shape in rows:  # the weights that the golden outputs were made with
+        rng, shape = np.random.default_rng(zlib.crc32(key.encode())), [int(size) for size in shape.split("x")]
+        noise = rng.standard_normal(shape, dtype=np.float32)
+        if len(shape) > 1:
+            noise *= 0.5 if key == "codebook.embedding.weight" else math.prod(shape[1:]) ** -0.5
+        else:
+            noise = 1 + 0.1 * noise if key.endswith("weight") else 0.02 * noise
+        state[key] = torch.from_numpy(noise.astype(np.float32))
+    torch.save(state, tmp_path / "VQGAN.pt")
+    del state
+    model = load_vqgan(tmp_path / "VQGAN.pt")
+    assert model.config == VQGANConfig() and not model.training
+
+    golden = {name: torch.from_numpy(array) for name, array in np.load(CONTRACT / "vqgan_golden.npz").items()}
+    clear = golden["margin"] > 1e-3
+    assert clear.float().mean() > 0.9
+    with torch.no_grad():
+        latents = model.latents(golden["images"])
+        torch.testing.assert_close(latents[:, ::16], golden["latent_sample"], rtol=0, atol=1e-3)
+        assert torch.equal(model.quantise(latents)[clear], golden["indices"][clear])
+        torch.testing.assert_close(model.decode(golden["decode_indices"]), golden["decoded"], rtol=0, atol=1e-3)

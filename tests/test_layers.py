@@ -1,0 +1,60 @@
+"""The order of the rooms: each module imports only from those above it, says what it is for, and stays short."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "lab5"
+
+# From the bottom of the package to its top. A new room is put in its place here.
+ROOMS = """
+    config gamma attention transformer vqgan toycats data checkpoint tokenizer objectives trainer samplers decoder
+    fid recipes study pitfalls plots widgets results progress pages report __main__
+""".split()
+
+PICTURES = {"plots", "widgets"}  # for notebooks, the report and the command line
+ABOVE_PICTURES = {"report", "__main__"}
+
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+
+
+def imported(source: str) -> set[str]:
+    """The modules of the package that a source imports, wherever in it, relative imports included."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("lab5.")}
+        elif isinstance(node, ast.ImportFrom):
+            parts = (node.module or "").split(".")
+            if node.level == 0 and parts[0] != "lab5":
+                continue
+            inner = [part for part in (parts if node.level else parts[1:]) if part]
+            found |= {inner[0]} if inner else {alias.name for alias in node.names}
+    return found
+
+
+def test_imports_are_found_in_every_form():
+    forms = ("import lab5.a, torch", "from lab5 import b", "if 1: from lab5.c import x", "from .d import y",
+             "from . import e", "import lab5x.f", "from torch import g")  # fmt: skip
+    assert imported("\n".join(forms)) == {"a", "b", "c", "d", "e"}
+
+
+def test_every_module_has_its_place():
+    assert set(MODULES) <= set(ROOMS)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_imports_only_from_those_above(name):
+    found = imported((PACKAGE / f"{name}.py").read_text(encoding="utf-8"))
+    above = set(ROOMS[: ROOMS.index(name)]) if name in ROOMS else set()
+    if name not in ABOVE_PICTURES:
+        above -= PICTURES
+    assert found <= above
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_says_what_it_is_for_and_stays_short(name):
+    source = (PACKAGE / f"{name}.py").read_text(encoding="utf-8")
+    assert ast.get_docstring(ast.parse(source)), "no docstring"
+    assert len(source.splitlines()) < 300

@@ -1,0 +1,260 @@
+"""Codes are drawn from the right distribution; orders rank as their closed forms do."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.ndimage
+import scipy.stats
+import torch
+
+from lab5 import samplers
+from lab5.samplers import CODES, ORDERS, Proposal
+
+CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def logits_of(probabilities, draws):
+    """One image whose `draws` positions all have these probabilities."""
+    return torch.tensor(probabilities).log().expand(1, draws, -1)
+
+
+def proposal_of(log_probabilities, codes=None, unknown=None, temperature=0.0):
+    if codes is None:
+        codes = log_probabilities.argmax(dim=-1)
+    if unknown is None:
+        unknown = torch.ones_like(codes, dtype=torch.bool)
+    return Proposal(log_probabilities, codes, unknown, temperature)
+
+
+def random_proposal(images=2, positions=16, codes=5, **changes):
+    logits = torch.randn(images, positions, codes, generator=seeded(1))
+    drawn = torch.randint(0, codes, (images, positions), generator=seeded(2))
+    return proposal_of(logits.log_softmax(dim=-1), drawn, **changes)
+
+
+def assert_frequencies(codes, probabilities):
+    """A chi-square test over the codes that can occur; the others must not occur at all."""
+    counts = torch.bincount(codes.flatten(), minlength=len(probabilities)).numpy()
+    probabilities = np.asarray(probabilities)
+    assert counts[probabilities == 0].sum() == 0
+    possible = probabilities > 0
+    if possible.sum() > 1:
+        expected = probabilities[possible] / probabilities.sum() * counts.sum()
+        assert scipy.stats.chisquare(counts[possible], expected).pvalue > 1e-3
+
+
+# --- noise
+
+
+def test_noise_is_finer_than_float32():
+    noise = samplers.uniform((1, 1000), seeded(), torch.device("cpu"))
+    assert (noise.float().double() != noise).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("name, law", [("uniform", scipy.stats.uniform), ("gumbel", scipy.stats.gumbel_r)])
+def test_noise_follows_its_law(name, law):
+    noise = getattr(samplers, name)((20, 1000), seeded(), torch.device("cpu"))
+    assert noise.shape == (20, 1000)
+    assert scipy.stats.kstest(noise.flatten().numpy(), law.cdf).pvalue > 1e-3
+
+
+def every_draw_is(monkeypatch, value):
+    monkeypatch.setattr(samplers, "_rand", lambda shape, _: torch.full(shape, value, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("drawn", [0.0, 1 - 2**-53])
+def test_noise_is_finite_at_both_ends_of_the_generator(drawn, monkeypatch):
+    every_draw_is(monkeypatch, drawn)
+    assert 0 < samplers.uniform((1, 1), seeded(), torch.device("cpu")) < 1
+    assert samplers.gumbel((1, 1), seeded(), torch.device("cpu")).isfinite()
+
+
+def test_one_generator_per_image_gives_each_image_its_own_noise():
+    device = torch.device("cpu")
+    batch = samplers.uniform((3, 5), [seeded(i) for i in range(3)], device)
+    for i in range(3):
+        assert torch.equal(batch[i : i + 1], samplers.uniform((1, 5), [seeded(i)], device))
+    assert batch.unique().numel() == 15
+
+
+# --- codes
+
+SKEWED = [0.5, 0.25, 0.125, 0.125, 0.0]
+
+
+def test_sample_draws_each_code_with_its_probability():
+    assert_frequencies(CODES["sample"](logits_of(SKEWED, 40_000), 1.0, seeded()), SKEWED)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_temperature_raises_probabilities_to_its_inverse(temperature):
+    right = np.asarray(SKEWED) ** (1 / temperature)
+    codes = CODES["sample"](logits_of(SKEWED, 40_000), temperature, seeded())
+    assert_frequencies(codes, right / right.sum())
+
+
+@pytest.mark.parametrize("name", CODES)
+def test_temperature_zero_is_argmax(name):
+    logits = torch.randn(2, 50, 30, generator=seeded())
+    assert torch.equal(CODES[name](logits, 0.0, seeded()), logits.argmax(dim=-1))
+
+
+def test_argmax_ignores_the_temperature():
+    logits = torch.randn(2, 50, 30, generator=seeded())
+    assert torch.equal(CODES["argmax"](logits, 5.0, seeded()), logits.argmax(dim=-1))
+
+
+def test_top_k_draws_among_the_best_codes_in_their_proportions():
+    probabilities = torch.tensor([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]) / 78
+    codes = samplers.top_k(probabilities.log().expand(1, 20_000, -1), 1.0, seeded(), share=0.25)
+    assert_frequencies(codes, np.asarray([0] * 9 + [10, 11, 12]) / 33)
+
+
+def test_top_k_keeps_a_tenth_of_the_codes():
+    logits = torch.zeros(1, 20_000, 40) + torch.arange(40) * 1e-3
+    assert set(CODES["top_k"](logits, 1.0, seeded()).unique().tolist()) == {36, 37, 38, 39}
+
+
+@pytest.mark.parametrize(
+    "mass, kept", [(0.4, [0.6, 0, 0, 0]), (0.7, [0.6, 0, 0.25, 0]), (0.9, [0.6, 0, 0.25, 0.1])]
+)
+def test_nucleus_draws_among_the_fewest_codes_that_hold_the_mass(mass, kept):
+    logits = logits_of([0.6, 0.05, 0.25, 0.1], 20_000)
+    assert_frequencies(samplers.nucleus(logits, 1.0, seeded(), mass=mass), np.asarray(kept) / sum(kept))
+
+
+def test_nucleus_cuts_after_the_temperature():
+    # The square roots are as 6 : 3 : 1: three quarters of the mass take two codes, where one would do before.
+    codes = samplers.nucleus(logits_of([36 / 46, 9 / 46, 1 / 46], 20_000), 2.0, seeded(), mass=0.75)
+    assert_frequencies(codes, np.asarray([6, 3, 0]) / 9)
+
+
+def test_no_draw_however_extreme_lands_on_an_impossible_code(monkeypatch):
+    every_draw_is(monkeypatch, 1 - 2**-53)
+    assert (CODES["sample"](logits_of(SKEWED, 3), 1.0, seeded()) == 3).all()
+    # Probabilities in float32 rarely sum to exactly 1.
+    assert (CODES["sample"](torch.randn(1, 100, 1000, generator=seeded()), 1.0, seeded()) < 1000).all()
+    every_draw_is(monkeypatch, 0.0)
+    assert (CODES["sample"](logits_of(SKEWED[::-1], 3), 1.0, seeded()) == 1).all()
+
+
+@pytest.mark.parametrize("name", CODES)
+def test_drawing_codes_is_pure_and_follows_the_seed(name):
+    logits = torch.randn(3, 20, 30, generator=seeded())
+    before = logits.clone()
+    codes = CODES[name](logits, 1.0, seeded(4))
+    assert torch.equal(codes, CODES[name](logits, 1.0, seeded(4)))
+    assert torch.equal(logits, before)
+    assert codes.shape == (3, 20) and codes.dtype == torch.int64
+    alone = [CODES[name](logits[i : i + 1], 1.0, [seeded(i)]) for i in range(3)]
+    assert torch.equal(CODES[name](logits, 1.0, [seeded(i) for i in range(3)]), torch.cat(alone))
+
+
+@pytest.mark.parametrize("device", ["cpu", CUDA])
+@pytest.mark.parametrize("name", [*CODES, *ORDERS])
+def test_a_cpu_generator_serves_every_device(name, device):
+    proposal = random_proposal(temperature=0.5)
+    moved = Proposal(*(field.to(device) if isinstance(field, torch.Tensor) else field for field in proposal))
+    for generator in (seeded(3), torch.Generator(device).manual_seed(3)):
+        if name in CODES:
+            answer = CODES[name](moved.log_probabilities, 1.0, generator)
+        else:
+            answer = ORDERS[name](moved, generator)
+        assert answer.device == moved.codes.device and answer.shape == (2, 16)
+
+
+# --- orders
+
+
+def test_the_proposals_log_probability_is_that_of_the_proposed_code():
+    proposal = random_proposal()
+    for b in range(2):
+        for n in range(16):
+            right = proposal.log_probabilities[b, n, proposal.codes[b, n]]
+            assert proposal.log_probability[b, n] == right
+
+
+@pytest.mark.parametrize(
+    "name, closed_form",
+    [
+        ("confidence", lambda p, chosen: math.log(chosen)),
+        ("lab", lambda p, chosen: chosen),
+        ("max_probability", lambda p, chosen: math.log(max(p))),
+        ("margin", lambda p, chosen: sorted(p)[-1] - sorted(p)[-2]),
+        ("entropy", lambda p, chosen: -scipy.stats.entropy(p)),
+    ],
+)
+def test_scores_without_noise_are_their_closed_forms(name, closed_form):
+    proposal = random_proposal(temperature=0.0)
+    scores = ORDERS[name](proposal, seeded())
+    for b in range(2):
+        for n in range(16):
+            p = proposal.log_probabilities[b, n].double().exp().tolist()
+            assert scores[b, n].item() == pytest.approx(closed_form(p, p[proposal.codes[b, n]]), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["confidence", "lab"])
+@pytest.mark.parametrize("temperature", [0.5, 4.5])
+def test_noise_on_the_order_is_gumbel_times_its_temperature(name, temperature):
+    quiet, noisy = (random_proposal(images=50, temperature=t) for t in (0.0, temperature))
+    noise = (ORDERS[name](noisy, seeded(5)) - ORDERS[name](quiet, seeded(6))) / temperature
+    assert scipy.stats.kstest(noise.flatten().numpy(), scipy.stats.gumbel_r.cdf).pvalue > 1e-3
+
+
+def test_at_the_labs_temperature_noise_drowns_a_probability_more_than_its_logarithm():
+    """Spearman correlation of the noisy order with the confidence, at the lab's temperature of 4.5."""
+    logits = 3 * torch.randn(40, 256, 64, generator=seeded(1))
+    codes = CODES["sample"](logits, 1.0, seeded(2))
+    proposal = proposal_of(logits.log_softmax(dim=-1), codes, temperature=4.5)
+    sure = proposal.log_probability.flatten()
+    agreement = {
+        name: scipy.stats.spearmanr(sure, ORDERS[name](proposal, seeded(3)).flatten()).statistic
+        for name in ("confidence", "lab")
+    }
+    assert abs(agreement["lab"]) < 0.1 < 0.2 < agreement["confidence"]
+
+
+def test_the_random_order_puts_every_position_first_equally_often():
+    first = ORDERS["random"](random_proposal(images=8000, positions=8), seeded()).argmax(dim=1)
+    assert_frequencies(first, [1 / 8] * 8)
+
+
+def test_rings_go_from_the_rim_inwards():
+    shares = torch.tensor([0.1, 0.5, 0.9, 0.97, 0.99, 0.0])
+    unknown = torch.rand(6, 256, generator=seeded(1)) < shares[:, None]
+    unknown[:, 100] = False  # somewhere to start from
+    scores = ORDERS["rings"](random_proposal(6, 256, unknown=unknown), seeded())
+    for image in range(6):
+        hole = unknown[image].view(16, 16).numpy()
+        distance = scipy.ndimage.distance_transform_cdt(hole, metric="chessboard")
+        assert np.array_equal(np.ceil(-scores[image].view(16, 16).numpy()), distance)
+
+
+def test_rings_in_an_image_without_known_tokens_are_one_ring():
+    scores = ORDERS["rings"](random_proposal(), seeded())
+    assert (scores.max() - scores.min()) < 1
+
+
+def test_rings_need_a_square_grid():
+    with pytest.raises(ValueError, match="square grid of positions, but there are 15"):
+        ORDERS["rings"](random_proposal(positions=15), seeded())
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_scores_stay_ordered_where_codes_are_impossible(name):
+    probabilities = torch.tensor([[[1.0, 0, 0], [0.5, 0.5, 0], [0.4, 0.3, 0.3], [0.9, 0.1, 0]]])
+    proposal = proposal_of(probabilities.log(), codes=torch.tensor([[0, 2, 1, 0]]), temperature=1.0)
+    assert (ORDERS[name](proposal, seeded()) < torch.inf).all()  # which a not-a-number fails too
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_ordering_is_pure_and_follows_the_seed(name):
+    proposal = random_proposal(temperature=1.0)
+    before = [field.clone() for field in proposal[:3]]
+    assert torch.equal(ORDERS[name](proposal, seeded(4)), ORDERS[name](proposal, seeded(4)))
+    assert all(torch.equal(new, old) for new, old in zip(proposal[:3], before, strict=True))
