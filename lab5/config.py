@@ -6,8 +6,6 @@ exist, a value of another type and two settings that contradict each other are r
 It does not know what the numbers are used for; it imports nothing of the package.
 """
 
-import dataclasses
-import hashlib
 import json
 import os
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -62,46 +60,58 @@ class TransformerConfig:
 
 
 @dataclass(frozen=True)
-class Stage1Config:
+class TrainConfig:
+    """What every training has."""
+
+    steps: int
+    batch: int
+    lr: float
+    accumulate: int = 1  # batches per step
+    schedule: str = "warmup_cosine"
+    warmup: int = 1000  # steps
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.0
+    clip: float = 1.0  # of the gradient's norm; 0 = off
+    ema: float = 0.999  # decay of the averaged weights; 0 = off
+    amp: str = "bf16"  # "bf16", "fp16" or "off"
+
+
+@dataclass(frozen=True)
+class Stage1Config(TrainConfig):
     """Training of the VQGAN."""
 
     steps: int = 20000
     batch: int = 32
-    accumulate: int = 1
     lr: float = 2e-4
-    schedule: str = "warmup_cosine"
-    warmup: int = 500
-    betas: tuple[float, float] = (0.9, 0.99)
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    ema: float = 0.999
-    amp: str = "bf16"  # "bf16", "fp16" or "off"
-    autoencoder_share: float = 0.25  # first share of the steps without quantisation
+    autoencoder_share: float = 0.2  # first share of the steps without quantisation
     beta: float = 0.25  # weight of the commitment term
     code_decay: float = 0.99  # moving average of the codes
-    adversarial: float = 0.0
-    perceptual: float = 0.0
-    seconds: float = 0.0  # stop after this time, with the schedule following the clock; 0 = by steps
 
 
 @dataclass(frozen=True)
-class Stage2Config:
+class Stage2Config(TrainConfig):
     """Training of the transformer by masked visual token modelling."""
 
     steps: int = 36000
     batch: int = 100
-    accumulate: int = 1
     lr: float = 1e-4
-    schedule: str = "warmup_cosine"
-    warmup: int = 1000
     betas: tuple[float, float] = (0.9, 0.96)
     weight_decay: float = 0.03
-    clip: float = 1.0
-    ema: float = 0.999
-    amp: str = "bf16"
     masking: str = "mixed"
     label_smoothing: float = 0.0
-    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class ClassifierConfig(TrainConfig):
+    """Training of the toy-attribute classifier, whose features stand in for Inception's."""
+
+    steps: int = 3000
+    batch: int = 64
+    lr: float = 2e-3
+    warmup: int = 100
+    amp: str = "off"
+    images: int = 24000
+    features: int = 96
 
 
 @dataclass(frozen=True)
@@ -142,14 +152,9 @@ class Config:
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     stage1: Stage1Config = field(default_factory=Stage1Config)
     stage2: Stage2Config = field(default_factory=Stage2Config)
+    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     study: StudyConfig = field(default_factory=StudyConfig)
-
-    @property
-    def fingerprint(self) -> str:
-        """Changes with any setting but the folders, the device and the study."""
-        kept = {k: v for k, v in dataclasses.asdict(self).items() if k not in ("device", "threads", "study")}
-        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 
 SMALL_VQGAN = VQGANConfig(
@@ -183,7 +188,7 @@ PROFILES: dict[str, Config] = {
         data=DataConfig(train=4000, val=256, test=512),
         vqgan=SMALL_VQGAN,
         transformer=SMALL_TRANSFORMER,
-        stage1=Stage1Config(steps=900, batch=16, lr=1e-3, warmup=50, amp="off", ema=0.99, autoencoder_share=0.2),
+        stage1=Stage1Config(steps=900, batch=16, lr=1e-3, warmup=50, amp="off", ema=0.99),
         stage2=Stage2Config(steps=500, batch=32, lr=1e-3, warmup=50, amp="off", ema=0.99),
         decode=DecodeConfig(fill="telea"),
         study=StudyConfig(steps=(1, 4, 8), seeds=5, images=96),
@@ -264,9 +269,10 @@ def _check(config: Config) -> None:
             f"decode.stop_at = {config.decode.stop_at} lies beyond decode.steps = {config.decode.steps}; "
             "a decoding can stop at 1..steps, and 0 means all of them"
         )
-    for stage in (config.stage1, config.stage2):
+    for stage in (config.stage1, config.stage2, config.classifier):
         if min(stage.steps, stage.batch, stage.accumulate) < 1:
             raise ValueError("steps, batch and accumulate of a stage must be at least 1")
+    for stage in (config.stage1, config.stage2):
         if stage.batch > config.data.train:
             raise ValueError(f"a batch of {stage.batch} needs data.train of at least that, not {config.data.train}")
     if config.transformer.width % config.transformer.heads:

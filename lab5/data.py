@@ -27,7 +27,7 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from lab5 import toycats
+from lab5 import painter, toycats
 
 SIZE, BLOCK, GRID = 64, 4, 16  # pixels of an image, of a token and tokens of an image, each along a side
 GREY = 128  # what the lab's files show inside a hole
@@ -106,6 +106,7 @@ class Dataset:
     whole: Bool[Tensor, " n_test"]  # the test image is known under its hole too
     leaked: Bool[Tensor, " n_test"]  # it is among the training images
     attributes: dict[str, dict[str, Tensor]]  # split -> attribute -> classes (n,); {} for photographs
+    hidden: dict[str, Tensor]  # attribute -> bool (n_test,), True where its place is under the hole; {} likewise
 
     @property
     def masked_test(self) -> UInt8[Tensor, "n_test 3 64 64"]:
@@ -150,14 +151,16 @@ def _open_toycats(sizes: dict[str, int], seed: int, cache: Path) -> Dataset:
             cats = toycats.render(4 * seed + i, n)
             arrays[split] = cats.images.numpy()
             arrays |= {f"{split}.{name}": classes.numpy() for name, classes in cats.attributes.items()}
-        return arrays
+        hidden = toycats.hidden_attributes(torch.from_numpy(arrays["holes"]), cats.pose)  # of test, the last split
+        return arrays | {f"hidden.{name}": value.numpy() for name, value in hidden.items()}
 
-    painter = hashlib.sha256(Path(toycats.__file__).read_bytes()).hexdigest()
-    cached = _cached(cache, ["toycats", sizes, seed, painter], render)
+    sources = b"".join(Path(module.__file__).read_bytes() for module in (painter, toycats))
+    cached = _cached(cache, ["toycats", sizes, seed, hashlib.sha256(sources).hexdigest()], render)
     arrays = {name: torch.from_numpy(array) for name, array in cached.items()}
     attributes = {split: {name: arrays[f"{split}.{name}"] for name in toycats.ATTRIBUTES} for split in sizes}
+    hidden = {name.removeprefix("hidden."): array for name, array in arrays.items() if name.startswith("hidden.")}
     images, everything = [arrays[split] for split in sizes], torch.ones(sizes["test"], dtype=torch.bool)
-    return Dataset("toycats", *images, arrays["holes"], everything, ~everything, attributes)
+    return Dataset("toycats", *images, arrays["holes"], everything, ~everything, attributes, hidden)
 
 
 def _open_lab(name: str, arrays: Arrays, sizes: dict[str, int]) -> Dataset:
@@ -166,7 +169,7 @@ def _open_lab(name: str, arrays: Arrays, sizes: dict[str, int]) -> Dataset:
     whole, train_kept = original >= 0, train[: sizes["train"]]
     test[whole] = torch.cat([train, val])[original[whole]]
     leaked = whole & (original < len(train_kept))
-    return Dataset(name, train_kept, val[: sizes["val"]], test, holes, whole, leaked, {})
+    return Dataset(name, train_kept, val[: sizes["val"]], test, holes, whole, leaked, {}, {})
 
 
 def _open_folder(name: str, arrays: Arrays, sizes: dict[str, int], seed: int) -> Dataset:
@@ -175,7 +178,7 @@ def _open_folder(name: str, arrays: Arrays, sizes: dict[str, int], seed: int) ->
     n_val, n_test = min(sizes["val"], tenth), min(sizes["test"], tenth)
     val, test, train = images[:n_val], images[tenth : tenth + n_test], images[2 * tenth :][: sizes["train"]]
     whole = torch.ones(n_test, dtype=torch.bool)
-    return Dataset(name, train, val, test, toycats.random_holes(4 * seed + 3, n_test), whole, ~whole, {})
+    return Dataset(name, train, val, test, toycats.random_holes(4 * seed + 3, n_test), whole, ~whole, {}, {})
 
 
 # --- files ------------------------------------------------------------------------------------------------------

@@ -109,7 +109,8 @@ def with_spread(
     The SD is that of random halves drawn without replacement: a half scatters about the whole as the whole
     scatters about the truth (half-sampling, a jackknife that leaves n/2 out). Unlike a bootstrap it makes no
     duplicates, which both distances would mistake for structure. Row i of both sets belongs together and is
-    drawn together. Where the true distance is 0 the SD errs to the large side.
+    drawn together. Near a true distance of 0 the SD comes out up to twice too large; far from it it was within a
+    tenth of the SD of fresh samples (Gaussian features, n 60 and 200).
     """
     a, b = _pair(features_a, features_b)
     if len(a) != len(b) or len(a) < 4:

@@ -13,8 +13,9 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lab5.config import Stage1Config, VQGANConfig
+from lab5.config import Stage1Config, Stage2Config, VQGANConfig
 from lab5.data import TRAIN_STATS, normalise
+from lab5.fid import ToyFeatures, attribute_loss
 from lab5.gamma import gamma
 from lab5.vqgan import VQGAN
 
@@ -280,3 +281,20 @@ def validate(
         loss, right, count = loss + float(mean) * n, right + float(accuracy) * n, count + n
     model.train(training)
     return {"loss": loss / count, "accuracy": right / count}
+
+
+class AttributeObjective:
+    """The attribute classifier for `fit`: images with a little noise, cross-entropy of every attribute."""
+
+    def __init__(self, images: UInt8[Tensor, "n 3 64 64"], attributes: dict[str, Tensor], batch: int, seed: int):
+        self.images, self.attributes, self.batch, self.seed = images, attributes, batch, seed
+
+    def __call__(self, model: ToyFeatures, draw: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        pick = epoch_batch(len(self.images), self.batch, draw, self.seed)
+        images = self.images[pick].float() / 255
+        images = (images + 0.02 * torch.randn(images.shape, generator=generator)).clamp(0, 1)
+        device = next(model.parameters()).device
+        labels = {name: value[pick].to(device) for name, value in self.attributes.items()}
+        logits = model(images.to(device))
+        right = [(logits[name].argmax(1) == labels[name]).float().mean() for name in logits]
+        return attribute_loss(logits, labels), {"accuracy": float(torch.stack(right).mean())}

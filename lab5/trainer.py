@@ -21,9 +21,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from lab5 import checkpoint
-from lab5.config import Stage1Config, Stage2Config
+from lab5.config import TrainConfig
 
-TrainConfig = Stage1Config | Stage2Config
 Objective = Callable[[nn.Module, int, torch.Generator], tuple[Tensor, dict[str, float]]]
 
 

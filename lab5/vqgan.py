@@ -208,11 +208,13 @@ class VQGAN(nn.Module):
     def decode(self, tokens: Int[Tensor, "B N"]) -> Float[Tensor, "B 3 64 64"]:
         if tokens.shape[1:] != (GRID * GRID,):
             raise ValueError(f"tokens must be (B,{GRID * GRID}), not {tuple(tokens.shape)}")
-        if tokens.device.type == "cpu" and tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.codes:
-            raise ValueError(
-                f"tokens must lie in 0..{self.codes - 1}, found {int(tokens.min())}..{int(tokens.max())}: "
-                "masked positions have to be filled before decoding"
-            )
+        if tokens.device.type == "cpu" and tokens.numel():  # on a GPU the look would cost a synchronisation
+            low, high = (int(end) for end in tokens.aminmax())
+            if low < 0 or high >= self.codes:
+                raise ValueError(
+                    f"tokens must lie in 0..{self.codes - 1}, found {low}..{high}: "
+                    "masked positions have to be filled before decoding"
+                )
         return self.decode_latents(self.look_up(tokens))
 
     def decode_latents(self, latents: Float[Tensor, "B C 16 16"]) -> Float[Tensor, "B 3 64 64"]:

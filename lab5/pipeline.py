@@ -1,0 +1,219 @@
+"""The chain of a run: dataset, VQGAN, tokens, transformer, classifier; each trained once and then found on disk.
+
+A `Training` is one of the networks on its way: iterate it to train, or to learn that it is done already. What it
+writes lies in a folder named by every setting that it depends on, so a network made with other settings is never
+taken for this one. `open_pair` gives the two networks that a notebook decodes with, and says where they are from.
+
+It does not know how anything is trained, decoded or drawn.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from lab5 import checkpoint
+from lab5.config import Config, TrainConfig, data_folder, pretrained_folder
+from lab5.data import Dataset, open_dataset, token_mask
+from lab5.fid import ToyFeatures
+from lab5.objectives import AttributeObjective, MVTMObjective, VQGANObjective
+from lab5.tokenizer import Tokenizer
+from lab5.toycats import ATTRIBUTES, random_holes, render
+from lab5.trainer import Objective, TrainStep, fit
+from lab5.transformer import BidirectionalTransformer
+from lab5.vqgan import VQGAN
+
+
+def get_dataset(config: Config) -> Dataset:
+    """The dataset of a run, rendered or decoded once and cached."""
+    data = config.data
+    sizes = {"n_train": data.train, "n_val": data.val, "n_test": data.test}
+    return open_dataset(data.path, **sizes, seed=data.seed, cache=data_folder() / "cache")
+
+
+class Training:
+    """One network of a run: `for step in training: ...` trains it, then `training.model` is ready.
+
+    If the folder already holds it, nothing is trained: `reused` is True, and `history` is that of the run which
+    did. A run that was cut short goes on from its last saved state.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: TrainConfig,
+        settings: dict[str, Any],
+        *,
+        build: Callable[[], nn.Module],
+        objective: Callable[[], Objective],
+        save: Callable[..., None],
+        load: Callable[[Path], nn.Module],
+        seed: int,
+        device: str,
+    ):
+        settings = settings | {"network": name, "training": dataclasses.asdict(config), "seed": seed}
+        text = json.dumps(settings, sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+        self.folder = data_folder() / "runs" / f"{name}-{digest}"
+        self.file, self._log = self.folder / f"{name}.safetensors", self.folder / "history.json"
+        self.name, self.config, self.settings = name, config, json.loads(text)
+        self._build, self._objective, self._save, self._load = build, objective, save, load
+        self._seed, self._device = seed, device
+        self.reused = self.file.exists() and self._log.exists()
+        self.history: list[TrainStep] = []
+        self._model: nn.Module | None = None
+
+    @property
+    def model(self) -> nn.Module:
+        """The trained network, in evaluation mode."""
+        if self._model is None:
+            if not self.reused:
+                raise RuntimeError(f"the {self.name} is not trained yet: iterate over its training first")
+            self._model = self._load(self.file).to(self._device)
+        return self._model
+
+    def __len__(self) -> int:
+        return self.config.steps
+
+    def __iter__(self) -> Iterator[TrainStep]:
+        if self.reused:
+            self.history = [TrainStep(*row) for row in json.loads(self._log.read_text(encoding="utf-8"))]
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self._seed)
+            self._model = self._build().to(self._device, memory_format=torch.channels_last)
+        state = self.folder / f"{self.name}.state"
+        for step in fit(self._model, self._objective(), self.config, seed=self._seed, save_to=state):
+            self.history.append(step)
+            yield step
+        self._save(self.file, self._model, settings=self.settings)
+        self._log.write_text(json.dumps(self.history), encoding="utf-8")
+        state.unlink()
+
+    def run(self) -> "Training":
+        """Train to the end without looking."""
+        for _ in self:
+            pass
+        return self
+
+
+def train_vqgan(config: Config, data: Dataset) -> Training:
+    settings = {"vqgan": dataclasses.asdict(config.vqgan), "data": data.fingerprint}
+    return Training(
+        "vqgan",
+        config.stage1,
+        settings,
+        build=lambda: VQGAN(config.vqgan),
+        objective=lambda: VQGANObjective(data.train, config.vqgan, config.stage1, config.seed),
+        save=checkpoint.save_vqgan,
+        load=checkpoint.load_vqgan,
+        seed=config.seed,
+        device=config.device,
+    )
+
+
+def token_cache(config: Config, tokenizer: Tokenizer, data: Dataset) -> Int[Tensor, "n N"]:
+    """Tokens of the training images and of their mirror images, from disk where they are valid."""
+    folder = data_folder() / "cache"
+    return torch.cat([tokenizer.cached(images, folder, "train") for images in (data.train, data.train.flip(3))])
+
+
+def train_transformer(config: Config, data: Dataset, tokenizer: Tokenizer) -> Training:
+    settings = {
+        "transformer": dataclasses.asdict(config.transformer),
+        "data": data.fingerprint,
+        "tokenizer": tokenizer.weights_hash,
+    }
+    return Training(
+        "transformer",
+        config.stage2,
+        settings,
+        build=lambda: BidirectionalTransformer(config.transformer),
+        objective=lambda: MVTMObjective(
+            token_cache(config, tokenizer, data), config.stage2, config.seed, training_holes(config)
+        ),
+        save=checkpoint.save_transformer,
+        load=checkpoint.load_transformer,
+        seed=config.seed,
+        device=config.device,
+    )
+
+
+def training_holes(config: Config, n: int = 4096) -> Tensor:
+    """Token masks of holes like the test's, from a seed of their own."""
+    return token_mask(random_holes(1_000_000 + config.seed, min(n, config.data.train)))
+
+
+def train_classifier(config: Config) -> Training:
+    """The attribute classifier, on cats whose halves differ and on ordinary ones, from seeds of their own."""
+    settings = {"images": config.classifier.images, "features": config.classifier.features}
+
+    def objective() -> AttributeObjective:
+        half = config.classifier.images // 2
+        both = [render(2_000_000 + config.seed + i, half, chimera=bool(i)) for i in (0, 1)]
+        labels = {name: torch.cat([cats.attributes[name] for cats in both]) for name in ATTRIBUTES}
+        images = torch.cat([cats.images for cats in both])
+        return AttributeObjective(images, labels, config.classifier.batch, config.seed)
+
+    return Training(
+        "classifier",
+        config.classifier,
+        settings,
+        build=lambda: ToyFeatures({n: len(v) for n, v in ATTRIBUTES.items()}, config.classifier.features),
+        objective=objective,
+        save=save_classifier,
+        load=load_classifier,
+        seed=config.seed,
+        device=config.device,
+    )
+
+
+def save_classifier(path: Path, model: ToyFeatures, **meta: Any) -> None:
+    shape = {"attributes": model.attributes, "features": model.heads[next(iter(model.heads))].in_features}
+    checkpoint.save(path, model.state_dict(), {"kind": "classifier", "shape": shape} | meta)
+
+
+def load_classifier(path: Path | None = None) -> ToyFeatures:
+    """The attribute classifier of a file, or the committed one. Raises ValueError for another kind of file."""
+    path = path or pretrained_folder() / "classifier.safetensors"
+    state, meta = checkpoint.load(path)
+    if meta.get("kind") != "classifier":
+        raise ValueError(f"{path} is not an attribute classifier but {meta.get('kind', 'something else')!r}")
+    model = ToyFeatures(**meta["shape"])
+    model.load_state_dict(state)
+    return model.eval()
+
+
+# --- the pair that decodes ------------------------------------------------------------------------------------------
+
+
+class Pair(NamedTuple):
+    """The two frozen networks that inpaint, and where they are from."""
+
+    tokenizer: Tokenizer
+    transformer: BidirectionalTransformer
+    weights: str  # for captions: "pretrained 1a2b3c4d5e6f"
+
+
+def open_pair(config: Config, data: Dataset, weights: str = "pretrained") -> Pair:
+    """The committed pair ("pretrained"), or the one that this profile trains ("trained"), training it if need be."""
+    if weights == "pretrained":
+        folder = pretrained_folder()
+        tokenizer = Tokenizer(checkpoint.load_vqgan(folder / "vqgan.safetensors").to(config.device))
+        transformer = checkpoint.load_transformer(folder / "transformer.safetensors").to(config.device)
+        trained_on = checkpoint.load(folder / "transformer.safetensors")[1].get("settings", {}).get("tokenizer")
+        if trained_on != tokenizer.weights_hash:
+            raise ValueError(f"the pretrained transformer was trained on tokens of {trained_on}, not of this VQGAN")
+    elif weights == "trained":
+        tokenizer = Tokenizer(train_vqgan(config, data).run().model)
+        transformer = train_transformer(config, data, tokenizer).run().model
+    else:
+        raise ValueError(f"weights must be 'pretrained' or 'trained', not {weights!r}")
+    return Pair(tokenizer, transformer, f"{weights} {tokenizer.weights_hash}")

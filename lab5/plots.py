@@ -1,0 +1,225 @@
+"""Plain data to one matplotlib Figure, in one style: the same colour for the same schedule everywhere.
+
+A caption under each figure carries n, seeds, device and weights. It knows no model and computes no score.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from lab5.gamma import SCHEDULES, gamma
+from lab5.trainer import TrainStep
+
+# Okabe and Ito's colours, which the colour-blind tell apart, and which differ in print.
+COLOURS = {
+    "cosine": "#0072B2",
+    "linear": "#D55E00",
+    "square": "#009E73",
+    "raised_cosine": "#CC79A7",
+    "square_root": "#E69F00",
+    "cubic": "#56B4E9",
+    "stair": "#8C6D1F",
+    "one_shot": "#444444",
+}
+INK, PALE = "#222222", "#8a8a8a"
+STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "axes.axisbelow": True,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "svg.hashsalt": "lab5",  # the same data give the same file
+}
+
+Pictures = UInt8[Tensor, "m 3 H W"]
+
+
+def _figure(width: float, height: float, caption: str) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    if caption:
+        figure.supxlabel(caption, fontsize=7.5, color=PALE)
+    return figure
+
+
+def decode_grid(
+    rows: dict[str, Pictures], columns: Sequence[str] = (), *, caption: str = "", marked: Sequence[str] = ()
+) -> Figure:
+    """Named rows of equally many pictures with a label above each column; `marked` rows are labelled bold."""
+    longest = max(len(pictures) for pictures in rows.values())
+    figure = _figure(1.0 * longest + 1.1, 1.04 * len(rows) + 0.45, caption)
+    axes = np.atleast_2d(figure.subplots(len(rows), longest, squeeze=False))
+    for line, (name, pictures) in zip(axes, rows.items(), strict=True):
+        for i, axis in enumerate(line):
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.spines[:].set_visible(False)
+            if i < len(pictures):
+                axis.imshow(pictures[i].permute(1, 2, 0).numpy(), interpolation="nearest")
+        weight = "bold" if name in marked else "normal"
+        colour = COLOURS.get(name.split()[0], INK)
+        line[0].set_ylabel(
+            name, rotation=0, ha="right", va="center", fontsize=8.5, weight=weight, color=colour, labelpad=6
+        )
+    for axis, label in zip(axes[0], columns, strict=False):
+        axis.set_title(label, fontsize=8, weight="normal", loc="center")
+    return figure
+
+
+def mask_pictures(masked: Bool[Tensor, "m N"], unknown: Bool[Tensor, " N"]) -> Pictures:
+    """The mask in the latent domain: black still masked, blue decoded so far, white known from the start."""
+    tones = torch.tensor([[255, 255, 255], [110, 170, 220], [20, 20, 24]], dtype=torch.uint8)
+    index = masked.long() + unknown[None].long()
+    grid = tones[index].unflatten(1, (16, 16)).permute(0, 3, 1, 2)
+    return grid.repeat_interleave(4, 2).repeat_interleave(4, 3)
+
+
+def loss_curve(
+    history: Sequence[TrainStep],
+    metric: str,
+    *,
+    label: str,
+    validation: Sequence[tuple[int, float]] = (),
+    floor: tuple[str, float] | None = None,
+    caption: str = "",
+) -> Figure:
+    """Loss with the learning rate, and a metric beside it; points of (step, value) on clean validation data.
+
+    `floor` is a line with a name in the panel of the metric, such as a score to reach.
+    """
+    with rc_context(STYLE):
+        figure = _figure(8.4, 2.9, caption)
+        left, right = figure.subplots(1, 2)
+        steps = np.array([s.step for s in history])
+        _line(left, steps, np.array([s.loss for s in history]), COLOURS["cosine"])
+        left.set(xlabel="step", ylabel="loss", title="Loss and learning rate")
+        rate = left.twinx()
+        rate.plot(steps, [s.lr for s in history], color=PALE, lw=1, ls=":")
+        rate.set_ylabel("learning rate (dotted)", color=PALE)
+        rate.ticklabel_format(style="sci", axis="y", scilimits=(0, 0))
+        rate.grid(False)
+        rate.spines["right"].set_visible(True)
+        pairs = [(s.step, s.metrics[metric]) for s in history if metric in s.metrics]
+        if pairs:
+            at, value = np.array(pairs).T
+            _line(right, at, value, COLOURS["cosine"], "training")
+        if validation:
+            right.plot(*zip(*validation, strict=True), "o-", ms=4, lw=1.2, color=COLOURS["linear"], label="validation")
+        if floor:
+            right.axhline(floor[1], color=PALE, ls="--", lw=1, label=floor[0])
+        right.set(xlabel="step", ylabel=label, title=label[0].upper() + label[1:])
+        right.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _line(axis, x: np.ndarray, y: np.ndarray, colour: str, label: str = "") -> None:
+    """The values, pale, under their running mean."""
+    axis.plot(x, y, color=colour, alpha=0.2, lw=0.8)
+    window = max(1, len(y) // 40)
+    if len(y) >= window:
+        smooth = np.convolve(y, np.ones(window) / window, mode="valid")
+        axis.plot(x[window - 1 :], smooth, color=colour, lw=1.6, label=label or None)
+
+
+def gamma_curves(schedules: Sequence[str] = tuple(SCHEDULES), *, caption: str = "") -> Figure:
+    """The share of tokens still masked over the share of the decoding done."""
+    with rc_context(STYLE):
+        figure = _figure(5.2, 3.0, caption)
+        axis = figure.subplots()
+        ratio = np.linspace(0, 1, 201)
+        for name in schedules:
+            axis.plot(ratio, [gamma(name, float(r)) for r in ratio], color=COLOURS[name], lw=1.8, label=name)
+        axis.set(xlabel="share of the steps done, t/T", ylabel="share still masked, γ", title="Mask schedules")
+        axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def fid_curve(
+    rows: Sequence[dict[str, Any]],
+    x: str,
+    *,
+    y: str = "score",
+    baselines: dict[str, float] | None = None,
+    xlabel: str = "",
+    ylabel: str = "",
+    title: str = "",
+    caption: str = "",
+) -> Figure:
+    """Mean of `y` over seeds with its standard deviation, against `x`, a line per schedule; baselines as levels.
+
+    `rows` are rows of the study, each with `schedule`, `seed`, x and y.
+    """
+    with rc_context(STYLE):
+        figure = _figure(6.4, 3.4, caption)
+        axis = figure.subplots()
+        schedules = list(dict.fromkeys(row["schedule"] for row in rows))
+        for shift, name in enumerate(schedules):
+            places = sorted({row[x] for row in rows if row["schedule"] == name})
+            groups = [[row[y] for row in rows if row["schedule"] == name and row[x] == place] for place in places]
+            mean = [np.mean(group) for group in groups]
+            spread = [np.std(group, ddof=1) if len(group) > 1 else 0.0 for group in groups]
+            nudge = 0.06 * (shift - (len(schedules) - 1) / 2)  # error bars side by side, not on top of each other
+            axis.errorbar(
+                np.array(places) + nudge, mean, spread, color=COLOURS[name], marker="o", ms=3.5, lw=1.5, capsize=2.5,
+                label=name,
+            )  # fmt: skip
+        for name, value in (baselines or {}).items():
+            axis.axhline(value, color=PALE, lw=1, ls="--")
+            axis.annotate(name, (1.0, value), xycoords=("axes fraction", "data"), fontsize=7.5, color=PALE,
+                          xytext=(4, 0), textcoords="offset points", va="center")  # fmt: skip
+        axis.set(xlabel=xlabel or x, ylabel=ylabel or y, title=title)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def attention_map(
+    image: UInt8[Tensor, "3 64 64"],
+    weights: Float[Tensor, "heads N"],
+    query: int,
+    *,
+    titles: Sequence[str] = (),
+    caption: str = "",
+) -> Figure:
+    """Where one position looks: the picture with the query's token framed, and the weights of each head over it."""
+    with rc_context(STYLE):
+        figure = _figure(1.75 * (len(weights) + 1), 2.1, caption)
+        axes = figure.subplots(1, len(weights) + 1)
+        picture = image.permute(1, 2, 0).numpy()
+        row, column = divmod(query, 16)
+        for i, axis in enumerate(axes):
+            axis.imshow(picture, interpolation="nearest", alpha=1.0 if i == 0 else 0.45)
+            if i > 0:
+                heat = weights[i - 1].reshape(16, 16).numpy()
+                axis.imshow(heat, extent=(-0.5, 63.5, 63.5, -0.5), cmap="magma", alpha=0.7, interpolation="nearest")
+            frame = np.array([[0, 0], [4, 0], [4, 4], [0, 4], [0, 0]]) + np.array([column * 4, row * 4]) - 0.5
+            axis.plot(*frame.T, color="#00d0ff", lw=1.6)
+            axis.set_axis_off()
+            axis.set_title(titles[i] if i < len(titles) else "", fontsize=8, weight="normal", loc="center")
+    return figure
+
+
+def bars(
+    values: dict[str, float], *, xlabel: str, title: str = "", highlight: str = "", caption: str = "", digits: int = 2
+) -> Figure:
+    """Named values as horizontal bars, in the order given."""
+    with rc_context(STYLE):
+        figure = _figure(6.4, 0.32 * len(values) + 0.95, caption)
+        axis = figure.subplots()
+        colours = [COLOURS["cosine"] if name == highlight else "#b8c4cc" for name in values]
+        drawn = axis.barh(list(values), list(values.values()), color=colours)
+        axis.bar_label(drawn, fmt=f"%.{digits}f", padding=3, fontsize=8)
+        axis.invert_yaxis()
+        axis.grid(axis="y", visible=False)
+        axis.margins(x=0.12)
+        axis.set(xlabel=xlabel, title=title)
+    return figure

@@ -1,0 +1,176 @@
+"""Which schedule, how many steps, where to stop: decodings of test images, scored, as one tidy table.
+
+One decoding in T steps gives the T results of stopping after t = 1..T, because a state's proposals are what a
+decoding stopped there would return: all sweet spots of a plan cost one decoding. Rows already in the table on
+disk are not computed again.
+
+It knows no plot, and does not say which schedule is best.
+"""
+
+import csv
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, UInt8
+from torch import Tensor
+
+from lab5.config import DecodeConfig, StudyConfig
+from lab5.decoder import DecodeStep, decode_steps
+from lab5.pipeline import Pair
+from lab5.scores import Scorer
+from lab5.tokenizer import Tokenizer, fill_holes
+
+Row = dict[str, Any]
+KEY = ("schedule", "steps", "seed", "n", "codes", "order", "temperature", "choice_temperature", "weights", "score_name")
+
+
+def decode_holes(
+    pair: Pair, images: UInt8[Tensor, "n 3 64 64"], holes: Bool[Tensor, "n 64 64"], decode: DecodeConfig, seed: int
+) -> Iterator[DecodeStep]:
+    """The T + 1 states of filling the holes; `pair.tokenizer.decode(state.filled)` is the picture from step 1 on.
+
+    Each image has a generator of its own, from (seed, its number): its noise is the same in any batch and under
+    any schedule.
+    """
+    tokens, unknown = pair.tokenizer.encode_holed(images, holes, decode.fill)
+    generators = [torch.Generator().manual_seed(seed * 1_000_003 + i) for i in range(len(images))]
+    device = next(pair.transformer.parameters()).device
+    return decode_steps(
+        in_batches(pair.transformer, decode.batch),
+        tokens.to(device),
+        unknown.to(device),
+        schedule=decode.schedule,
+        steps=decode.steps,
+        stop_at=decode.stop_at or None,
+        codes=decode.codes,
+        order=decode.order,
+        temperature=decode.temperature,
+        choice_temperature=decode.choice_temperature,
+        mask_id=pair.transformer.mask_id,
+        generator=generators,
+    )
+
+
+def in_batches(model: Callable[[Tensor], Tensor], batch: int) -> Callable[[Tensor], Tensor]:
+    """The same function of tokens, computed a batch at a time."""
+    return lambda tokens: torch.cat([model(part) for part in tokens.split(batch)])
+
+
+def inpaint_images(
+    pair: Pair, images: UInt8[Tensor, "n 3 64 64"], holes: Bool[Tensor, "n 64 64"], decode: DecodeConfig, seed: int
+) -> UInt8[Tensor, "n 3 64 64"]:
+    """The pictures at the end of `decode_holes`."""
+    for state in decode_holes(pair, images, holes, decode, seed):
+        filled = state.filled
+    return pair.tokenizer.decode(filled)
+
+
+def baselines(
+    images: UInt8[Tensor, "n 3 64 64"], holes: Bool[Tensor, "n 64 64"], tokenizer: Tokenizer
+) -> dict[str, UInt8[Tensor, "n 3 64 64"]]:
+    """What every result has to stand beside, from the same images.
+
+    The reconstruction floor encodes and decodes the true image; doing nothing encodes and decodes the grey hole;
+    the others fill pixels and leave the known ones exactly as they are.
+    """
+    return {
+        "reconstruction": tokenizer.decode(tokenizer.encode(images)),
+        "do_nothing": tokenizer.decode(tokenizer.encode(fill_holes(images, holes, "grey"))),
+        "mean_colour": fill_holes(images, holes, "mean"),
+        "telea": fill_holes(images, holes, "telea"),
+        "navier_stokes": fill_holes(images, holes, "navier_stokes"),
+    }
+
+
+def run_study(
+    pair: Pair,
+    scorer: Scorer,
+    study: StudyConfig,
+    decode: DecodeConfig,
+    *,
+    table: Path | None = None,
+    seeds: Sequence[int] | None = None,
+) -> Iterator[list[Row]]:
+    """For every schedule, T and seed of the study, the rows of t = 1..T; `len_study` says how many lists.
+
+    With `table` rows are appended to that CSV file as they come, and decodings that are in it are not repeated.
+    """
+    done = _read(table)
+    for seed in seeds if seeds is not None else range(study.seeds):
+        for schedule, steps in plans(study):
+            setting = replace(decode, schedule=schedule, steps=steps, stop_at=0)
+            common = _common(pair, scorer, setting, seed)
+            rows = [row for row in done if all(str(row[key]) == str(common[key]) for key in KEY)]
+            if len(rows) != steps:
+                rows = _decode_and_score(pair, scorer, setting, seed, common)
+                _append(table, rows)
+            yield rows
+
+
+def plans(study: StudyConfig) -> list[tuple[str, int]]:
+    """Every (schedule, T). At T = 1 all schedules are one: it is called one_shot."""
+    several = [(schedule, steps) for steps in study.steps if steps > 1 for schedule in study.schedules]
+    return [("one_shot", 1)] * (1 in study.steps) + several
+
+
+def len_study(study: StudyConfig) -> int:
+    return study.seeds * len(plans(study))
+
+
+def _common(pair: Pair, scorer: Scorer, decode: DecodeConfig, seed: int) -> Row:
+    return {
+        "schedule": decode.schedule,
+        "steps": decode.steps,
+        "seed": seed,
+        "n": len(scorer.truth),
+        "codes": decode.codes,
+        "order": decode.order,
+        "temperature": decode.temperature,
+        "choice_temperature": decode.choice_temperature,
+        "weights": pair.weights,
+        "device": str(next(pair.transformer.parameters()).device),
+        "score_name": scorer.score_name,
+    }
+
+
+def _decode_and_score(pair: Pair, scorer: Scorer, decode: DecodeConfig, seed: int, common: Row) -> list[Row]:
+    rows = []
+    began = time.monotonic()
+    for state in decode_holes(pair, scorer.truth, scorer.holes, decode, seed):
+        if state.step:
+            scores = scorer(pair.tokenizer.decode(state.filled))
+            seconds = round(time.monotonic() - began, 3)
+            rows.append(common | {"stop_at": state.step, "seconds": seconds} | scores._asdict())
+    return rows
+
+
+def _read(table: Path | None) -> list[Row]:
+    if table is None or not table.exists():
+        return []
+    with table.open(newline="", encoding="utf-8") as file:
+        return [{key: _number(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def _number(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
+
+
+def _append(table: Path | None, rows: list[Row]) -> None:
+    if table is None:
+        return
+    table.parent.mkdir(parents=True, exist_ok=True)
+    new = not table.exists()
+    with table.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,123 @@
+"""Images to tokens and back: the frozen VQGAN behind bytes, in batches, with a token cache on disk.
+
+A test image has a hole, and the encoder has to be shown something there. `FILLS` are the choices: the lab's grey
+is one of them. Tokens next to the hole depend a little on it, because the encoder's convolutions look across.
+
+It knows no transformer and no decoding.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Bool, Int, UInt8
+from torch import Tensor
+
+from lab5.data import GREY, denormalise, normalise, token_mask
+from lab5.vqgan import VQGAN
+
+
+def _grey(images: Tensor, holes: Tensor) -> Tensor:
+    """The lab's: 128 in every channel."""
+    return images.masked_fill(holes[:, None], GREY)
+
+
+def _mean(images: Tensor, holes: Tensor) -> Tensor:
+    """The mean colour of what is known."""
+    known = (~holes)[:, None]
+    mean = (images * known).sum((2, 3), dtype=torch.float64) / known.sum((2, 3)).clamp(min=1)
+    return torch.where(known, images, mean.round().to(torch.uint8)[:, :, None, None])
+
+
+def _classical(method: int) -> Callable[[Tensor, Tensor], Tensor]:
+    def fill(images: Tensor, holes: Tensor) -> Tensor:
+        filled = [
+            cv2.inpaint(np.ascontiguousarray(image.permute(1, 2, 0).numpy()), hole.numpy().astype(np.uint8), 3, method)
+            for image, hole in zip(_grey(images, holes), holes, strict=True)
+        ]
+        return torch.from_numpy(np.stack(filled)).permute(0, 3, 1, 2).contiguous()
+
+    return fill
+
+
+FILLS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "grey": _grey,
+    "mean": _mean,
+    "telea": _classical(cv2.INPAINT_TELEA),  # Telea 2004, by OpenCV
+    "navier_stokes": _classical(cv2.INPAINT_NS),  # Bertalmio et al. 2001, by OpenCV
+}
+"""What stands in a hole before encoding; each is an inpainter of its own, and a baseline."""
+
+
+def fill_holes(
+    images: UInt8[Tensor, "n 3 64 64"], holes: Bool[Tensor, "n 64 64"], fill: str
+) -> UInt8[Tensor, "n 3 64 64"]:
+    """`images` with every hole filled by a name in FILLS; what was under the hole does not matter."""
+    if fill not in FILLS:
+        raise ValueError(f"unknown fill {fill!r}; there are {', '.join(FILLS)}")
+    return FILLS[fill](images.cpu(), holes.cpu())
+
+
+class Tokenizer:
+    """Bytes to tokens and back with a frozen VQGAN, in float32 whatever else is running."""
+
+    def __init__(self, vqgan: VQGAN, batch: int = 64):
+        self.vqgan = vqgan.eval().requires_grad_(False)
+        self.batch = batch
+
+    @property
+    def codes(self) -> int:
+        return self.vqgan.codes
+
+    @property
+    def weights_hash(self) -> str:
+        """The first 12 digits of the SHA-256 of all weights."""
+        digest = hashlib.sha256()
+        for name, tensor in self.vqgan.state_dict().items():
+            digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:12]
+
+    @torch.no_grad()
+    def encode(self, images: UInt8[Tensor, "n 3 64 64"]) -> Int[Tensor, "n N"]:
+        """Tokens 0..K-1 on the CPU."""
+        device = next(self.vqgan.parameters()).device
+        with torch.autocast(device.type, enabled=False):
+            return torch.cat([self.vqgan.encode(normalise(p).to(device)).cpu() for p in images.split(self.batch)])
+
+    @torch.no_grad()
+    def decode(self, tokens: Int[Tensor, "n N"]) -> UInt8[Tensor, "n 3 64 64"]:
+        device = next(self.vqgan.parameters()).device
+        with torch.autocast(device.type, enabled=False):
+            images = [denormalise(self.vqgan.decode(part.to(device))).cpu() for part in tokens.split(self.batch)]
+        return (torch.cat(images) * 255).round().to(torch.uint8)
+
+    def encode_holed(
+        self, images: UInt8[Tensor, "n 3 64 64"], holes: Bool[Tensor, "n 64 64"], fill: str = "grey"
+    ) -> tuple[Int[Tensor, "n N"], Bool[Tensor, "n N"]]:
+        """Tokens of images with holes, and which of them are unknown. The pixels under a hole are never read."""
+        return self.encode(fill_holes(images, holes, fill)), token_mask(holes)
+
+    def cached(self, images: UInt8[Tensor, "n 3 64 64"], folder: Path, name: str) -> Int[Tensor, "n N"]:
+        """`encode`, kept in a file that is named by the images and the weights; int16, memory-mapped.
+
+        Whether a file was found can be asked of `cache_file` beforehand.
+        """
+        path = self.cache_file(images, folder, name)
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_name(f".{path.name}.{os.getpid()}.part")
+            try:
+                with part.open("wb") as file:
+                    np.save(file, self.encode(images).numpy().astype(np.int16))
+                os.replace(part, path)
+            finally:
+                part.unlink(missing_ok=True)
+        return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
+
+    def cache_file(self, images: UInt8[Tensor, "n 3 64 64"], folder: Path, name: str) -> Path:
+        digest = hashlib.sha256(images.contiguous().numpy().tobytes()).hexdigest()[:12]
+        return Path(folder) / f"tokens-{name}-{digest}-{self.weights_hash}.npy"
