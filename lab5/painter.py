@@ -43,16 +43,21 @@ LIGHTS = ("left", "above", "right")
 # --- shapes: distances in pixels, negative inside ---------------------------------------------------------------------
 
 
+def _length(x: Tensor, y: Tensor) -> Tensor:
+    """sqrt(x² + y²), of small numbers: three times as fast as torch.hypot, which also guards huge ones."""
+    return (x * x).addcmul_(y, y).sqrt_()
+
+
 def _ellipse(x: Tensor, y: Tensor, rx, ry) -> Tensor:
     """Distance to an ellipse at the origin, first order: f / |grad f| of f = |(x/rx, y/ry)| - 1."""
     px, py = x * (1 / rx), y * (1 / ry)
-    length = torch.hypot(px, py).add_(1e-3)
-    return (length - 1) * length / torch.hypot(px.mul_(1 / rx), py.mul_(1 / ry)).add_(1e-4)
+    length = _length(px, py).add_(1e-3)
+    return (length - 1).mul_(length).div_(_length(px.mul_(1 / rx), py.mul_(1 / ry)).add_(1e-4))
 
 
 def _discs(x: Tensor, y: Tensor, discs) -> Tensor:
     """Distance to the nearest of some discs (x, y, radius)."""
-    return _nearest(torch.hypot(x - cx, y - cy) - radius for cx, cy, radius in discs)
+    return _nearest(_length(x - cx, y - cy).sub_(radius) for cx, cy, radius in discs)
 
 
 def _lines(x: Tensor, y: Tensor, lines, thickness: float) -> Tensor:
@@ -62,7 +67,7 @@ def _lines(x: Tensor, y: Tensor, lines, thickness: float) -> Tensor:
         dx, dy = bx - ax, by - ay
         square = dx * dx + dy * dy
         along = (x * (dx / square)).add_(y, alpha=dy / square).sub_((ax * dx + ay * dy) / square).clamp_(0, 1)
-        return torch.hypot(torch.add(x - ax, along, alpha=-dx), torch.add(y - ay, along, alpha=-dy))
+        return _length((x - ax).sub_(along, alpha=dx), (y - ay).sub_(along, alpha=dy))
 
     return _nearest(distance(*a, *b) for a, b in lines) - thickness
 
@@ -251,9 +256,9 @@ def _light(canvas, light, inside, x, y) -> Tensor:
     """Shade the head as a dome lit from one side."""
     lx = (light.float() - 1)[:, None, None] * 0.85
     ly = torch.where(light == 1, -0.9, -0.35)[:, None, None]
-    dome = (x / 20 * lx + y / 17 * ly).clamp(-1, 1) * inside
-    canvas = torch.where(dome[:, None] > 0, torch.lerp(canvas, torch.ones(()), 0.26 * dome[:, None]), canvas)
-    return torch.where(dome[:, None] < 0, canvas * (1 + 0.36 * dome[:, None]), canvas)
+    dome = ((x / 20 * lx + y / 17 * ly).clamp(-1, 1) * inside)[:, None]
+    canvas = canvas.lerp_(torch.ones(()).expand_as(canvas), 0.26 * dome.clamp(min=0))
+    return canvas.mul_(1 + 0.36 * dome.clamp(max=0))
 
 
 def _eyes(canvas, dark, colour, lid, gaze, right, ax, y) -> Tensor:
@@ -266,10 +271,11 @@ def _eyes(canvas, dark, colour, lid, gaze, right, ax, y) -> Tensor:
     glow = (1.05 - 0.05 * (ey + 4).clamp(0, 8))[:, None]
     canvas = _over(canvas, iris * glow, _cover(eye + 0.35))
     # The gaze is in picture coordinates, so it must not be mirrored.
-    shift = (gaze.float() - 1) * 2.5 * torch.where(right, 1.0, -1.0)
+    outward = torch.where(right, 1.0, -1.0)
+    shift = (gaze.float() - 1) * 2.5 * outward
     pupil = _ellipse(ex - shift, ey, 1.9, 3.9)
     canvas = _over(canvas, (12, 10, 14), _cover(pupil) * _cover(eye + 0.3))
-    glint = torch.hypot(ex - shift + torch.where(right, 1.0, -1.0), ey + 1.7) - 0.95
+    glint = _length(ex - shift + outward, ey + 1.7) - 0.95
     return _over(canvas, (255, 255, 255), 0.95 * _cover(glint) * _cover(eye + 0.3))
 
 

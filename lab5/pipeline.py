@@ -10,6 +10,7 @@ It does not know how anything is trained, decoded or drawn.
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,13 +22,16 @@ from torch import Tensor, nn
 from lab5 import checkpoint
 from lab5.config import Config, TrainConfig, data_folder, pretrained_folder
 from lab5.data import Dataset, open_dataset, token_mask
-from lab5.fid import ToyFeatures
-from lab5.objectives import AttributeObjective, MVTMObjective, VQGANObjective
-from lab5.tokenizer import Tokenizer
+from lab5.fid import InceptionFeatures, ToyFeatures
+from lab5.objectives import AttributeObjective, MVTMObjective, VQGANObjective, validate
+from lab5.scores import EncoderFeatures, Features
+from lab5.tokenizer import Tokenizer, reconstruction_psnr_db
 from lab5.toycats import ATTRIBUTES, random_holes, render
 from lab5.trainer import Objective, TrainStep, fit
 from lab5.transformer import BidirectionalTransformer
 from lab5.vqgan import VQGAN
+
+CHECKS = 10  # looks at validation images in one training
 
 
 def get_dataset(config: Config) -> Dataset:
@@ -41,7 +45,9 @@ class Training:
     """One network of a run: `for step in training: ...` trains it, then `training.model` is ready.
 
     If the folder already holds it, nothing is trained: `reused` is True, and `history` is that of the run which
-    did. A run that was cut short goes on from its last saved state.
+    did. A run that was cut short goes on from its last saved state, and its history with it. `check` looks at the
+    network CHECKS times on the way, on images that it does not train on; what it finds joins the metrics of that
+    step.
     """
 
     def __init__(
@@ -56,6 +62,7 @@ class Training:
         load: Callable[[Path], nn.Module],
         seed: int,
         device: str,
+        check: Callable[[nn.Module], dict[str, float]] = lambda model: {},
     ):
         settings = settings | {"network": name, "training": dataclasses.asdict(config), "seed": seed}
         text = json.dumps(settings, sort_keys=True)
@@ -64,38 +71,60 @@ class Training:
         self.file, self._log = self.folder / f"{name}.safetensors", self.folder / "history.json"
         self.name, self.config, self.settings = name, config, json.loads(text)
         self._build, self._objective, self._save, self._load = build, objective, save, load
-        self._seed, self._device = seed, device
-        self.reused = self.file.exists() and self._log.exists()
+        self._seed, self._device, self._check = seed, device, check
+        self.reused = self._finished()
         self.history: list[TrainStep] = []
         self._model: nn.Module | None = None
 
     @property
     def model(self) -> nn.Module:
-        """The trained network, in evaluation mode."""
+        """The network on the way; when it is trained, the one on disk, in evaluation mode."""
         if self._model is None:
-            if not self.reused:
+            if not self._finished():
                 raise RuntimeError(f"the {self.name} is not trained yet: iterate over its training first")
             self._model = self._load(self.file).to(self._device)
         return self._model
+
+    @property
+    def seconds(self) -> float:
+        """Time that the steps of `history` took, in however many goes."""
+        after = [step.seconds for step in self.history[1:]] + [0.0]
+        return sum(step.seconds for step, next_one in zip(self.history, after, strict=True) if next_one < step.seconds)
 
     def __len__(self) -> int:
         return self.config.steps
 
     def __iter__(self) -> Iterator[TrainStep]:
-        if self.reused:
+        if self._log.exists():
             self.history = [TrainStep(*row) for row in json.loads(self._log.read_text(encoding="utf-8"))]
+        if self._finished():
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._seed)
             self._model = self._build().to(self._device, memory_format=torch.channels_last)
         state = self.folder / f"{self.name}.state"
-        for step in fit(self._model, self._objective(), self.config, seed=self._seed, save_to=state):
-            self.history.append(step)
-            yield step
+        try:
+            for step in fit(self._model, self._objective(), self.config, seed=self._seed, save_to=state):
+                if step.step % max(1, self.config.steps // CHECKS) == 0:
+                    step.metrics.update(self._check(self._model))
+                while self.history and self.history[-1].step >= step.step:
+                    self.history.pop()  # later than the state that the run went on from
+                self.history.append(step)
+                yield step
+        finally:
+            self._write_log()
         self._save(self.file, self._model, settings=self.settings)
-        self._log.write_text(json.dumps(self.history), encoding="utf-8")
-        state.unlink()
+        self._model = None  # from here on the one on disk, as for whoever finds it there
+        state.unlink(missing_ok=True)
+
+    def _finished(self) -> bool:
+        return self.file.exists() and self._log.exists()
+
+    def _write_log(self) -> None:
+        part = self._log.with_suffix(f".{os.getpid()}.part")
+        part.write_text(json.dumps(self.history), encoding="utf-8")
+        part.replace(self._log)
 
     def run(self) -> "Training":
         """Train to the end without looking."""
@@ -116,6 +145,7 @@ def train_vqgan(config: Config, data: Dataset) -> Training:
         load=checkpoint.load_vqgan,
         seed=config.seed,
         device=config.device,
+        check=lambda model: {"val_psnr_db": reconstruction_psnr_db(model, data.val[:128])},
     )
 
 
@@ -143,7 +173,14 @@ def train_transformer(config: Config, data: Dataset, tokenizer: Tokenizer) -> Tr
         load=checkpoint.load_transformer,
         seed=config.seed,
         device=config.device,
+        check=lambda model: {f"val_{k}": v for k, v in validate(model, *validation_tokens(tokenizer, data)).items()},
     )
+
+
+def validation_tokens(tokenizer: Tokenizer, data: Dataset, n: int = 256) -> tuple[Tensor, Tensor]:
+    """Tokens of validation images, and holes like the test's that stay the same whenever they are asked for."""
+    tokens = tokenizer.cached(data.val[:n], data_folder() / "cache", "val")
+    return tokens, token_mask(random_holes(3_000_000, len(tokens)))
 
 
 def training_holes(config: Config, n: int = 4096) -> Tensor:
@@ -191,6 +228,20 @@ def load_classifier(path: Path | None = None) -> ToyFeatures:
     return model.eval()
 
 
+def get_features(config: Config, tokenizer: Tokenizer) -> Features:
+    """The features to score with: the attribute classifier for toy cats, else Inception if its weights are here.
+
+    Without them the VQGAN's own encoder stands in; `score_name` says which it is, and only Inception's is FID.
+    """
+    if config.data.path == "toycats":
+        return load_classifier()
+    try:
+        return InceptionFeatures().to(config.device)
+    except FileNotFoundError as error:
+        print(f"Scoring with the VQGAN's encoder, which is not FID: {error}")
+        return EncoderFeatures(tokenizer.vqgan)
+
+
 # --- the pair that decodes ------------------------------------------------------------------------------------------
 
 
@@ -199,21 +250,48 @@ class Pair(NamedTuple):
 
     tokenizer: Tokenizer
     transformer: BidirectionalTransformer
-    weights: str  # for captions: "pretrained 1a2b3c4d5e6f"
+    weights: str  # for captions: "pretrained 1a2b3c4d5e6f", of both networks
 
 
 def open_pair(config: Config, data: Dataset, weights: str = "pretrained") -> Pair:
     """The committed pair ("pretrained"), or the one that this profile trains ("trained"), training it if need be."""
     if weights == "pretrained":
         folder = pretrained_folder()
-        tokenizer = Tokenizer(checkpoint.load_vqgan(folder / "vqgan.safetensors").to(config.device))
-        transformer = checkpoint.load_transformer(folder / "transformer.safetensors").to(config.device)
-        trained_on = checkpoint.load(folder / "transformer.safetensors")[1].get("settings", {}).get("tokenizer")
-        if trained_on != tokenizer.weights_hash:
-            raise ValueError(f"the pretrained transformer was trained on tokens of {trained_on}, not of this VQGAN")
-    elif weights == "trained":
+        return load_pair(config, folder / "vqgan.safetensors", folder / "transformer.safetensors", weights)
+    if weights == "trained":
         tokenizer = Tokenizer(train_vqgan(config, data).run().model)
-        transformer = train_transformer(config, data, tokenizer).run().model
-    else:
-        raise ValueError(f"weights must be 'pretrained' or 'trained', not {weights!r}")
-    return Pair(tokenizer, transformer, f"{weights} {tokenizer.weights_hash}")
+        return _pair(tokenizer, train_transformer(config, data, tokenizer).run().model, weights)
+    raise ValueError(f"weights must be 'pretrained' or 'trained', not {weights!r}")
+
+
+def load_pair(config: Config, vqgan: Path, transformer: Path, name: str) -> Pair:
+    """Two files of ours or of the lab's, called `name` in captions.
+
+    Raises ValueError where the transformer predicts another number of codes, or is known to have learned
+    another VQGAN's tokens.
+    """
+    tokenizer = Tokenizer(checkpoint.load_vqgan(vqgan).to(config.device))
+    model = checkpoint.load_transformer(transformer).to(config.device)
+    if model.codes != tokenizer.codes:
+        raise ValueError(f"{transformer} predicts {model.codes} codes, but {vqgan} has {tokenizer.codes}")
+    trained_on = _tokenizer_of(transformer)
+    if trained_on not in (None, tokenizer.weights_hash):
+        raise ValueError(
+            f"{transformer} was trained on tokens of a VQGAN {trained_on}, but {vqgan} is {tokenizer.weights_hash}"
+        )
+    return _pair(tokenizer, model, name)
+
+
+def _tokenizer_of(transformer: Path) -> str | None:
+    """The hash of the VQGAN whose tokens it learned, where its file says so; the lab's do not."""
+    try:
+        return checkpoint.load(transformer)[1].get("settings", {}).get("tokenizer")
+    except ValueError:
+        return None
+
+
+def _pair(tokenizer: Tokenizer, transformer: BidirectionalTransformer, name: str) -> Pair:
+    digest = hashlib.sha256(tokenizer.weights_hash.encode())
+    for tensor in transformer.state_dict().values():
+        digest.update(tensor.cpu().contiguous().numpy())
+    return Pair(tokenizer, transformer, f"{name} {digest.hexdigest()[:12]}")

@@ -10,6 +10,8 @@ import math
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,30 @@ def show(figure: Figure, alt: str, name: str = "") -> None:
         figure.savefig(folder / f"{name}.svg", bbox_inches="tight", metadata={"Description": alt})
     pyplot.close(figure)  # or the inline backend shows it once more when the cell ends
     display({"image/png": png.getvalue(), "text/plain": alt}, raw=True, metadata={"image/png": {"alt": alt}})
+
+
+def table(rows: Sequence[dict[str, Any]], caption: str = "") -> None:
+    """Display rows as a table, a column per key of the first row, with a caption below."""
+    if not rows:
+        raise ValueError("a table needs at least one row, got none")
+    columns = list(rows[0])
+    head = "".join(f"<th>{escape(str(column).replace('_', ' '))}</th>" for column in columns)
+    body = "".join(f"<tr>{''.join(_cell(row.get(column)) for column in columns)}</tr>" for row in rows)
+    note = f"<caption style='caption-side:bottom'>{escape(caption)}</caption>" if caption else ""
+    html = f"<table>{note}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    plain = "\n".join("  ".join(_text(row.get(column)) for column in columns) for row in rows)
+    display({"text/html": html, "text/plain": plain}, raw=True)
+
+
+def _cell(value: Any) -> str:
+    side = "left" if isinstance(value, str) else "right"
+    return f"<td style='text-align:{side}'>{escape(_text(value))}</td>"
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def _figures() -> Path:

@@ -8,9 +8,11 @@ It knows no plot, and does not say which schedule is best.
 """
 
 import csv
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -174,3 +176,43 @@ def _append(table: Path | None, rows: list[Row]) -> None:
         if new:
             writer.writeheader()
         writer.writerows(rows)
+
+
+# --- what a table says ----------------------------------------------------------------------------------------------
+
+
+def summary(rows: Sequence[Row], by: Sequence[str], of: Sequence[str] = ("score", "hole_psnr_db")) -> list[Row]:
+    """Mean and standard deviation over the rows that agree in the columns `by`, in order of appearance."""
+    groups: dict[tuple, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[column] for column in by), []).append(row)
+    table = []
+    for key, group in groups.items():
+        line: Row = dict(zip(by, key, strict=True)) | {"seeds": len(group)}
+        for column in of:
+            values = [row[column] for row in group]
+            line[f"{column}_mean"] = statistics.fmean(values)
+            line[f"{column}_sd"] = statistics.stdev(values) if len(values) > 1 else 0.0
+        table.append(line)
+    return table
+
+
+def paired_differences(rows: Sequence[Row], column: str, *, within: str, of: str = "score") -> list[Row]:
+    """For every two values of `column`: the mean over seeds of the difference, first minus second, and its error.
+
+    Two rows are a pair if seed and `within` agree: they were decoded with the same noise. The error is the
+    standard error of the mean, null for a single seed.
+    """
+    table = []
+    for level in dict.fromkeys(row[within] for row in rows):
+        values: dict[Any, dict[int, float]] = {}
+        for row in rows:
+            if row[within] == level:
+                values.setdefault(row[column], {})[row["seed"]] = row[of]
+        for first, second in combinations(values, 2):
+            shared = sorted(values[first].keys() & values[second].keys())
+            gaps = [values[first][seed] - values[second][seed] for seed in shared]
+            error = statistics.stdev(gaps) / len(gaps) ** 0.5 if len(gaps) > 1 else None
+            pair = {within: level, "first": first, "second": second, "seeds": len(gaps)}
+            table.append(pair | {"mean": statistics.fmean(gaps), "standard_error": error})
+    return table

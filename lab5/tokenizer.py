@@ -7,6 +7,7 @@ It knows no transformer and no decoding.
 """
 
 import hashlib
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -121,3 +122,14 @@ class Tokenizer:
     def cache_file(self, images: UInt8[Tensor, "n 3 64 64"], folder: Path, name: str) -> Path:
         digest = hashlib.sha256(images.contiguous().numpy().tobytes()).hexdigest()[:12]
         return Path(folder) / f"tokens-{name}-{digest}-{self.weights_hash}.npy"
+
+
+@torch.no_grad()
+def reconstruction_psnr_db(vqgan: VQGAN, images: UInt8[Tensor, "n 3 64 64"], batch: int = 64) -> float:
+    """Peak signal-to-noise ratio of encoded and decoded images, all pixels together. Works while it is training."""
+    device = next(vqgan.parameters()).device
+    squared = 0.0
+    for part in images.split(batch):
+        pictures = denormalise(vqgan.decode(vqgan.encode(normalise(part).to(device))))
+        squared += float((pictures.cpu() - part / 255).square().sum(dtype=torch.float64))
+    return -10 * math.log10(max(squared / images.numel(), 1e-12))

@@ -1,24 +1,32 @@
-"""Scrub through the steps of a decoding: a slider over pictures, live and in an exported page.
+"""What moves in a notebook: a slider over the steps of a decoding, live and in an exported page; a training.
 
 In JupyterLab it is an ipywidgets box. As HTML it is a strip of all pictures that a few lines of script fold into
 a slider: each picture is in the page once, nothing is loaded, and without script the strip stays readable.
 
-It does not know what the pictures show, nor where they come from: uint8 RGB arrays in, one object out.
+It does not know what the pictures show, nor where they come from: uint8 RGB arrays in, one object out; and of a
+training no more than that it yields steps.
 """
 
 import base64
 import io
 import json
 import os
+import sys
+import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
 import ipywidgets
 import numpy as np
 from IPython import get_ipython
+from IPython.display import HTML, display
+from matplotlib.figure import Figure
 from PIL import Image
+from tqdm import tqdm
+
+from lab5.trainer import TrainStep
 
 STYLE = """
 #ID { margin: 1em 0; font-size: .9rem; }
@@ -159,3 +167,31 @@ def _png(frame: np.ndarray, width: int = 0) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(frame.repeat(factor, 0).repeat(factor, 1)).save(buffer, "png")
     return buffer.getvalue()
+
+
+def watch(
+    training: Iterable[TrainStep], draw: Callable[[list[TrainStep]], Figure] | None = None, every: float = 4.0
+) -> list[TrainStep]:
+    """Run a training to its end behind a progress bar; live, also with a figure redrawn every few seconds.
+
+    `draw` makes the figure of the steps so far. In an executed report the bar goes to the terminal and no figure
+    is drawn on the way: the notebook shows the final one. Interrupting keeps what was trained and says so.
+    """
+    steps: list[TrainStep] = []
+    live = draw is not None and getattr(get_ipython(), "kernel", None) is not None and "LAB5_HEADLESS" not in os.environ
+    handle = display(HTML(""), display_id=True) if live else None
+    drawn = time.monotonic()
+    name = getattr(training, "name", "training")
+    bar = tqdm(training, total=len(training), desc=name, file=sys.stderr, mininterval=1)
+    try:
+        for step in bar:
+            steps.append(step)
+            bar.set_postfix(loss=f"{step.loss:.3f}", lr=f"{step.lr:.1e}", refresh=False)
+            if handle and time.monotonic() - drawn > every:
+                handle.update(draw(steps))
+                drawn = time.monotonic()
+    except KeyboardInterrupt:
+        print(f"interrupted after {len(steps)} steps: run the cell again to go on")
+    if handle:
+        handle.update(HTML(""))
+    return steps or list(getattr(training, "history", []))
