@@ -33,8 +33,10 @@ lab: setup  ## open the notebooks in JupyterLab, with the kernel of this environ
 lint: setup  ## check the style with ruff
 	@$(VENV_PYTHON) -m ruff check .
 
+# Its settings, as --set KEY=VALUE; data/pretrained/training.json records them with what came of them.
+PRETRAINED :=
 pretrained: setup  ## train the committed weights again
-	@$(VENV_PYTHON) -m lab5 train
+	@$(VENV_PYTHON) -m lab5 train --stage all --profile quick --out data/pretrained $(PRETRAINED)
 
 clean:  ## remove what runs wrote: the report, figures, caches, checkpoints
 	rm -rf report data/runs data/cache .pytest_cache .ruff_cache .hypothesis

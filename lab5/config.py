@@ -168,7 +168,7 @@ SMALL_VQGAN = VQGANConfig(
     attention=False,
 )
 SMALL_TRANSFORMER = TransformerConfig(
-    codes=512, width=128, layers=4, heads=2, hidden=512, dropout=0.0, attention_dropout=0.0, norm="pre"
+    codes=512, width=128, layers=6, heads=2, hidden=256, dropout=0.0, attention_dropout=0.0, norm="pre"
 )
 
 PROFILES: dict[str, Config] = {
@@ -237,48 +237,51 @@ def _changed(section: Any, name: str, path: list[str], value: Any) -> Any:
 
 
 def _typed(name: str, old: Any, value: Any) -> Any:
-    """`value` as the type of `old`; strings are read as JSON, and what fits no type is refused."""
+    """`value` as the type of `old`, a tuple's items as that of its first; what fits no type is refused."""
     if isinstance(value, str) and not isinstance(old, str):
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError:
-            if isinstance(old, tuple):
-                value = value.split(",")
+        value = _read(value, isinstance(old, tuple))
     if isinstance(old, tuple) and isinstance(value, list | tuple):
-        return _tuple(value)
+        return tuple(_typed(name, old[0], item) for item in value)
     if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not type(old):
-        raise ValueError(f"{name} takes a {type(old).__name__} such as {old!r}, not {value!r}")
+        raise ValueError(f"{name} takes values such as {old!r} ({type(old).__name__}), not {value!r}")
     return value
 
 
-def _tuple(value: Any) -> Any:
-    return tuple(_tuple(v) for v in value) if isinstance(value, list | tuple) else value
+def _read(text: str, is_tuple: bool) -> Any:
+    """A command line's text: JSON, Python's True and False, and tuples with commas alone, as in 1,4,8."""
+    if is_tuple and not text.startswith("["):
+        return [part.strip() for part in text.split(",")]
+    try:
+        return json.loads({"True": "true", "False": "false"}.get(text, text))
+    except json.JSONDecodeError:
+        return text
 
 
 def _check(config: Config) -> None:
     """Refuse what cannot work together, before anything is trained or written."""
-    if config.vqgan.codes != config.transformer.codes:
-        raise ValueError(
-            f"vqgan.codes = {config.vqgan.codes} and transformer.codes = {config.transformer.codes} must be equal: "
-            "the transformer predicts the VQGAN's tokens"
-        )
-    if config.decode.stop_at > config.decode.steps:
-        raise ValueError(
-            f"decode.stop_at = {config.decode.stop_at} lies beyond decode.steps = {config.decode.steps}; "
-            "a decoding can stop at 1..steps, and 0 means all of them"
-        )
-    for stage in (config.stage1, config.stage2, config.classifier):
-        if min(stage.steps, stage.batch, stage.accumulate) < 1:
-            raise ValueError("steps, batch and accumulate of a stage must be at least 1")
-    for stage in (config.stage1, config.stage2):
-        if stage.batch > config.data.train:
-            raise ValueError(f"a batch of {stage.batch} needs data.train of at least that, not {config.data.train}")
-    if config.transformer.width % config.transformer.heads:
-        raise ValueError(
-            f"transformer.width = {config.transformer.width} cannot be split among {config.transformer.heads} heads"
-        )
+    vqgan, transformer, decode = config.vqgan, config.transformer, config.decode
+    counts = {"transformer.heads": transformer.heads, "decode.steps": decode.steps}
+    images = {"stage1": config.data.train, "stage2": config.data.train, "classifier": config.classifier.images}
+    for name, n in images.items():
+        stage: TrainConfig = getattr(config, name)
+        counts |= {f"{name}.{count}": getattr(stage, count) for count in ("steps", "batch", "accumulate")}
+        if stage.batch > n:
+            raise ValueError(f"{name}.batch = {stage.batch} is more than the {n} images that there are to train on")
+        if len(stage.betas) != 2:
+            raise ValueError(f"{name}.betas takes two numbers, not {len(stage.betas)}")
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1, not {count}")
+    if vqgan.codes != transformer.codes:
+        raise ValueError(f"vqgan.codes = {vqgan.codes} must equal transformer.codes = {transformer.codes}")
+    if transformer.positions != 256:
+        raise ValueError(f"transformer.positions = {transformer.positions} must be 256: an image is 16x16 tokens")
+    if transformer.width % transformer.heads:
+        raise ValueError(f"transformer.width = {transformer.width} must be a multiple of heads = {transformer.heads}")
+    if not 0 <= decode.stop_at <= decode.steps:
+        raise ValueError(f"decode.stop_at = {decode.stop_at} must lie in 0..{decode.steps}; 0 means all decode.steps")
 
 
 # --- folders ----------------------------------------------------------------------------------------------------------

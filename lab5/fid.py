@@ -220,6 +220,15 @@ class ToyFeatures(nn.Module):
         side = 64 >> len(channels)
         self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels[-1] * side**2, features), nn.SiLU())
         self.heads = nn.ModuleDict({name: nn.Linear(features, classes) for name, classes in attributes.items()})
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("scale", torch.ones(features))
+
+    @torch.no_grad()
+    def calibrate(self, images: Float[Tensor, "n 3 64 64"]) -> None:
+        """Make every feature of unit variance over these images, so that none rules a distance by its scale."""
+        hidden = self.body(2 * images - 1)
+        self.mean.copy_(hidden.mean(0))
+        self.scale.copy_(hidden.std(0).clamp(min=0.05 * hidden.std(0).mean()))
 
     def forward(self, images: Float[Tensor, "n 3 64 64"]) -> dict[str, Float[Tensor, "n _"]]:
         """Logits of every attribute for images in [0,1]."""
@@ -228,7 +237,10 @@ class ToyFeatures(nn.Module):
 
     @torch.no_grad()
     def features(self, images: Float[Tensor, "n 3 64 64"], batch: int = 256) -> Float[Tensor, "n F"]:
-        """The penultimate layer for images in [0,1], on the CPU."""
+        """The penultimate layer for images in [0,1], standardised as `calibrate` found it, on the CPU."""
+        return (self._hidden(images, batch) - self.mean.cpu()) / self.scale.cpu()
+
+    def _hidden(self, images: Float[Tensor, "n 3 64 64"], batch: int) -> Float[Tensor, "n F"]:
         _check_unit_range(images)
         device = next(self.parameters()).device
         return torch.cat([self.body(2 * part.to(device) - 1).cpu() for part in images.split(batch)])
@@ -236,7 +248,7 @@ class ToyFeatures(nn.Module):
     @torch.no_grad()
     def predict(self, images: Float[Tensor, "n 3 64 64"], batch: int = 256) -> dict[str, Int[Tensor, " n"]]:
         """The likeliest class of every attribute, on the CPU."""
-        hidden = self.features(images, batch).to(next(self.parameters()).device)
+        hidden = self._hidden(images, batch).to(next(self.parameters()).device)
         return {name: head(hidden).argmax(1).cpu() for name, head in self.heads.items()}
 
 

@@ -121,6 +121,7 @@ class VQGANObjective(nn.Module):
         config = self.config
         device = next(model.parameters()).device
         images = self._batch(draw, device, generator)
+        self.averages.to(device)
         quantised = draw > config.autoencoder_share * config.steps * config.accumulate
         if quantised and not bool(self.averages.count.any()):
             self._start(model, draw, device, generator)
@@ -247,11 +248,7 @@ class MVTMObjective:
     """Stage two for `fit`: batches of cached tokens, masked anew at every draw."""
 
     def __init__(
-        self,
-        tokens: Int[Tensor, "n N"],
-        config: Stage2Config,
-        seed: int,
-        holes: Bool[Tensor, "m N"] | None = None,
+        self, tokens: Int[Tensor, "n N"], config: Stage2Config, seed: int, holes: Bool[Tensor, "m N"] | None = None
     ):
         self.tokens, self.config, self.seed, self.holes = tokens, config, seed, holes
 
@@ -284,17 +281,27 @@ def validate(
 
 
 class AttributeObjective:
-    """The attribute classifier for `fit`: images with a little noise, cross-entropy of every attribute."""
+    """The attribute classifier for `fit`: cross-entropy of every attribute, on images as cameras spoil them.
+
+    Each image is blurred, made noisy and brightened or dimmed by amounts of its own, all small: features should tell
+    a green eye from a blue one, not a sharp picture from one that is a little soft.
+    """
 
     def __init__(self, images: UInt8[Tensor, "n 3 64 64"], attributes: dict[str, Tensor], batch: int, seed: int):
         self.images, self.attributes, self.batch, self.seed = images, attributes, batch, seed
 
     def __call__(self, model: ToyFeatures, draw: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         pick = epoch_batch(len(self.images), self.batch, draw, self.seed)
-        images = self.images[pick].float() / 255
-        images = (images + 0.02 * torch.randn(images.shape, generator=generator)).clamp(0, 1)
+        images = _spoiled(self.images[pick].float() / 255, generator)
         device = next(model.parameters()).device
         labels = {name: value[pick].to(device) for name, value in self.attributes.items()}
         logits = model(images.to(device))
         right = [(logits[name].argmax(1) == labels[name]).float().mean() for name in logits]
         return attribute_loss(logits, labels), {"accuracy": float(torch.stack(right).mean())}
+
+
+def _spoiled(images: Float[Tensor, "n 3 64 64"], generator: torch.Generator) -> Float[Tensor, "n 3 64 64"]:
+    blur, noise, gain = torch.rand(3, len(images), 1, 1, 1, generator=generator).unbind(0)
+    images = torch.lerp(images, F.avg_pool2d(images, 3, stride=1, padding=1, count_include_pad=False), blur)
+    images = images + 0.06 * noise * torch.randn(images.shape, generator=generator)
+    return (images * (0.94 + 0.12 * gain)).clamp(0, 1)

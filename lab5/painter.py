@@ -256,9 +256,9 @@ def _light(canvas, light, inside, x, y) -> Tensor:
     """Shade the head as a dome lit from one side."""
     lx = (light.float() - 1)[:, None, None] * 0.85
     ly = torch.where(light == 1, -0.9, -0.35)[:, None, None]
-    dome = ((x / 20 * lx + y / 17 * ly).clamp(-1, 1) * inside)[:, None]
-    canvas = canvas.lerp_(torch.ones(()).expand_as(canvas), 0.26 * dome.clamp(min=0))
-    return canvas.mul_(1 + 0.36 * dome.clamp(max=0))
+    dome = (x / 20 * lx + y / 17 * ly).clamp(-1, 1) * inside
+    canvas = _over(canvas, (255, 255, 255), 0.26 * dome.clamp(min=0))
+    return canvas.mul_(1 + 0.36 * dome.clamp(max=0)[:, None])
 
 
 def _eyes(canvas, dark, colour, lid, gaze, right, ax, y) -> Tensor:

@@ -1,37 +1,31 @@
 """The chain of a run: dataset, VQGAN, tokens, transformer, classifier; each trained once and then found on disk.
 
-A `Training` is one of the networks on its way: iterate it to train, or to learn that it is done already. What it
-writes lies in a folder named by every setting that it depends on, so a network made with other settings is never
-taken for this one. `open_pair` gives the two networks that a notebook decodes with, and says where they are from.
+The functions `train_...` give a `Training`: iterate it to train, or to learn that it is done already. `open_pair`
+gives the two networks that a notebook decodes with, and says where they are from.
 
 It does not know how anything is trained, decoded or drawn.
 """
 
 import dataclasses
 import hashlib
-import json
-import os
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from lab5 import checkpoint
-from lab5.config import Config, TrainConfig, data_folder, pretrained_folder
+from lab5.config import Config, data_folder, pretrained_folder
 from lab5.data import Dataset, open_dataset, token_mask
 from lab5.fid import InceptionFeatures, ToyFeatures
 from lab5.objectives import AttributeObjective, MVTMObjective, VQGANObjective, validate
 from lab5.scores import EncoderFeatures, Features
 from lab5.tokenizer import Tokenizer, reconstruction_psnr_db
 from lab5.toycats import ATTRIBUTES, random_holes, render
-from lab5.trainer import Objective, TrainStep, fit
+from lab5.training import Training
 from lab5.transformer import BidirectionalTransformer
 from lab5.vqgan import VQGAN
-
-CHECKS = 10  # looks at validation images in one training
 
 
 def get_dataset(config: Config) -> Dataset:
@@ -39,98 +33,6 @@ def get_dataset(config: Config) -> Dataset:
     data = config.data
     sizes = {"n_train": data.train, "n_val": data.val, "n_test": data.test}
     return open_dataset(data.path, **sizes, seed=data.seed, cache=data_folder() / "cache")
-
-
-class Training:
-    """One network of a run: `for step in training: ...` trains it, then `training.model` is ready.
-
-    If the folder already holds it, nothing is trained: `reused` is True, and `history` is that of the run which
-    did. A run that was cut short goes on from its last saved state, and its history with it. `check` looks at the
-    network CHECKS times on the way, on images that it does not train on; what it finds joins the metrics of that
-    step.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        config: TrainConfig,
-        settings: dict[str, Any],
-        *,
-        build: Callable[[], nn.Module],
-        objective: Callable[[], Objective],
-        save: Callable[..., None],
-        load: Callable[[Path], nn.Module],
-        seed: int,
-        device: str,
-        check: Callable[[nn.Module], dict[str, float]] = lambda model: {},
-    ):
-        settings = settings | {"network": name, "training": dataclasses.asdict(config), "seed": seed}
-        text = json.dumps(settings, sort_keys=True)
-        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-        self.folder = data_folder() / "runs" / f"{name}-{digest}"
-        self.file, self._log = self.folder / f"{name}.safetensors", self.folder / "history.json"
-        self.name, self.config, self.settings = name, config, json.loads(text)
-        self._build, self._objective, self._save, self._load = build, objective, save, load
-        self._seed, self._device, self._check = seed, device, check
-        self.reused = self._finished()
-        self.history: list[TrainStep] = []
-        self._model: nn.Module | None = None
-
-    @property
-    def model(self) -> nn.Module:
-        """The network on the way; when it is trained, the one on disk, in evaluation mode."""
-        if self._model is None:
-            if not self._finished():
-                raise RuntimeError(f"the {self.name} is not trained yet: iterate over its training first")
-            self._model = self._load(self.file).to(self._device)
-        return self._model
-
-    @property
-    def seconds(self) -> float:
-        """Time that the steps of `history` took, in however many goes."""
-        after = [step.seconds for step in self.history[1:]] + [0.0]
-        return sum(step.seconds for step, next_one in zip(self.history, after, strict=True) if next_one < step.seconds)
-
-    def __len__(self) -> int:
-        return self.config.steps
-
-    def __iter__(self) -> Iterator[TrainStep]:
-        if self._log.exists():
-            self.history = [TrainStep(*row) for row in json.loads(self._log.read_text(encoding="utf-8"))]
-        if self._finished():
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self._seed)
-            self._model = self._build().to(self._device, memory_format=torch.channels_last)
-        state = self.folder / f"{self.name}.state"
-        try:
-            for step in fit(self._model, self._objective(), self.config, seed=self._seed, save_to=state):
-                if step.step % max(1, self.config.steps // CHECKS) == 0:
-                    step.metrics.update(self._check(self._model))
-                while self.history and self.history[-1].step >= step.step:
-                    self.history.pop()  # later than the state that the run went on from
-                self.history.append(step)
-                yield step
-        finally:
-            self._write_log()
-        self._save(self.file, self._model, settings=self.settings)
-        self._model = None  # from here on the one on disk, as for whoever finds it there
-        state.unlink(missing_ok=True)
-
-    def _finished(self) -> bool:
-        return self.file.exists() and self._log.exists()
-
-    def _write_log(self) -> None:
-        part = self._log.with_suffix(f".{os.getpid()}.part")
-        part.write_text(json.dumps(self.history), encoding="utf-8")
-        part.replace(self._log)
-
-    def run(self) -> "Training":
-        """Train to the end without looking."""
-        for _ in self:
-            pass
-        return self
 
 
 def train_vqgan(config: Config, data: Dataset) -> Training:
@@ -199,13 +101,17 @@ def train_classifier(config: Config) -> Training:
         images = torch.cat([cats.images for cats in both])
         return AttributeObjective(images, labels, config.classifier.batch, config.seed)
 
+    def save(path: Path, model: ToyFeatures, **meta: Any) -> None:
+        model.calibrate(render(2_000_002 + config.seed, 2048).images.float() / 255)
+        save_classifier(path, model, **meta)
+
     return Training(
         "classifier",
         config.classifier,
         settings,
         build=lambda: ToyFeatures({n: len(v) for n, v in ATTRIBUTES.items()}, config.classifier.features),
         objective=objective,
-        save=save_classifier,
+        save=save,
         load=load_classifier,
         seed=config.seed,
         device=config.device,

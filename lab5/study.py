@@ -8,6 +8,7 @@ It knows no plot, and does not say which schedule is best.
 """
 
 import csv
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,12 +23,17 @@ from torch import Tensor
 
 from lab5.config import DecodeConfig, StudyConfig
 from lab5.decoder import DecodeStep, decode_steps
+from lab5.gamma import SCHEDULES
 from lab5.pipeline import Pair
-from lab5.scores import Scorer
+from lab5.scores import Scorer, Scores
 from lab5.tokenizer import Tokenizer, fill_holes
 
 Row = dict[str, Any]
-KEY = ("schedule", "steps", "seed", "n", "codes", "order", "temperature", "choice_temperature", "weights", "score_name")
+KEY = (
+    "schedule", "steps", "seed", "n", "codes", "order", "temperature", "choice_temperature", "fill", "weights", "data",
+    "score_name",
+)  # fmt: skip
+COLUMNS = (*KEY, "device", "stop_at", "seconds", *(name for name in Scores._fields if name != "n"))
 
 
 def decode_holes(
@@ -59,6 +65,8 @@ def decode_holes(
 
 def in_batches(model: Callable[[Tensor], Tensor], batch: int) -> Callable[[Tensor], Tensor]:
     """The same function of tokens, computed a batch at a time."""
+    if batch < 1:
+        raise ValueError(f"decode.batch must be at least 1, not {batch}")
     return lambda tokens: torch.cat([model(part) for part in tokens.split(batch)])
 
 
@@ -99,7 +107,8 @@ def run_study(
 ) -> Iterator[list[Row]]:
     """For every schedule, T and seed of the study, the rows of t = 1..T; `len_study` says how many lists.
 
-    With `table` rows are appended to that CSV file as they come, and decodings that are in it are not repeated.
+    With `table` rows are put into that CSV file as they come, and decodings that are in it are not repeated.
+    Raises ValueError for an unknown schedule and for a table of other columns.
     """
     done = _read(table)
     for seed in seeds if seeds is not None else range(study.seeds):
@@ -109,12 +118,15 @@ def run_study(
             rows = [row for row in done if all(str(row[key]) == str(common[key]) for key in KEY)]
             if len(rows) != steps:
                 rows = _decode_and_score(pair, scorer, setting, seed, common)
-                _append(table, rows)
+                done += rows
+                _write(table, done)
             yield rows
 
 
 def plans(study: StudyConfig) -> list[tuple[str, int]]:
     """Every (schedule, T). At T = 1 all schedules are one: it is called one_shot."""
+    if unknown := [schedule for schedule in study.schedules if schedule not in SCHEDULES]:
+        raise ValueError(f"study.schedules must be among {', '.join(SCHEDULES)}, but it has {', '.join(unknown)}")
     several = [(schedule, steps) for steps in study.steps if steps > 1 for schedule in study.schedules]
     return [("one_shot", 1)] * (1 in study.steps) + several
 
@@ -133,20 +145,26 @@ def _common(pair: Pair, scorer: Scorer, decode: DecodeConfig, seed: int) -> Row:
         "order": decode.order,
         "temperature": decode.temperature,
         "choice_temperature": decode.choice_temperature,
+        "fill": decode.fill,
         "weights": pair.weights,
-        "device": str(next(pair.transformer.parameters()).device),
+        "data": scorer.data,
         "score_name": scorer.score_name,
+        "device": str(next(pair.transformer.parameters()).device),
     }
 
 
 def _decode_and_score(pair: Pair, scorer: Scorer, decode: DecodeConfig, seed: int, common: Row) -> list[Row]:
+    """`seconds` are those of a decoding that stops there: encoding, t steps and one picture, without the scoring."""
     rows = []
-    began = time.monotonic()
+    spent, began = 0.0, time.monotonic()
     for state in decode_holes(pair, scorer.truth, scorer.holes, decode, seed):
+        spent += time.monotonic() - began
         if state.step:
-            scores = scorer(pair.tokenizer.decode(state.filled))
-            seconds = round(time.monotonic() - began, 3)
-            rows.append(common | {"stop_at": state.step, "seconds": seconds} | scores._asdict())
+            began = time.monotonic()
+            pictures = pair.tokenizer.decode(state.filled)
+            seconds = round(spent + time.monotonic() - began, 3)
+            rows.append(common | {"stop_at": state.step, "seconds": seconds} | scorer(pictures)._asdict())
+        began = time.monotonic()
     return rows
 
 
@@ -154,28 +172,36 @@ def _read(table: Path | None) -> list[Row]:
     if table is None or not table.exists():
         return []
     with table.open(newline="", encoding="utf-8") as file:
-        return [{key: _number(value) for key, value in row.items()} for row in csv.DictReader(file)]
+        lines = csv.DictReader(file)
+        if tuple(lines.fieldnames or ()) != COLUMNS:
+            raise ValueError(f"{table} is no table of this study: its columns differ; choose another file")
+        return [{key: _value(text) for key, text in line.items()} for line in lines]
 
 
-def _number(text: str) -> Any:
+def _value(text: str) -> Any:
+    """A table's field as it was before it became text."""
     for kind in (int, float):
         try:
             return kind(text)
         except ValueError:
             pass
-    return text
+    return text or None
 
 
-def _append(table: Path | None, rows: list[Row]) -> None:
+def _write(table: Path | None, rows: list[Row]) -> None:
+    """The table as a whole: a reader, or a run that is stopped, never meets half a row."""
     if table is None:
         return
     table.parent.mkdir(parents=True, exist_ok=True)
-    new = not table.exists()
-    with table.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
-        if new:
+    part = table.with_name(f".{table.name}.{os.getpid()}.part")
+    try:
+        with part.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
-        writer.writerows(rows)
+            writer.writerows(rows)
+        part.replace(table)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 # --- what a table says ----------------------------------------------------------------------------------------------

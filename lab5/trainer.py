@@ -23,6 +23,8 @@ from torch.optim.swa_utils import AveragedModel
 from lab5 import checkpoint
 from lab5.config import TrainConfig
 
+LR_SCHEDULES = ("constant", "warmup_cosine", "warmup_linear")
+
 Objective = Callable[[nn.Module, int, torch.Generator], tuple[Tensor, dict[str, float]]]
 
 
@@ -39,6 +41,8 @@ class TrainStep(NamedTuple):
 
 def learning_rate(config: TrainConfig, step: int) -> float:
     """Learning rate of 1-based `step`: constant, linear or cosine decay to 1 %, after a linear warm-up."""
+    if config.schedule not in LR_SCHEDULES:
+        raise ValueError(f"unknown learning-rate schedule {config.schedule!r}; there are {', '.join(LR_SCHEDULES)}")
     if step <= config.warmup:
         return config.lr * step / config.warmup
     done = (step - config.warmup) / max(1, config.steps - config.warmup)
@@ -47,11 +51,7 @@ def learning_rate(config: TrainConfig, step: int) -> float:
         return config.lr * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
     if config.schedule == "warmup_linear":
         return config.lr * max(floor, 1 - done)
-    if config.schedule == "constant":
-        return config.lr
-    raise ValueError(
-        f"unknown learning-rate schedule {config.schedule!r}; there are constant, warmup_cosine and warmup_linear"
-    )
+    return config.lr
 
 
 def fit(
@@ -66,7 +66,8 @@ def fit(
     """Train `model` in place; when the loop ends, or is left early, the averaged weights (EMA) are in it.
 
     With `save_to` the state is written there every `save_every` seconds and at the end, and a run that finds its
-    own file goes on from it. A loss that is not finite stops the run with the step and the learning rate.
+    own file goes on from it. An error or an interrupt within a step leaves the last file as it is.
+    Raises FloatingPointError, with the step and the learning rate, for a loss or gradient that is not finite.
     """
     device = next(model.parameters()).device
     optimiser = _optimiser(model, config, device)
@@ -75,10 +76,10 @@ def fit(
     generator = torch.Generator(device="cpu")
     first = 1
     if save_to is not None and save_to.exists():
-        first = 1 + _restore(save_to, model, average, optimiser, objective)
+        first = 1 + _restore(save_to, model, average, optimiser, scaler, objective)
     model.train()
     began = last_save = time.monotonic()
-    step = first - 1
+    done = step = first - 1
     try:
         for step in range(first, config.steps + 1):
             lr = learning_rate(config, step)
@@ -98,20 +99,22 @@ def fit(
             if not math.isfinite(total):
                 raise FloatingPointError(f"the loss is {total} at step {step} with a learning rate of {lr:.2g}")
             scaler.unscale_(optimiser)
-            if config.clip:
-                nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+            norm = float(nn.utils.clip_grad_norm_(model.parameters(), config.clip or math.inf))
+            if not math.isfinite(norm) and not scaler.is_enabled():  # a scaler skips such a step by itself
+                raise FloatingPointError(f"the gradient is {norm} at step {step} with a learning rate of {lr:.2g}")
             scaler.step(optimiser)
             scaler.update()
             if average is not None:
                 average.update_parameters(model)
+            done = step
             if save_to is not None and time.monotonic() - last_save > save_every:
-                _store(save_to, model, average, optimiser, objective, step)
+                _store(save_to, model, average, optimiser, scaler, objective, step)
                 last_save = time.monotonic()
             yield TrainStep(step, config.steps, total, lr, time.monotonic() - began, metrics)
     finally:
-        if save_to is not None and step >= first:
-            _store(save_to, model, average, optimiser, objective, step)
-        if average is not None and step >= first:
+        if save_to is not None and done == step >= first:  # else an error has left a step half done
+            _store(save_to, model, average, optimiser, scaler, objective, step)
+        if average is not None:
             model.load_state_dict(average.module.state_dict())
         model.eval()
 
@@ -125,10 +128,10 @@ def autocast(amp: str, device: torch.device):
 
 
 def _optimiser(model: nn.Module, config: TrainConfig, device: torch.device) -> torch.optim.Optimizer:
-    """AdamW; biases, norms and embeddings are not decayed."""
-    embedded = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-    decayed = [p for p in model.parameters() if p.dim() > 1 and id(p) not in embedded]
-    kept = [p for p in model.parameters() if p.dim() <= 1 or id(p) in embedded]
+    """AdamW; biases, norms and embeddings are not decayed, which leaves the weights of linear maps."""
+    linear = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    decayed = [p for p in model.parameters() if id(p) in linear]
+    kept = [p for p in model.parameters() if id(p) not in linear]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=device.type in ("cpu", "cuda"))
 
@@ -144,7 +147,7 @@ def _averaging(config: TrainConfig):
     return update
 
 
-def _store(path: Path, model, average, optimiser, objective, step: int) -> None:
+def _store(path: Path, model, average, optimiser, scaler, objective, step: int) -> None:
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     if average is not None:
         tensors |= {f"average.{k}": v for k, v in average.module.state_dict().items()}
@@ -152,10 +155,10 @@ def _store(path: Path, model, average, optimiser, objective, step: int) -> None:
         tensors |= {f"objective.{k}": v for k, v in objective.state_dict().items()}
     for i, state in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{i}.{k}": v for k, v in state.items()}
-    checkpoint.save(path, {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, {"step": step})
+    checkpoint.save(path, tensors, {"step": step, "scaler": scaler.state_dict()})
 
 
-def _restore(path: Path, model, average, optimiser, objective) -> int:
+def _restore(path: Path, model, average, optimiser, scaler, objective) -> int:
     tensors, meta = checkpoint.load(path)
     parts: dict[str, dict] = {"model": {}, "average": {}, "optimiser": {}, "objective": {}}
     for key, value in tensors.items():
@@ -167,9 +170,14 @@ def _restore(path: Path, model, average, optimiser, objective) -> int:
         average.n_averaged.fill_(meta["step"])
     if isinstance(objective, nn.Module):
         objective.load_state_dict(parts["objective"])
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
     state: dict[int, dict] = {}
     for key, value in parts["optimiser"].items():
         i, name = key.split(".")
+        if value.dim():  # the fused AdamW reads memory as it lies: moments need the layout of their weights
+            value = torch.empty_like(parameters[int(i)]).copy_(value)
         state.setdefault(int(i), {})[name] = value
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+    if meta.get("scaler"):  # there is one with fp16 only
+        scaler.load_state_dict(meta["scaler"])
     return int(meta["step"])

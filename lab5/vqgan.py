@@ -155,8 +155,9 @@ class Codebook(nn.Module):
 
     def nearest(self, latents: Float[Tensor, "M C"]) -> Int[Tensor, " M"]:
         codes = self.embedding.weight
-        # |z - e|^2 less |z|^2, which is the same for every code.
-        return torch.addmm((codes * codes).sum(1), latents, codes.T, alpha=-2).argmin(1)
+        # |z - e|^2 less |z|^2, which is the same for every code. In half precision, codes would tie or swap.
+        with torch.autocast(latents.device.type, enabled=False):
+            return torch.addmm((codes * codes).sum(1), latents, codes.T, alpha=-2).argmin(1)
 
 
 class Quantised(NamedTuple):

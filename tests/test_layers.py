@@ -9,8 +9,9 @@ PACKAGE = Path(__file__).parent.parent / "lab5"
 
 # From the bottom of the package to its top. A new room is put in its place here.
 ROOMS = """
-    config gamma attention transformer vqgan toycats data checkpoint tokenizer objectives trainer samplers decoder
-    fid recipes study pitfalls plots widgets results progress pages report __main__
+    config gamma attention transformer vqgan painter toycats files data checkpoint fid tokenizer objectives trainer
+    training samplers decoder scores pipeline study plots widgets results progress pages report doctor commands
+    __main__
 """.split()
 
 PICTURES = {"plots", "widgets"}  # for notebooks, the report and the command line
@@ -41,13 +42,13 @@ def test_imports_are_found_in_every_form():
 
 
 def test_every_module_has_its_place():
-    assert set(MODULES) <= set(ROOMS)
+    assert sorted(ROOMS) == MODULES
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_a_module_imports_only_from_those_above(name):
     found = imported((PACKAGE / f"{name}.py").read_text(encoding="utf-8"))
-    above = set(ROOMS[: ROOMS.index(name)]) if name in ROOMS else set()
+    above = set(ROOMS[: ROOMS.index(name)])
     if name not in ABOVE_PICTURES:
         above -= PICTURES
     assert found <= above
@@ -57,4 +58,4 @@ def test_a_module_imports_only_from_those_above(name):
 def test_a_module_says_what_it_is_for_and_stays_short(name):
     source = (PACKAGE / f"{name}.py").read_text(encoding="utf-8")
     assert ast.get_docstring(ast.parse(source)), "no docstring"
-    assert len(source.splitlines()) < 300
+    assert len(source.splitlines()) <= 300
