@@ -36,7 +36,7 @@ lint: setup  ## check the style with ruff
 # Its settings, as --set KEY=VALUE; data/pretrained/training.json records them with what came of them.
 PRETRAINED :=
 pretrained: setup  ## train the committed weights again
-	@$(VENV_PYTHON) -m lab5 train --stage all --profile quick --out data/pretrained $(PRETRAINED)
+	@$(VENV_PYTHON) -m lab5 train --stage all --profile pretrained --out data/pretrained
 
 clean:  ## remove what runs wrote: the report, figures, caches, checkpoints
 	rm -rf report data/runs data/cache .pytest_cache .ruff_cache .hypothesis

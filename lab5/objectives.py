@@ -7,13 +7,17 @@ It knows no optimiser, no schedule of the learning rate and no decoder.
 """
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lab5.codebook import CodeAverages
 from lab5.config import Stage1Config, Stage2Config, VQGANConfig
+from lab5.critics import PatchCritic, PerceptualDistance
 from lab5.data import TRAIN_STATS, normalise
 from lab5.fid import ToyFeatures, attribute_loss
 from lab5.gamma import gamma
@@ -32,59 +36,19 @@ def epoch_batch(n: int, batch: int, draw: int, seed: int) -> Int[Tensor, " batch
 # --- stage one ------------------------------------------------------------------------------------------------------
 
 
-class CodeAverages(nn.Module):
-    """Codes as the moving average of the latents assigned to them (van den Oord et al. 2017, appendix A.1).
-
-    Codes that nothing has been assigned to for a while are set on latents of the current batch.
-    """
-
-    def __init__(self, codes: int, latent: int, decay: float):
-        super().__init__()
-        self.decay = decay
-        self.register_buffer("count", torch.zeros(codes))  # all zero: not started
-        self.register_buffer("total", torch.zeros(codes, latent))
-
-    @torch.no_grad()
-    def start(self, model: VQGAN, latents: Float[Tensor, "M C"], generator: torch.Generator, rounds: int = 12) -> None:
-        """Set the codes by k-means on some latents."""
-        codes = model.config.codes
-        pick = torch.randint(len(latents), (codes,), generator=generator)
-        model.codebook.embedding.weight.copy_(latents[pick])
-        for _ in range(rounds):
-            nearest = model.codebook.nearest(latents)
-            count = torch.bincount(nearest, minlength=codes).float()
-            total = torch.zeros_like(self.total).index_add_(0, nearest, latents)
-            used = count > 0
-            model.codebook.embedding.weight[used] = total[used] / count[used, None]
-            self._reseed(model, latents, ~used, generator)
-        self.count.fill_(len(latents) / codes)
-        self.total.copy_(model.codebook.embedding.weight * self.count[:, None])
-
-    @torch.no_grad()
-    def update(self, model: VQGAN, latents: Float[Tensor, "M C"], tokens: Int[Tensor, " M"], generator) -> None:
-        count = torch.bincount(tokens, minlength=len(self.count)).float()
-        total = torch.zeros_like(self.total).index_add_(0, tokens, latents)
-        self.count.lerp_(count, 1 - self.decay)
-        self.total.lerp_(total, 1 - self.decay)
-        model.codebook.embedding.weight.copy_(self.total / self.count.clamp(min=1e-3)[:, None])
-        dead = self.count < 0.03 * self.count.mean()
-        if bool(dead.any()):
-            self._reseed(model, latents, dead, generator)
-            self.count[dead] = self.count.mean()
-            self.total[dead] = model.codebook.embedding.weight[dead] * self.count.mean()
-
-    def _reseed(self, model: VQGAN, latents: Tensor, dead: Tensor, generator: torch.Generator) -> None:
-        if bool(dead.any()):
-            pick = torch.randint(len(latents), (int(dead.sum()),), generator=generator)
-            model.codebook.embedding.weight[dead] = latents[pick]
-
-
 def vqgan_loss(
-    model: VQGAN, images: Float[Tensor, "B 3 64 64"], *, quantised: bool = True, beta: float = 0.25, learn_codes=True
+    model: VQGAN,
+    images: Float[Tensor, "B 3 64 64"],
+    *,
+    quantised: bool = True,
+    beta: float = 0.25,
+    learn_codes: bool = True,
+    judges: Mapping[str, tuple[float, nn.Module]] = MappingProxyType({}),
 ) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
-    """Reconstruction (absolute and squared error alike) + commitment + codebook term.
+    """Reconstruction (absolute and squared error alike) + commitment + codebook term + weighted judges.
 
     `learn_codes` adds the codebook term |sg(z) - e|^2; without it the codes are left to `CodeAverages`.
+    `judges` are named (weight, module) of `lab5.critics`, asked once the network quantises.
     Returns the loss, its terms, the latents (B,C,16,16) and the tokens (B,N). With `quantised=False` the network
     is a plain autoencoder.
     """
@@ -104,6 +68,9 @@ def vqgan_loss(
         if learn_codes:
             terms["codebook"] = (latents.detach().float() - out.codes).square().mean()
             loss = loss + terms["codebook"]
+        for name, (weight, judge) in judges.items():
+            terms[name] = judge(pictures, images)
+            loss = loss + weight * terms[name]
     else:  # keep the latents near the unit scale that k-means will find
         loss = loss + 1e-3 * latents.float().square().mean()
     return loss, terms, latents, tokens
@@ -112,27 +79,41 @@ def vqgan_loss(
 class VQGANObjective(nn.Module):
     """Stage one for `fit`: batches of flipped images; first a plain autoencoder, then quantised."""
 
-    def __init__(self, images: UInt8[Tensor, "n 3 64 64"], model: VQGANConfig, config: Stage1Config, seed: int):
+    def __init__(
+        self,
+        images: UInt8[Tensor, "n 3 64 64"],
+        model: VQGANConfig,
+        config: Stage1Config,
+        seed: int,
+        perceptual: PerceptualDistance | None = None,
+    ):
         super().__init__()
+        if config.perceptual and perceptual is None:
+            raise ValueError("stage1.perceptual needs a network to judge with, and there is none for this dataset")
         self.images, self.config, self.seed = images, config, seed
         self.averages = CodeAverages(model.codes, model.latent, config.code_decay)
+        self.perceptual = perceptual if config.perceptual else None
+        self.critic = PatchCritic() if config.adversarial else None
 
     def forward(self, model: VQGAN, draw: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         config = self.config
         device = next(model.parameters()).device
         images = self._batch(draw, device, generator)
-        self.averages.to(device)
+        self.to(device)
         quantised = draw > config.autoencoder_share * config.steps * config.accumulate
         if quantised and not bool(self.averages.count.any()):
             self._start(model, draw, device, generator)
+        judges = {"perceptual": (config.perceptual, self.perceptual), "adversarial": (config.adversarial, self.critic)}
+        judges = {name: judge for name, judge in judges.items() if judge[0]}
         loss, terms, latents, tokens = vqgan_loss(
-            model, images, quantised=quantised, beta=config.beta, learn_codes=False
+            model, images, quantised=quantised, beta=config.beta, learn_codes=False, judges=judges
         )
         metrics = {"psnr_db": -10 * math.log10(float(terms["image_squared"]) + 1e-12)}
         if quantised:
             flat = latents.detach().float().permute(0, 2, 3, 1).flatten(0, 2)
-            self.averages.update(model, flat, tokens.flatten(), generator)
+            self.averages.update(model.codebook, flat, tokens.flatten(), generator)
             metrics["codes_used"] = float(tokens.unique().numel())
+            metrics |= {name: float(terms[name].detach()) for name in judges}
         return loss, metrics
 
     def _batch(self, draw: int, device, generator: torch.Generator) -> Tensor:
@@ -144,7 +125,7 @@ class VQGANObjective(nn.Module):
     @torch.no_grad()
     def _start(self, model: VQGAN, draw: int, device, generator: torch.Generator) -> None:
         latents = [model.latents(self._batch(draw + k, device, generator)).float() for k in range(4)]
-        self.averages.start(model, torch.cat(latents).permute(0, 2, 3, 1).flatten(0, 2), generator)
+        self.averages.start(model.codebook, torch.cat(latents).permute(0, 2, 3, 1).flatten(0, 2), generator)
 
 
 # --- stage two ------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lab5 import checkpoint
 from lab5.config import Config, data_folder, pretrained_folder
+from lab5.critics import PerceptualDistance
 from lab5.data import Dataset, open_dataset, token_mask
 from lab5.fid import InceptionFeatures, ToyFeatures
 from lab5.objectives import AttributeObjective, MVTMObjective, VQGANObjective, validate
@@ -37,12 +38,14 @@ def get_dataset(config: Config) -> Dataset:
 
 def train_vqgan(config: Config, data: Dataset) -> Training:
     settings = {"vqgan": dataclasses.asdict(config.vqgan), "data": data.fingerprint}
+    toys = config.stage1.perceptual and data.name == "toycats"
+    perceptual = PerceptualDistance(load_classifier().body[:9]) if toys else None  # its three finest maps
     return Training(
         "vqgan",
         config.stage1,
         settings,
         build=lambda: VQGAN(config.vqgan),
-        objective=lambda: VQGANObjective(data.train, config.vqgan, config.stage1, config.seed),
+        objective=lambda: VQGANObjective(data.train, config.vqgan, config.stage1, config.seed, perceptual),
         save=checkpoint.save_vqgan,
         load=checkpoint.load_vqgan,
         seed=config.seed,

@@ -3,6 +3,7 @@
 A caption under each figure carries n, seeds, device and weights. It knows no model and computes no score.
 """
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,7 +39,6 @@ STYLE = {
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
-    "svg.hashsalt": "lab5",  # the same data give the same file
 }
 
 Pictures = UInt8[Tensor, "m 3 H W"]
@@ -47,7 +47,7 @@ Pictures = UInt8[Tensor, "m 3 H W"]
 def _figure(width: float, height: float, caption: str) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     if caption:
-        figure.supxlabel(caption, fontsize=7.5, color=PALE)
+        figure.supxlabel(textwrap.fill(caption, int(15 * width)), fontsize=7.5, color=PALE)
     return figure
 
 
@@ -55,23 +55,24 @@ def decode_grid(
     rows: dict[str, Pictures], columns: Sequence[str] = (), *, caption: str = "", marked: Sequence[str] = ()
 ) -> Figure:
     """Named rows of equally many pictures with a label above each column; `marked` rows are labelled bold."""
-    longest = max(len(pictures) for pictures in rows.values())
-    figure = _figure(1.0 * longest + 1.1, 1.04 * len(rows) + 0.45, caption)
-    axes = np.atleast_2d(figure.subplots(len(rows), longest, squeeze=False))
-    for line, (name, pictures) in zip(axes, rows.items(), strict=True):
-        for i, axis in enumerate(line):
-            axis.set_xticks([])
-            axis.set_yticks([])
-            axis.spines[:].set_visible(False)
-            if i < len(pictures):
-                axis.imshow(pictures[i].permute(1, 2, 0).numpy(), interpolation="nearest")
-        weight = "bold" if name in marked else "normal"
-        colour = COLOURS.get(name.split()[0], INK)
-        line[0].set_ylabel(
-            name, rotation=0, ha="right", va="center", fontsize=8.5, weight=weight, color=colour, labelpad=6
-        )
-    for axis, label in zip(axes[0], columns, strict=False):
-        axis.set_title(label, fontsize=8, weight="normal", loc="center")
+    longest = max((len(pictures) for pictures in rows.values()), default=0)
+    if longest == 0:
+        raise ValueError("a grid needs at least one row with a picture, found none")
+    with rc_context(STYLE):
+        figure = _figure(1.0 * longest + 1.1, 1.04 * len(rows) + 0.45, caption)
+        axes = figure.subplots(len(rows), longest, squeeze=False)
+        for line, (name, pictures) in zip(axes, rows.items(), strict=True):
+            for i, axis in enumerate(line):
+                axis.set(xticks=[], yticks=[])
+                axis.spines[:].set(visible=i < len(pictures), color="#d8d8d8", lw=0.6)
+                if i < len(pictures):
+                    axis.imshow(pictures[i].permute(1, 2, 0).numpy(), interpolation="nearest")
+            line[0].set_ylabel(
+                name, rotation=0, ha="right", va="center", fontsize=8.5, labelpad=6,
+                weight="bold" if name in marked else "normal", color=COLOURS.get(name.partition(" ")[0], INK),
+            )  # fmt: skip
+        for axis, label in zip(axes[0], columns, strict=False):
+            axis.set_title(label, fontsize=8, weight="normal", loc="center")
     return figure
 
 
@@ -116,8 +117,9 @@ def loss_curve(
             right.plot(*zip(*validation, strict=True), "o-", ms=4, lw=1.2, color=COLOURS["linear"], label="validation")
         if floor:
             right.axhline(floor[1], color=PALE, ls="--", lw=1, label=floor[0])
-        right.set(xlabel="step", ylabel=label, title=label[0].upper() + label[1:])
-        right.legend(frameon=False, fontsize=8)
+        right.set(xlabel="step", title=label[0].upper() + label[1:])
+        if right.get_legend_handles_labels()[0]:
+            right.legend(frameon=False, fontsize=8)
     return figure
 
 
@@ -135,7 +137,7 @@ def gamma_curves(schedules: Sequence[str] = tuple(SCHEDULES), *, caption: str = 
     with rc_context(STYLE):
         figure = _figure(5.2, 3.0, caption)
         axis = figure.subplots()
-        ratio = np.linspace(0, 1, 201)
+        ratio = np.linspace(0, 1, 2001)  # so fine that the stairs stand upright
         for name in schedules:
             axis.plot(ratio, [gamma(name, float(r)) for r in ratio], color=COLOURS[name], lw=1.8, label=name)
         axis.set(xlabel="share of the steps done, t/T", ylabel="share still masked, γ", title="Mask schedules")
@@ -176,8 +178,7 @@ def fid_curve(
             axis.axhline(value, color=PALE, lw=1, ls="--")
             axis.annotate(name, (1.0, value), xycoords=("axes fraction", "data"), fontsize=7.5, color=PALE,
                           xytext=(4, 0), textcoords="offset points", va="center")  # fmt: skip
-        axis.set(xlabel=xlabel or x, ylabel=ylabel or y, title=title)
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.set(xlabel=xlabel or x, ylabel=ylabel or y, title=title, xticks=sorted({row[x] for row in rows}))
         axis.legend(frameon=False, fontsize=8)
     return figure
 
@@ -190,17 +191,20 @@ def attention_map(
     titles: Sequence[str] = (),
     caption: str = "",
 ) -> Figure:
-    """Where one position looks: the picture with the query's token framed, and the weights of each head over it."""
+    """Where one position looks: the picture with the query's token framed, and each head's weights glowing on it."""
     with rc_context(STYLE):
         figure = _figure(1.75 * (len(weights) + 1), 2.1, caption)
         axes = figure.subplots(1, len(weights) + 1)
         picture = image.permute(1, 2, 0).numpy()
         row, column = divmod(query, 16)
         for i, axis in enumerate(axes):
-            axis.imshow(picture, interpolation="nearest", alpha=1.0 if i == 0 else 0.45)
+            axis.imshow(picture if i == 0 else picture // 3, interpolation="nearest")
             if i > 0:
                 heat = weights[i - 1].reshape(16, 16).numpy()
-                axis.imshow(heat, extent=(-0.5, 63.5, 63.5, -0.5), cmap="magma", alpha=0.7, interpolation="nearest")
+                heat = heat / heat.max()
+                axis.imshow(
+                    heat, alpha=heat**0.5, extent=(-0.5, 63.5, 63.5, -0.5), cmap="inferno", interpolation="nearest"
+                )
             frame = np.array([[0, 0], [4, 0], [4, 4], [0, 4], [0, 0]]) + np.array([column * 4, row * 4]) - 0.5
             axis.plot(*frame.T, color="#00d0ff", lw=1.6)
             axis.set_axis_off()
@@ -220,6 +224,7 @@ def bars(
         axis.bar_label(drawn, fmt=f"%.{digits}f", padding=3, fontsize=8)
         axis.invert_yaxis()
         axis.grid(axis="y", visible=False)
+        axis.tick_params(axis="y", length=0)
         axis.margins(x=0.12)
         axis.set(xlabel=xlabel, title=title)
     return figure

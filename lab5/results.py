@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from IPython.display import display
-from matplotlib import pyplot
+from matplotlib import pyplot, rc_context
 from matplotlib.figure import Figure
 
 from lab5.config import ROOT
@@ -38,7 +38,10 @@ def show(figure: Figure, alt: str, name: str = "") -> None:
         folder = _figures()
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.png").write_bytes(png.getvalue())
-        figure.savefig(folder / f"{name}.svg", bbox_inches="tight", metadata={"Description": alt})
+        with rc_context({"svg.hashsalt": "lab5"}):  # with salt and without date, the same data give the same file
+            figure.savefig(
+                folder / f"{name}.svg", bbox_inches="tight", metadata={"Description": alt, "Date": None}
+            )
     pyplot.close(figure)  # or the inline backend shows it once more when the cell ends
     display({"image/png": png.getvalue(), "text/plain": alt}, raw=True, metadata={"image/png": {"alt": alt}})
 

@@ -6,7 +6,7 @@ classical inpainters. It knows no model: a method is whatever made the pictures.
 
 import hashlib
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, UInt8
@@ -18,6 +18,7 @@ from lab5.fid import frechet_distance, kid
 from lab5.vqgan import VQGAN
 
 
+@runtime_checkable
 class Features(Protocol):
     """A feature extractor with the name that its score must carry."""
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,8 @@ class Training:
     @property
     def seconds(self) -> float:
         """Time that the steps of `history` took, in however many goes."""
-        after = [step.seconds for step in self.history[1:]] + [0.0]
-        return sum(step.seconds for step, next_one in zip(self.history, after, strict=True) if next_one < step.seconds)
+        ends = [step.seconds for step, following in pairwise(self.history) if following.seconds < step.seconds]
+        return sum(ends + [step.seconds for step in self.history[-1:]])
 
     def __len__(self) -> int:
         return self.config.steps

@@ -8,11 +8,11 @@ It knows no dataset, no loss and no transformer. Images are in the lab's normali
 
 from typing import NamedTuple
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lab5.codebook import Codebook
 from lab5.config import VQGANConfig
 
 GRID = 16  # tokens on a side
@@ -143,21 +143,6 @@ class Decoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)
-
-
-class Codebook(nn.Module):
-    """K vectors; a latent becomes the index of the nearest in squared Euclidean distance."""
-
-    def __init__(self, codes: int, latent: int):
-        super().__init__()
-        self.embedding = nn.Embedding(codes, latent)
-        nn.init.uniform_(self.embedding.weight, -1 / codes, 1 / codes)
-
-    def nearest(self, latents: Float[Tensor, "M C"]) -> Int[Tensor, " M"]:
-        codes = self.embedding.weight
-        # |z - e|^2 less |z|^2, which is the same for every code. In half precision, codes would tie or swap.
-        with torch.autocast(latents.device.type, enabled=False):
-            return torch.addmm((codes * codes).sum(1), latents, codes.T, alpha=-2).argmin(1)
 
 
 class Quantised(NamedTuple):

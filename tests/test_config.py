@@ -150,7 +150,6 @@ def test_a_value_of_another_type_is_refused_by_the_settings_name(name, value):
         ({"data.train": 10}, "stage1.batch .* 10 images"),
         ({"data.train": 40, "stage2.batch": 41}, "stage2.batch = 41 .* 40 images"),
         ({"classifier.images": 10}, "classifier.batch .* 10 images"),
-        ({"stage1.betas": (0.9,)}, "stage1.betas"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused_by_name(changes, named):

@@ -1,0 +1,522 @@
+"""The losses are the closed forms, look only where they should, and the codes follow their latents."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import scipy.stats
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lab5.codebook import CodeAverages
+from lab5.config import Stage1Config, Stage2Config, VQGANConfig
+from lab5.data import TRAIN_STATS
+from lab5.fid import ToyFeatures
+from lab5.gamma import gamma
+from lab5.objectives import (
+    MASKINGS,
+    AttributeObjective,
+    MVTMObjective,
+    VQGANObjective,
+    epoch_batch,
+    masked_cross_entropy,
+    mvtm_loss,
+    mvtm_mask,
+    validate,
+    vqgan_loss,
+)
+from lab5.toycats import render
+from lab5.vqgan import VQGAN
+
+K, N = 20, 256
+SMALL = VQGANConfig(
+    codes=16, latent=4, stem=4, encoder=((4,), (6,)), middle=(8,), decoder=((8,), (6,), (4,)), groups=0, attention=False
+)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def tokens_of(n, seed=0):
+    return torch.randint(K, (n, N), generator=seeded(seed))
+
+
+def holes_of(n, seed=0):
+    """Token masks of 60 to 120 positions in a row."""
+    start, length = torch.randint(130, (2, n), generator=seeded(seed))
+    place = torch.arange(N)
+    return (place >= start[:, None]) & (place < (start + 60 + length % 61)[:, None])
+
+
+class Stub(nn.Module):
+    """Answers with logits made by a function of what it is shown; remembers that and its mode."""
+
+    def __init__(self, answer):
+        super().__init__()
+        self.answer, self.mask_id = answer, K
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.shown, self.modes = [], []
+
+    def forward(self, tokens, where=None):
+        self.shown.append(tokens)
+        self.modes.append(self.training)
+        logits = self.answer(tokens) + self.weight
+        return logits if where is None else logits[where]
+
+
+def uniform(tokens):
+    return torch.zeros(*tokens.shape, K + 1)
+
+
+def sure_of(right):
+    """A model that is certain of the tokens `right` wherever it is asked."""
+    return Stub(lambda tokens: 50.0 * F.one_hot(right, K + 1).float())
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_epoch_visits_every_example_once_in_another_order_each_time():
+    epochs = [torch.cat([epoch_batch(30, 6, 5 * e + i, seed=3) for i in range(1, 6)]) for e in range(3)]
+    for epoch in epochs:
+        assert torch.equal(epoch.sort().values, torch.arange(30))
+    assert not torch.equal(epochs[0], epochs[1]) and not torch.equal(epochs[1], epochs[2])
+    assert not torch.equal(epochs[0][:6], epoch_batch(30, 6, 1, seed=4))
+
+
+def test_an_epoch_that_does_not_come_out_even_leaves_the_rest_out_and_repeats_none():
+    seen = [torch.cat([epoch_batch(10, 4, 2 * e + i, seed=0) for i in (1, 2)]) for e in range(40)]
+    assert all(len(epoch.unique()) == 8 for epoch in seen)
+    assert torch.cat(seen).unique().tolist() == list(range(10))  # not always the same rest
+
+
+@pytest.mark.parametrize("batch", [0, 11])
+def test_a_batch_that_the_examples_cannot_fill_is_refused(batch):
+    with pytest.raises(ValueError, match=rf"1\.\.10, the number of examples; found {batch}"):
+        epoch_batch(10, batch, 1, seed=0)
+
+
+# --- which tokens are masked ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("masking", MASKINGS)
+def test_every_masking_hides_at_least_one_token_of_each_image(masking):
+    tiny = torch.zeros(5, N, dtype=torch.bool)
+    tiny[torch.arange(5), torch.arange(5)] = True  # holes of one token
+    masked = MASKINGS[masking](3000, N, tiny, seeded())
+    assert masked.shape == (3000, N) and masked.dtype == torch.bool
+    assert masked.any(1).all()
+    alone = MASKINGS[masking](2000, 1, torch.ones(1, 1, dtype=torch.bool), seeded())
+    assert alone.all()  # of one token, that one
+
+
+@pytest.mark.parametrize("masking", ["cosine", "linear", "square"])
+def test_gamma_of_a_uniform_ratio_is_the_share_of_tokens_masked_and_not_kept(masking):
+    masked = MASKINGS[masking](4000, N, None, seeded())
+    # P(count <= c) = P(gamma(u) <= c / N) for a rounding up, and gamma falls: = 1 - gamma^-1(c / N).
+    inverse = {
+        "cosine": lambda share: 2 / math.pi * math.acos(share),
+        "linear": lambda share: 1 - share,
+        "square": lambda share: math.sqrt(1 - share),
+    }[masking]
+    counts = masked.sum(1).double()
+    for c in (26, 64, 128, 192, 240):
+        assert gamma(masking, inverse(c / N)) == pytest.approx(c / N)
+        assert abs((counts <= c).double().mean() - (1 - inverse(c / N))) < 0.03, c
+    mean = {"cosine": 2 / math.pi, "linear": 1 / 2, "square": 2 / 3}[masking]  # kept instead: 0.36, 0.5 and 0.33
+    assert counts.mean() / N == pytest.approx(mean, abs=0.02)
+
+
+@pytest.mark.parametrize("masking", ["cosine", "uniform", "bernoulli"])
+def test_no_position_is_masked_more_often_than_another(masking):
+    masked = MASKINGS[masking](6000, 32, None, seeded()).double()
+    counts = masked.sum(0)
+    assert (counts / counts.mean() - 1).abs().max() < 0.06
+
+
+def test_uniform_counts_are_uniform_from_one_to_all():
+    counts = MASKINGS["uniform"](8000, 8, None, seeded()).sum(1)
+    assert scipy.stats.chisquare(torch.bincount(counts, minlength=9)[1:].numpy()).pvalue > 1e-3
+
+
+def test_bernoulli_masks_each_token_with_probability_one_half():
+    counts = MASKINGS["bernoulli"](4000, N, None, seeded()).sum(1).double()
+    assert counts.mean() / N == pytest.approx(0.5, abs=0.003)
+    assert counts.std() == pytest.approx(math.sqrt(N) / 2, rel=0.05)
+
+
+def test_hole_masks_lie_inside_a_given_hole_and_a_quarter_and_more_are_all_of_it():
+    holes = holes_of(3)
+    masked = MASKINGS["hole"](4000, N, holes, seeded())
+    inside = (masked[:, None] <= holes[None]).all(2)  # image, hole
+    assert inside.any(1).all()
+    size = holes.sum(1)
+    whole = (masked[:, None] == holes[None]).all(2).any(1).double().mean()
+    # One in four by decree; of the others, those with ceil(cos(pi u / 2) M) = M.
+    rest = sum(2 / math.pi * math.acos(1 - 1 / m) for m in size.tolist()) / 3
+    assert whole == pytest.approx(0.25 + 0.75 * rest, abs=0.025)
+    share = masked.sum(1) / (inside * size).amax(1)
+    assert share.mean() == pytest.approx(0.25 + 0.75 * 2 / math.pi, abs=0.03)
+
+
+def test_hole_masks_use_every_hole():
+    holes = torch.eye(4, N, dtype=torch.bool)
+    masked = MASKINGS["hole"](400, N, holes, seeded())
+    assert torch.equal(masked.unique(dim=0).sum(0), holes.sum(0))
+
+
+def test_mixed_masks_are_half_of_them_in_a_hole_and_half_anywhere():
+    holes = torch.zeros(1, N, dtype=torch.bool)
+    holes[0, :80] = True
+    masked = MASKINGS["mixed"](4000, N, holes, seeded())
+    within = ~masked[:, 80:].any(1)
+    assert within.double().mean() == pytest.approx(0.5, abs=0.03)
+    assert masked[~within].double().mean() == pytest.approx(2 / math.pi, abs=0.03)
+
+
+def test_the_same_generator_state_gives_the_same_mask_and_the_next_another():
+    for masking in MASKINGS:
+        first, again = (mvtm_mask(tokens_of(4), masking, seeded(5), holes_of(3)) for _ in range(2))
+        assert torch.equal(first, again)
+        generator = seeded(5)
+        mvtm_mask(tokens_of(4), masking, generator, holes_of(3))
+        assert not torch.equal(mvtm_mask(tokens_of(4), masking, generator, holes_of(3)), first)
+
+
+def test_unknown_maskings_and_missing_holes_are_refused():
+    with pytest.raises(ValueError, match="'cosin'; there are cosine, linear"):
+        mvtm_mask(tokens_of(1), "cosin", seeded())
+    for masking in ("hole", "mixed"):
+        with pytest.raises(ValueError, match="needs holes .* found none"):
+            mvtm_mask(tokens_of(1), masking, seeded())
+
+
+# --- the loss of stage two --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("masking", MASKINGS)
+def test_a_uniform_model_loses_the_logarithm_of_the_number_of_codes(masking):
+    loss = mvtm_loss(Stub(uniform), tokens_of(6), masking=masking, generator=seeded(), holes=holes_of(4))
+    assert loss.item() == pytest.approx(math.log(K), rel=1e-6)
+    # With classes and positions confused it would be ln(N) / 4 at N = 256.
+    assert loss.item() != pytest.approx(math.log(N) / 4, rel=0.1)
+
+
+def test_the_mask_id_is_never_a_class():
+    tokens = tokens_of(4)
+
+    def eager(shown):
+        logits = uniform(shown)
+        logits[..., K] = 1e4
+        return logits
+
+    losses = [mvtm_loss(Stub(answer), tokens, generator=seeded()).item() for answer in (uniform, eager)]
+    assert losses[0] == losses[1] == pytest.approx(math.log(K))
+
+
+def test_the_loss_looks_only_at_masked_tokens():
+    tokens = tokens_of(4)
+    masked = mvtm_mask(tokens, "cosine", seeded())
+    wrong_when_known = torch.where(masked, tokens, (tokens + 1) % K)
+    wrong_when_masked = torch.where(masked, (tokens + 1) % K, tokens)
+    loss, accuracy = masked_cross_entropy(sure_of(wrong_when_known), tokens, masked)
+    assert loss.item() == pytest.approx(0, abs=1e-6) and accuracy == 1
+    loss, accuracy = masked_cross_entropy(sure_of(wrong_when_masked), tokens, masked)
+    assert loss.item() == pytest.approx(50, rel=1e-3) and accuracy == 0
+
+
+def test_the_model_is_shown_known_tokens_and_the_mask_id_and_never_the_answer():
+    tokens, model = tokens_of(4), Stub(uniform)
+    before = tokens.clone()
+    mvtm_loss(model, tokens, masking="linear", generator=seeded())
+    masked = mvtm_mask(tokens, "linear", seeded())
+    assert torch.equal(model.shown[0], torch.where(masked, K, tokens))
+    assert torch.equal(tokens, before)
+
+
+def test_the_loss_is_torchs_cross_entropy_of_the_masked_positions():
+    tokens, masked = tokens_of(5), mvtm_mask(tokens_of(5), "uniform", seeded(1))
+    logits = torch.randn(5, N, K + 1, generator=seeded(2))
+    for smoothing in (0.0, 0.1):
+        loss, accuracy = masked_cross_entropy(Stub(lambda shown: logits), tokens, masked, smoothing)
+        total, right = 0.0, 0
+        for image, position in masked.nonzero().tolist():
+            log_p = logits[image, position, :K].double().log_softmax(0)
+            total -= (1 - smoothing) * log_p[tokens[image, position]] + smoothing * log_p.mean()
+            right += int(log_p.argmax() == tokens[image, position])
+        assert loss.item() == pytest.approx(total.item() / masked.sum().item(), rel=1e-5)
+        assert accuracy.item() == pytest.approx(right / masked.sum().item())
+
+
+def test_a_stage_two_step_is_a_function_of_its_number_and_the_generator():
+    tokens, holes = tokens_of(40).to(torch.int16), holes_of(6)
+    objective = MVTMObjective(tokens, Stage2Config(batch=8, masking="mixed"), seed=2, holes=holes)
+    model = Stub(lambda shown: torch.randn(*shown.shape, K + 1, generator=seeded(9)))
+    losses = [objective(model, draw, seeded(seed))[0].item() for draw, seed in ((3, 1), (3, 1), (4, 1), (3, 2))]
+    assert losses[0] == losses[1] and len(set(losses)) == 3
+    chosen = tokens[epoch_batch(40, 8, 3, seed=2)].long()
+    masked = mvtm_mask(chosen, "mixed", seeded(1), holes)
+    assert torch.equal(model.shown[0], chosen.masked_fill(masked, K))
+
+
+# --- validation -------------------------------------------------------------------------------------------------------
+
+
+def noisy_model():
+    """A model with dropout, whose answers to the same tokens differ in training mode."""
+    dropout = nn.Dropout(0.5)
+    table = torch.randn(N, K + 1, generator=seeded(8))
+    model = Stub(lambda shown: dropout(F.one_hot(shown, K + 1).float().roll(1, 1) + table))
+    model.dropout = dropout
+    return model
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_validation_says_the_same_twice_and_leaves_the_mode_as_it_was(training):
+    tokens, masked, model = tokens_of(10), holes_of(10), noisy_model().train(training)
+    state = torch.get_rng_state()
+    first, second = validate(model, tokens, masked, batch=4), validate(model, tokens, masked, batch=4)
+    assert first == second
+    assert model.training is training and not any(model.modes)
+    assert torch.equal(torch.get_rng_state(), state)
+    with torch.no_grad():  # and the check can fail: in training mode the answers differ
+        noisy = [masked_cross_entropy(model.train(), tokens, masked)[0].item() for _ in range(2)]
+    assert noisy[0] != noisy[1]
+
+
+def test_validation_is_a_mean_over_tokens_whatever_the_batches():
+    tokens, masked, model = tokens_of(10), holes_of(10), noisy_model().eval()
+    masked[8:] = torch.arange(N) < 3  # with few tokens in the last batch, a mean of means would show
+    with torch.no_grad():
+        loss, accuracy = masked_cross_entropy(model, tokens, masked)
+    for batch in (1, 4, 64):
+        found = validate(model, tokens, masked, batch=batch)
+        assert found["loss"] == pytest.approx(loss.item(), rel=1e-5)
+        assert found["accuracy"] == pytest.approx(accuracy.item(), rel=1e-5)
+
+
+# --- the loss of stage one --------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def vqgan(seed=0):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = VQGAN(SMALL)
+    latents = flat(model.latents(pictures(2, 9)))
+    model.codebook.embedding.weight.copy_(latents[torch.randperm(len(latents), generator=seeded(1))[: SMALL.codes]])
+    return model
+
+
+def pictures(n, seed=0):
+    return torch.randn(n, 3, 64, 64, generator=seeded(seed))
+
+
+def flat(latents):
+    return latents.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+@pytest.mark.parametrize("learn_codes", [True, False])
+def test_the_terms_of_the_vqgan_loss_are_the_papers(learn_codes):
+    model, images = vqgan(), pictures(2)
+    loss, terms, latents, tokens = vqgan_loss(model, images, beta=0.25, learn_codes=learn_codes)
+    with torch.no_grad():
+        error = model.decode(model.encode(images)) - images
+        distance = (model.look_up(tokens) - model.latents(images)).square().mean()
+        in_images = error * torch.tensor(TRAIN_STATS.std)[:, None, None]
+    expected = {
+        "absolute": error.abs().mean(),
+        "squared": error.square().mean(),
+        "image_squared": in_images.square().mean(),
+        "commitment": distance,
+    } | ({"codebook": distance} if learn_codes else {})
+    assert terms.keys() == expected.keys()
+    for name in terms:
+        assert terms[name].item() == pytest.approx(expected[name].item(), rel=1e-4), name
+    total = expected["absolute"] + expected["squared"] + (1.25 if learn_codes else 0.25) * distance
+    assert loss.item() == pytest.approx(total.item(), rel=1e-4)
+    assert latents.shape == (2, 4, 16, 16) and torch.equal(tokens, model.encode(images))
+
+
+def test_commitment_moves_latents_and_the_codebook_term_moves_codes_each_alone():
+    for term, moved in (("commitment", "quant_conv.weight"), ("codebook", "codebook.embedding.weight")):
+        model = vqgan()
+        _, terms, _, _ = vqgan_loss(model, pictures(2))
+        terms[term].backward()
+        grads = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+        assert moved in grads
+        assert ("codebook.embedding.weight" in grads) == (term == "codebook")
+        assert any(name.startswith("encoder") for name in grads) == (term == "commitment")
+        assert not any(name.startswith(("decoder", "post_quant")) for name in grads)
+
+
+def test_without_codes_of_its_own_to_learn_the_codebook_has_no_gradient():
+    model = vqgan()
+    vqgan_loss(model, pictures(1), learn_codes=False)[0].backward()
+    assert model.codebook.embedding.weight.grad is None
+
+
+def test_without_quantisation_it_is_a_plain_autoencoder():
+    model, images = vqgan(), pictures(2)
+    loss, terms, latents, tokens = vqgan_loss(model, images, quantised=False)
+    with torch.no_grad():
+        error = model.decode_latents(model.latents(images)) - images
+    expected = error.abs().mean() + error.square().mean() + 1e-3 * latents.square().mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    assert tokens.numel() == 0 and "commitment" not in terms
+    loss.backward()
+    assert model.codebook.embedding.weight.grad is None
+
+
+# --- codes that follow their latents ----------------------------------------------------------------------------------
+
+
+def clusters(n, seed=0, spread=0.05):
+    """n latents in SMALL.codes tight clusters, and their centres."""
+    centres = 4 * torch.randn(SMALL.codes, SMALL.latent, generator=seeded(77))
+    which = torch.arange(n) % SMALL.codes
+    return centres[which] + spread * torch.randn(n, SMALL.latent, generator=seeded(seed)), centres
+
+
+def averages(decay=0.9):
+    return CodeAverages(SMALL.codes, SMALL.latent, decay)
+
+
+def test_the_start_by_k_means_uses_every_code_and_beats_a_random_choice():
+    model, (latents, _) = vqgan(), clusters(1600)
+    averages().start(model.codebook, latents, seeded(3))
+    codes = model.codebook.embedding.weight.data
+    assert len(model.codebook.nearest(latents).unique()) == SMALL.codes
+    chosen = latents[torch.randint(1600, (SMALL.codes,), generator=seeded(3))]
+    error, at_random = (torch.cdist(latents, c).amin(1).square().mean() for c in (codes, chosen))
+    assert error < 0.5 * at_random
+
+
+def test_more_rounds_of_k_means_fit_no_worse():
+    latents = torch.randn(2000, SMALL.latent, generator=seeded(4))
+    errors = []
+    for rounds in (1, 4, 12):
+        model = vqgan()
+        averages().start(model.codebook, latents, seeded(3), rounds=rounds)
+        errors.append(torch.cdist(latents, model.codebook.embedding.weight.data).amin(1).square().mean().item())
+    assert errors[0] > errors[1] > errors[2]
+
+
+def test_one_update_is_the_closed_form_of_the_moving_average():
+    model, (latents, _) = vqgan(), clusters(1600)
+    average = averages(decay=0.9)
+    average.start(model.codebook, latents, seeded(3))
+    count, total = average.count.clone(), average.total.clone()
+    codes = model.codebook.embedding.weight.data.clone()
+    torch.testing.assert_close(total, codes * count[:, None])  # as started, the codes are where they were
+    assert count.sum() == 1600
+
+    batch, _ = clusters(400, seed=1, spread=0.3)
+    tokens = model.codebook.nearest(batch)
+    average.update(model.codebook, batch, tokens, seeded(0))
+    for code in range(SMALL.codes):
+        mine = batch[tokens == code]
+        expected_count = 0.9 * count[code] + 0.1 * len(mine)
+        expected_total = 0.9 * total[code] + 0.1 * mine.sum(0)
+        assert average.count[code].item() == pytest.approx(expected_count.item(), rel=1e-5)
+        torch.testing.assert_close(average.total[code], expected_total, rtol=1e-4, atol=1e-4)
+        new = model.codebook.embedding.weight.data[code]
+        torch.testing.assert_close(new, expected_total / expected_count, rtol=1e-4, atol=1e-4)
+    assert not torch.equal(model.codebook.embedding.weight.data, codes)
+
+
+def test_codes_that_nobody_uses_come_back_to_life():
+    model, (latents, _) = vqgan(), clusters(1600)
+    average = averages(decay=0.9)
+    average.start(model.codebook, latents, seeded(3))
+    lost = torch.arange(SMALL.codes) % 4 == 0
+    model.codebook.embedding.weight.data[lost] = 1e3  # far away from every latent
+    average.total[lost] = 1e3 * average.count[lost, None]
+    assert len(model.codebook.nearest(latents).unique()) == SMALL.codes - 4
+    for step in range(80):
+        average.update(model.codebook, latents, model.codebook.nearest(latents), seeded(step))
+    assert len(model.codebook.nearest(latents).unique()) == SMALL.codes
+    assert model.codebook.embedding.weight.abs().max() < 50
+
+
+def test_codes_in_use_are_not_thrown_about():
+    """On latents that do not change, used codes stay the means of their latents."""
+    model, (latents, _) = vqgan(), clusters(1600)
+    average = averages(decay=0.5)
+    average.start(model.codebook, latents, seeded(3))
+    for step in range(60):
+        average.update(model.codebook, latents, model.codebook.nearest(latents), seeded(step))
+    before = model.codebook.embedding.weight.data.clone()
+    tokens = model.codebook.nearest(latents)
+    average.update(model.codebook, latents, tokens, seeded(99))
+    torch.testing.assert_close(model.codebook.embedding.weight.data, before, rtol=1e-3, atol=1e-3)
+    means = torch.stack([latents[tokens == code].mean(0) for code in range(SMALL.codes)])
+    torch.testing.assert_close(before, means, rtol=1e-2, atol=1e-2)
+
+
+def test_stage_one_is_first_an_autoencoder_and_then_quantised_from_a_start_by_k_means():
+    images = torch.randint(0, 256, (12, 3, 64, 64), generator=seeded(5), dtype=torch.uint8)
+    config = Stage1Config(steps=5, batch=4, lr=1e-3, autoencoder_share=0.4, accumulate=2)
+    objective, model = VQGANObjective(images, SMALL, config, seed=1), vqgan()
+    as_new = model.codebook.embedding.weight.data.clone()
+    for draw in range(1, 11):
+        loss, metrics = objective(model, draw, seeded(draw))
+        quantised = draw > 4  # 40 % of 5 steps of 2 batches
+        assert ("codes_used" in metrics) == quantised and loss.isfinite()
+        assert torch.equal(model.codebook.embedding.weight.data, as_new) != quantised
+        assert bool(objective.averages.count.any()) == quantised
+        error = 10 ** (-metrics["psnr_db"] / 10)
+        assert 0 < error < 2 and math.isfinite(error)
+
+
+def test_the_state_of_the_codes_is_part_of_the_objectives():
+    objective = VQGANObjective(
+        torch.zeros(4, 3, 64, 64, dtype=torch.uint8), SMALL, replace(Stage1Config(), batch=4), seed=0
+    )
+    assert objective.state_dict().keys() == {"averages.count", "averages.total"}
+
+
+def test_judges_are_weighed_and_asked_only_once_the_network_quantises():
+    class Judge(nn.Module):
+        def forward(self, pictures, images):
+            return (pictures - images).abs().amax()
+
+    model, images = vqgan(), pictures(2)
+    alone = vqgan_loss(model, images)[0]
+    loss, terms, _, _ = vqgan_loss(model, images, judges={"worst": (0.5, Judge())})
+    with torch.no_grad():
+        worst = (model(images).images - images).abs().amax()
+    assert terms["worst"].item() == pytest.approx(worst.item(), rel=1e-5)
+    assert loss.item() == pytest.approx((alone + 0.5 * worst).item(), rel=1e-5)
+    assert "worst" not in vqgan_loss(model, images, quantised=False, judges={"worst": (0.5, Judge())})[1]
+
+
+def test_a_perceptual_weight_without_a_network_to_judge_with_is_refused():
+    with pytest.raises(ValueError, match="stage1.perceptual needs a network"):
+        VQGANObjective(torch.zeros(4, 3, 64, 64, dtype=torch.uint8), SMALL, Stage1Config(perceptual=0.1), seed=0)
+
+
+# --- the attribute classifier -----------------------------------------------------------------------------------------
+
+
+def test_a_classifier_step_is_a_function_of_its_number_and_the_generator():
+    cats, shown = render(5, 12), []
+    before = cats.images.clone()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = ToyFeatures({"mouth": 3}, 8).eval()
+    model.register_forward_pre_hook(lambda module, inputs: shown.append(inputs[0]))
+    objective = AttributeObjective(cats.images, cats.attributes, batch=4, seed=1)
+    losses = [objective(model, draw, seeded(seed))[0].item() for draw, seed in ((1, 1), (1, 1), (2, 1), (1, 2))]
+    assert losses[0] == losses[1] and len(set(losses)) == 3
+    assert torch.equal(cats.images, before)
+    # What it is shown are its images, a little spoilt and still in [0,1].
+    for draw, images in ((1, shown[0]), (2, shown[2])):
+        pick = epoch_batch(12, 4, draw, seed=1)
+        assert images.min() >= 0 and images.max() <= 1
+        assert 0.003 < (images - cats.images[pick] / 255).abs().mean() < 0.06
+    pick = epoch_batch(12, 4, 2, seed=1)
+    expected = F.cross_entropy(model(shown[2])["mouth"], cats.attributes["mouth"][pick])
+    assert losses[2] == pytest.approx(expected.item(), rel=1e-5)

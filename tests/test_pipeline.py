@@ -1,0 +1,259 @@
+"""A training is done once, goes on where it was cut short, and is never taken for another; pairs belong together."""
+
+import json
+
+import pytest
+import torch
+
+from lab5 import checkpoint, pipeline, training
+from lab5.config import Config, configure
+from lab5.fid import ToyFeatures
+from lab5.pipeline import (
+    get_dataset,
+    get_features,
+    load_classifier,
+    load_pair,
+    open_pair,
+    save_classifier,
+    token_cache,
+    train_classifier,
+    train_transformer,
+    train_vqgan,
+    training_holes,
+    validation_tokens,
+)
+from lab5.scores import EncoderFeatures
+from lab5.tokenizer import Tokenizer
+from lab5.toycats import ATTRIBUTES
+from lab5.trainer import TrainStep
+from lab5.transformer import BidirectionalTransformer
+from lab5.vqgan import VQGAN
+
+TINY = {
+    "device": "cpu",
+    "data.train": 32, "data.val": 8, "data.test": 8,
+    "stage1.steps": 8, "stage1.batch": 4, "stage1.warmup": 1,
+    "stage2.steps": 5, "stage2.batch": 4, "stage2.warmup": 1,
+    "classifier.steps": 3, "classifier.batch": 4, "classifier.images": 16, "classifier.features": 8,
+}  # fmt: skip
+
+
+def tiny(**changes) -> Config:
+    return configure("smoke", **TINY | changes)
+
+
+def never(*_, **__):
+    raise AssertionError("nothing should be trained")
+
+
+def small_vqgan(seed: int = 0) -> VQGAN:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return VQGAN(tiny().vqgan).eval()
+
+
+def small_transformer(config: Config, seed: int = 0) -> BidirectionalTransformer:
+    return BidirectionalTransformer(config.transformer, generator=torch.Generator().manual_seed(seed)).eval()
+
+
+# --- a training -------------------------------------------------------------------------------------------------
+
+
+def test_a_training_changes_the_network_and_measures_it_on_unseen_images():
+    config = tiny()
+    run = train_vqgan(config, get_dataset(config))
+    assert not run.reused and len(run) == 8
+    steps = list(run)
+    assert [step.step for step in steps] == list(range(1, 9)) and steps == run.history
+    assert all("val_psnr_db" in step.metrics for step in steps), "with fewer steps than looks, at every step"
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        untrained = VQGAN(config.vqgan).state_dict()
+    trained = run.model.state_dict()
+    assert not torch.equal(trained["encoder.model.0.weight"], untrained["encoder.model.0.weight"])
+    assert not run.model.training
+
+
+def test_the_second_time_nothing_is_trained_and_history_and_weights_are_the_same(monkeypatch):
+    config = tiny()
+    data = get_dataset(config)
+    first = train_vqgan(config, data).run()
+    monkeypatch.setattr(training, "fit", never)
+    again = train_vqgan(config, data)
+    assert again.reused and list(again) == [] and again.history == first.history and len(first.history) == 8
+    assert again.seconds == first.seconds > 0
+    for name, tensor in first.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[name], tensor)
+    assert first.run() is first and len(first.history) == 8, "nor is it when the same object is iterated again"
+
+
+@pytest.mark.parametrize("change", [
+    {"seed": 1}, {"stage1.steps": 9}, {"stage1.lr": 0.1}, {"vqgan.latent": 16}, {"data.seed": 6}, {"data.train": 31},
+])  # fmt: skip
+def test_another_setting_is_another_folder(change):
+    config, other = tiny(), tiny(**change)
+    folder = train_vqgan(config, get_dataset(config)).folder
+    assert train_vqgan(other, get_dataset(other)).folder != folder
+    assert train_vqgan(tiny(), get_dataset(config)).folder == folder
+
+
+def test_settings_of_another_network_change_nothing():
+    config = tiny()
+    other = tiny(**{"stage2.steps": 7, "decode.steps": 3, "classifier.steps": 9})
+    assert train_vqgan(config, get_dataset(config)).folder == train_vqgan(other, get_dataset(other)).folder
+
+
+def test_a_transformer_of_another_tokenizer_is_another_folder():
+    config = tiny()
+    data = get_dataset(config)
+    folders = {train_transformer(config, data, Tokenizer(small_vqgan(seed))).folder for seed in (0, 0, 1)}
+    assert len(folders) == 2
+
+
+def test_a_run_that_was_cut_short_goes_on_to_the_same_end(monkeypatch, tmp_path):
+    config = tiny()
+    data = get_dataset(config)
+    for step in train_vqgan(config, data):
+        if step.step == 3:
+            break
+    resumed = train_vqgan(config, data)
+    assert not resumed.reused and not resumed.file.exists()
+    assert [step.step for step in resumed] == [4, 5, 6, 7, 8]
+    assert [step.step for step in resumed.history] == list(range(1, 9)), "the history begins at the beginning"
+    assert sorted(path.name for path in resumed.folder.iterdir()) == ["history.json", "vqgan.safetensors"]
+    monkeypatch.setenv("LAB5_DATA", str(tmp_path))
+    whole = train_vqgan(config, data).run()
+    assert [s.loss for s in whole.history] == pytest.approx([s.loss for s in resumed.history], rel=1e-5)
+    torch.testing.assert_close(dict(whole.model.state_dict()), dict(resumed.model.state_dict()))
+
+
+def test_a_history_that_is_ahead_of_the_saved_state_is_cut_back():
+    config = tiny()
+    data = get_dataset(config)
+    for step in train_vqgan(config, data):
+        if step.step == 3:
+            break
+    run = train_vqgan(config, data)
+    log = run.folder / "history.json"
+    rows = json.loads(log.read_text())
+    log.write_text(json.dumps(rows + [[4, *rows[-1][1:]], [5, *rows[-1][1:]]]))
+    run.run()
+    assert [step.step for step in run.history] == list(range(1, 9))
+
+
+def test_a_network_that_is_not_trained_yet_is_not_handed_out():
+    config = tiny()
+    run = train_vqgan(config, get_dataset(config))
+    with pytest.raises(RuntimeError, match="vqgan is not trained yet"):
+        run.model  # noqa: B018
+
+
+def test_seconds_add_up_over_the_goes_of_a_run():
+    run = train_classifier(tiny())
+    run.history = [TrainStep(i, 5, 1.0, 0.1, seconds, {}) for i, seconds in enumerate((1.0, 2.5, 0.5, 1.0, 4.0), 1)]
+    assert run.seconds == 2.5 + 4.0
+    run.history = []
+    assert run.seconds == 0
+
+
+# --- the chain --------------------------------------------------------------------------------------------------
+
+
+def test_token_cache_holds_the_images_and_their_mirror_images():
+    config = tiny()
+    data, tokenizer = get_dataset(config), Tokenizer(small_vqgan())
+    tokens = token_cache(config, tokenizer, data)
+    assert torch.equal(tokens.long(), torch.cat([tokenizer.encode(data.train), tokenizer.encode(data.train.flip(3))]))
+
+
+def test_validation_holes_stay_the_same_and_are_not_those_of_training():
+    config = tiny()
+    data, tokenizer = get_dataset(config), Tokenizer(small_vqgan())
+    tokens, masked = validation_tokens(tokenizer, data)
+    assert torch.equal(tokens.long(), tokenizer.encode(data.val))
+    assert torch.equal(masked, validation_tokens(tokenizer, data)[1])
+    training_set = {tuple(mask.tolist()) for mask in training_holes(config)}
+    assert not training_set & {tuple(mask.tolist()) for mask in masked}
+
+
+def test_a_classifier_comes_back_from_its_file_and_other_files_are_refused(tmp_path):
+    run = train_classifier(tiny()).run()
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    expected, found = run.model(images), load_classifier(run.file)(images)
+    assert list(found) == list(ATTRIBUTES) and all(torch.equal(found[name], expected[name]) for name in found)
+    checkpoint.save_vqgan(tmp_path / "vqgan.safetensors", small_vqgan())
+    with pytest.raises(ValueError, match="vqgan.safetensors is not an attribute classifier"):
+        load_classifier(tmp_path / "vqgan.safetensors")
+
+
+def test_toy_cats_are_scored_by_the_classifier_and_photographs_never_by_a_false_fid(monkeypatch, tmp_path, capsys):
+    save_classifier(tmp_path / "classifier.safetensors", ToyFeatures({"fur": 3}))
+    monkeypatch.setattr(pipeline, "pretrained_folder", lambda: tmp_path)
+    monkeypatch.setenv("LAB5_INCEPTION_WEIGHTS", str(tmp_path / "none.pth"))
+    tokenizer = Tokenizer(small_vqgan())
+    assert isinstance(get_features(tiny(), tokenizer), ToyFeatures)
+    features = get_features(tiny(**{"data.path": "photographs"}), tokenizer)
+    assert isinstance(features, EncoderFeatures) and not features.score_name.startswith("FID")
+    assert "not FID" in capsys.readouterr().out
+
+
+# --- pairs ------------------------------------------------------------------------------------------------------
+
+
+def test_the_trained_pair_is_trained_once(monkeypatch):
+    config = tiny()
+    data = get_dataset(config)
+    pair = open_pair(config, data, "trained")
+    assert pair.tokenizer.codes == pair.transformer.codes == 64 and not pair.transformer.training
+    monkeypatch.setattr(training, "fit", never)
+    again = open_pair(config, data, "trained")
+    assert again.weights == pair.weights and pair.weights.startswith("trained ")
+    assert torch.equal(again.tokenizer.encode(data.test), pair.tokenizer.encode(data.test))
+
+
+def write_pair(folder, trained_on: str | None, vqgan_seed: int = 0, transformer_seed: int = 0, codes: int = 64):
+    config = tiny(**{"vqgan.codes": codes, "transformer.codes": codes})
+    checkpoint.save_vqgan(folder / "vqgan.safetensors", small_vqgan(vqgan_seed))
+    settings = {} if trained_on is None else {"settings": {"tokenizer": trained_on}}
+    model = small_transformer(config, transformer_seed)
+    checkpoint.save_transformer(folder / "transformer.safetensors", model, **settings)
+
+
+def test_the_pretrained_pair_is_read_from_its_folder(monkeypatch, tmp_path):
+    monkeypatch.setattr(pipeline, "pretrained_folder", lambda: tmp_path)
+    write_pair(tmp_path, Tokenizer(small_vqgan()).weights_hash)
+    config = tiny()
+    pair = open_pair(config, get_dataset(config))
+    assert pair.weights.startswith("pretrained ") and not pair.transformer.training
+    expected = small_transformer(config).state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in pair.transformer.state_dict().items())
+
+
+def test_a_transformer_of_another_vqgan_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(pipeline, "pretrained_folder", lambda: tmp_path)
+    config = tiny()
+    write_pair(tmp_path, Tokenizer(small_vqgan(1)).weights_hash)
+    with pytest.raises(ValueError, match="transformer.safetensors was trained on tokens of a VQGAN"):
+        open_pair(config, get_dataset(config))
+    write_pair(tmp_path, None)  # a file that does not say, such as the lab's, is taken at its word
+    open_pair(config, get_dataset(config))
+
+
+def test_a_transformer_of_another_number_of_codes_is_refused(tmp_path):
+    write_pair(tmp_path, None, codes=32)
+    with pytest.raises(ValueError, match="predicts 32 codes, but .*vqgan.safetensors has 64"):
+        load_pair(tiny(), tmp_path / "vqgan.safetensors", tmp_path / "transformer.safetensors", "own")
+
+
+def test_the_name_of_a_pair_tells_both_networks(tmp_path):
+    names = []
+    for vqgan_seed, transformer_seed in ((0, 0), (1, 0), (0, 1), (0, 0)):
+        write_pair(tmp_path, None, vqgan_seed, transformer_seed)
+        names.append(load_pair(tiny(), tmp_path / "vqgan.safetensors", tmp_path / "transformer.safetensors", "own")[2])
+    assert len(set(names)) == 3 and names[0] == names[3] and all(name.startswith("own ") for name in names)
+
+
+def test_weights_of_another_name_are_refused():
+    config = tiny()
+    with pytest.raises(ValueError, match="'pretrained' or 'trained', not 'best'"):
+        open_pair(config, get_dataset(config), "best")
