@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ TOYCATS_TEST = "toycats-test"
 
 
 def train(config: Config, stage: str, out: Path | None) -> None:
-    """Train "vqgan", "transformer" (and the VQGAN before it), "classifier" or "all", or find them trained.
+    """Train the "vqgan", with it the "transformer" or the "classifier", or "all"; or find them trained.
 
     Each is measured on images it has not seen. With `out` the files are copied there at the end, all together.
     """
@@ -61,22 +62,22 @@ def train(config: Config, stage: str, out: Path | None) -> None:
         _read_entries(out)
     trained: list[Training] = []
     quality: dict[str, dict[str, float]] = {}
-    if stage != "classifier":
-        data = get_dataset(config)
-        trained.append(watched(train_vqgan(config, data)))
-        tokenizer = Tokenizer(trained[-1].model)
-        quality["vqgan"] = {"val_psnr_db": reconstruction_psnr_db(tokenizer.vqgan, data.val), "n": len(data.val)}
+    data = get_dataset(config)
+    trained.append(watched(train_vqgan(config, data)))
+    tokenizer = Tokenizer(trained[-1].model)
+    quality["vqgan"] = {"val_psnr_db": reconstruction_psnr_db(tokenizer.vqgan, data.val), "n": len(data.val)}
     if stage in ("transformer", "all"):
         trained.append(watched(train_transformer(config, data, tokenizer)))
         tokens, masked = validation_tokens(tokenizer, data)
         found = validate(trained[-1].model, tokens, masked)
         quality["transformer"] = {f"val_{name}": value for name, value in found.items()} | {"n": len(tokens)}
     if stage in ("classifier", "all"):
-        trained.append(watched(train_classifier(config)))
+        trained.append(watched(train_classifier(config, tokenizer)))
         quality["classifier"] = attribute_accuracy(trained[-1].model)
     for training in trained:
         print(f"{training.name}: {training.file}")
-        print("".join(f"    {name} {value:.4g}\n" for name, value in quality[training.name].items()), end="")
+        reached = ", ".join(f"{name} {value:.4g}" for name, value in quality[training.name].items())
+        print(textwrap.fill(reached, 100, initial_indent="    ", subsequent_indent="    "))
     if out is not None:
         _hand_over(trained, quality, config, out)
 
@@ -203,8 +204,11 @@ def study(config: Config, table: Path, *, weights: str, vqgan: Path | None, tran
     scorer = Scorer(data, get_features(config, pair.tokenizer), config.study.images)
     decodings = run_study(pair, scorer, config.study, config.decode, table=table)
     rows = [row for part in tqdm(decodings, total=len_study(config.study), desc="decodings") for row in part]
-    print(f"score: {scorer.score_name}, lower is better; mean ± SD over {config.study.seeds} seeds")
-    print(f"n = {len(scorer.truth)}, weights {pair.weights}, profile {config.profile}, device {config.device}")
+    print(f"score: {scorer.score_name}, lower is better; mean ± SD over seeds")
+    print(
+        f"n = {len(scorer.truth)}, seeds {config.study.seeds}, weights {pair.weights}, profile {config.profile}, "
+        f"device {config.device}"
+    )
     lines = []
     for line in summary(rows, ("schedule", "steps", "stop_at")):
         values = {name: _with_sd(line, name) for name in ("score", "hole_psnr_db")}

@@ -112,7 +112,7 @@ class ClassifierConfig(TrainConfig):
     lr: float = 2e-3
     warmup: int = 100
     amp: str = "off"
-    images: int = 24000
+    images: int = 16000
     features: int = 96
 
 
@@ -128,7 +128,8 @@ class DecodeConfig:
     temperature: float = 1.0  # of the codes
     choice_temperature: float = 4.5  # of the order in which positions are committed
     fill: str = "grey"  # what the encoder sees in the hole
-    batch: int = 64
+    evidence: float = 0.0  # weight of the visible pixels of half-hidden tokens; 0 = they count as unseen
+    batch: int = 32  # images at a time
 
 
 @dataclass(frozen=True)
@@ -203,7 +204,7 @@ PROFILES: dict[str, Config] = {
         transformer=SMALL_TRANSFORMER,
         stage1=Stage1Config(steps=4500, batch=16, lr=1e-3, warmup=200, amp="off", ema=0.998),
         stage2=Stage2Config(steps=4000, batch=32, lr=1e-3, warmup=100, amp="off"),
-        classifier=ClassifierConfig(steps=2400),
+        classifier=ClassifierConfig(steps=1800),
         decode=DecodeConfig(fill="navier_stokes"),
     ),
     # The lab's sizes, on a GPU.

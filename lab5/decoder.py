@@ -43,6 +43,7 @@ def decode_steps(
     temperature: float = 1.0,
     choice_temperature: float = 4.5,
     rounding: str = "floor",
+    prior: Float[Tensor, "B N K"] | None = None,
     mask_id: int | None = None,
     generator: Generators,
 ) -> Iterator[DecodeStep]:
@@ -59,6 +60,8 @@ def decode_steps(
     codes, order        which codes are proposed, which positions come first: names in `samplers`
     temperature         of the codes
     choice_temperature  of the order: noise on the scores, falling linearly to 0 at step T
+    prior               log-weights added to the model's logits at every step, such as what the visible pixels of
+                        half-hidden tokens say; None for the model alone
     mask_id             the id after the K codes; None takes `model.mask_id`
     generator           one for the batch, or one per image: an image then gets the same noise in any batch
 
@@ -69,6 +72,8 @@ def decode_steps(
     mask_id = _mask_id(model, mask_id)
     _check_batch(model, tokens, unknown, mask_id, generator)
     _check_plan(steps, stop_at, temperature, choice_temperature)
+    if prior is not None and prior.shape != (*tokens.shape, mask_id):
+        raise ValueError(f"prior must have shape {(*tokens.shape, mask_id)}, but it has {tuple(prior.shape)}.")
     propose, score = _by_name(CODES, codes, "codes"), _by_name(ORDERS, order, "order")
     last = steps if stop_at is None else stop_at
     at_start = unknown.sum(dim=1)
@@ -81,6 +86,7 @@ def decode_steps(
         yield DecodeStep(0, tokens, masked, tokens, log_probability)
         for step, count in enumerate(counts, start=1):
             logits = _logits(model, tokens, mask_id)
+            logits = logits if prior is None else logits + prior
             proposal = Proposal(
                 log_probabilities=logits.log_softmax(dim=-1),
                 codes=propose(logits, temperature, generator),

@@ -283,6 +283,7 @@ class AttributeObjective:
 
 def _spoiled(images: Float[Tensor, "n 3 64 64"], generator: torch.Generator) -> Float[Tensor, "n 3 64 64"]:
     blur, noise, gain = torch.rand(3, len(images), 1, 1, 1, generator=generator).unbind(0)
-    images = torch.lerp(images, F.avg_pool2d(images, 3, stride=1, padding=1, count_include_pad=False), blur)
+    for _ in range(2):
+        images = torch.lerp(images, F.avg_pool2d(images, 3, stride=1, padding=1, count_include_pad=False), blur)
     images = images + 0.06 * noise * torch.randn(images.shape, generator=generator)
     return (images * (0.94 + 0.12 * gain)).clamp(0, 1)

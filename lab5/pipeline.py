@@ -93,15 +93,21 @@ def training_holes(config: Config, n: int = 4096) -> Tensor:
     return token_mask(random_holes(1_000_000 + config.seed, min(n, config.data.train)))
 
 
-def train_classifier(config: Config) -> Training:
-    """The attribute classifier, on cats whose halves differ and on ordinary ones, from seeds of their own."""
-    settings = {"images": config.classifier.images, "features": config.classifier.features}
+def train_classifier(config: Config, tokenizer: Tokenizer | None = None) -> Training:
+    """The attribute classifier, on cats whose halves differ and on ordinary ones, from seeds of their own.
+
+    With a tokenizer every other cat is seen as it returns from its tokens: features then tell what is in a picture,
+    not whether it was compressed, as Inception's do, which was trained on JPEG files.
+    """
+    settings = {"images": config.classifier.images, "tokenizer": tokenizer and tokenizer.weights_hash}
 
     def objective() -> AttributeObjective:
         half = config.classifier.images // 2
         both = [render(2_000_000 + config.seed + i, half, chimera=bool(i)) for i in (0, 1)]
         labels = {name: torch.cat([cats.attributes[name] for cats in both]) for name in ATTRIBUTES}
         images = torch.cat([cats.images for cats in both])
+        if tokenizer is not None:
+            images[::2] = tokenizer.decode(tokenizer.encode(images[::2]))
         return AttributeObjective(images, labels, config.classifier.batch, config.seed)
 
     def save(path: Path, model: ToyFeatures, **meta: Any) -> None:

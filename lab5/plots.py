@@ -4,7 +4,8 @@ A caption under each figure carries n, seeds, device and weights. It knows no mo
 """
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -44,11 +45,14 @@ STYLE = {
 Pictures = UInt8[Tensor, "m 3 H W"]
 
 
-def _figure(width: float, height: float, caption: str) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    if caption:
-        figure.supxlabel(textwrap.fill(caption, int(15 * width)), fontsize=7.5, color=PALE)
-    return figure
+@contextmanager
+def _styled(width: float, height: float, caption: str) -> Iterator[Figure]:
+    """A figure to draw on, in our style."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        if caption:
+            figure.supxlabel(textwrap.fill(caption, int(15 * width)), fontsize=7.5, color=PALE)
+        yield figure
 
 
 def decode_grid(
@@ -58,8 +62,7 @@ def decode_grid(
     longest = max((len(pictures) for pictures in rows.values()), default=0)
     if longest == 0:
         raise ValueError("a grid needs at least one row with a picture, found none")
-    with rc_context(STYLE):
-        figure = _figure(1.0 * longest + 1.1, 1.04 * len(rows) + 0.45, caption)
+    with _styled(1.0 * longest + 1.1, 1.04 * len(rows) + 0.45, caption) as figure:
         axes = figure.subplots(len(rows), longest, squeeze=False)
         for line, (name, pictures) in zip(axes, rows.items(), strict=True):
             for i, axis in enumerate(line):
@@ -97,8 +100,7 @@ def loss_curve(
 
     `floor` is a line with a name in the panel of the metric, such as a score to reach.
     """
-    with rc_context(STYLE):
-        figure = _figure(8.4, 2.9, caption)
+    with _styled(8.4, 2.9, caption) as figure:
         left, right = figure.subplots(1, 2)
         steps = np.array([s.step for s in history])
         _line(left, steps, np.array([s.loss for s in history]), COLOURS["cosine"])
@@ -134,8 +136,7 @@ def _line(axis, x: np.ndarray, y: np.ndarray, colour: str, label: str = "") -> N
 
 def gamma_curves(schedules: Sequence[str] = tuple(SCHEDULES), *, caption: str = "") -> Figure:
     """The share of tokens still masked over the share of the decoding done."""
-    with rc_context(STYLE):
-        figure = _figure(5.2, 3.0, caption)
+    with _styled(5.2, 3.0, caption) as figure:
         axis = figure.subplots()
         ratio = np.linspace(0, 1, 2001)  # so fine that the stairs stand upright
         for name in schedules:
@@ -160,8 +161,7 @@ def fid_curve(
 
     `rows` are rows of the study, each with `schedule`, `seed`, x and y.
     """
-    with rc_context(STYLE):
-        figure = _figure(6.4, 3.4, caption)
+    with _styled(6.4, 3.4, caption) as figure:
         axis = figure.subplots()
         schedules = list(dict.fromkeys(row["schedule"] for row in rows))
         for shift, name in enumerate(schedules):
@@ -192,8 +192,7 @@ def attention_map(
     caption: str = "",
 ) -> Figure:
     """Where one position looks: the picture with the query's token framed, and each head's weights glowing on it."""
-    with rc_context(STYLE):
-        figure = _figure(1.75 * (len(weights) + 1), 2.1, caption)
+    with _styled(1.75 * (len(weights) + 1), 2.1, caption) as figure:
         axes = figure.subplots(1, len(weights) + 1)
         picture = image.permute(1, 2, 0).numpy()
         row, column = divmod(query, 16)
@@ -216,8 +215,7 @@ def bars(
     values: dict[str, float], *, xlabel: str, title: str = "", highlight: str = "", caption: str = "", digits: int = 2
 ) -> Figure:
     """Named values as horizontal bars, in the order given."""
-    with rc_context(STYLE):
-        figure = _figure(6.4, 0.32 * len(values) + 0.95, caption)
+    with _styled(6.4, 0.32 * len(values) + 0.95, caption) as figure:
         axis = figure.subplots()
         colours = [COLOURS["cosine"] if name == highlight else "#b8c4cc" for name in values]
         drawn = axis.barh(list(values), list(values.values()), color=colours)

@@ -111,7 +111,7 @@ class Scorer:
             return None
         read = self.read(images)
         right = torch.cat([(read[name] == self.labels[name])[hidden] for name, hidden in self.hidden.items()])
-        return float(right.float().mean()) if len(right) else None
+        return float(right.double().mean()) if len(right) else None
 
 
 def _digest(truth: Tensor, holes: Tensor, network: Features) -> str:

@@ -11,7 +11,7 @@ import csv
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -30,8 +30,8 @@ from lab5.tokenizer import Tokenizer, fill_holes
 
 Row = dict[str, Any]
 KEY = (
-    "schedule", "steps", "seed", "n", "codes", "order", "temperature", "choice_temperature", "fill", "weights", "data",
-    "score_name",
+    "schedule", "steps", "seed", "n", "codes", "order", "temperature", "choice_temperature", "fill", "evidence",
+    "weights", "data", "score_name",
 )  # fmt: skip
 COLUMNS = (*KEY, "device", "stop_at", "seconds", *(name for name in Scores._fields if name != "n"))
 
@@ -44,11 +44,29 @@ def decode_holes(
     Each image has a generator of its own, from (seed, its number): its noise is the same in any batch and under
     any schedule.
     """
-    tokens, unknown = pair.tokenizer.encode_holed(images, holes, decode.fill)
+    if decode.batch < 1:
+        raise ValueError(f"decode.batch must be at least 1, not {decode.batch}")
     generators = [torch.Generator().manual_seed(seed * 1_000_003 + i) for i in range(len(images))]
+    decodings = []
+    for start in range(0, len(images), decode.batch):
+        part = slice(start, start + decode.batch)
+        decodings.append(_decode_batch(pair, images[part], holes[part], decode, generators[part]))
+    # All batches take the same steps, so their states are one state: a batch at a time stays in the cache.
+    for states in zip(*decodings, strict=True):
+        _, *tensors = zip(*states, strict=True)
+        yield DecodeStep(states[0].step, *(torch.cat(parts) for parts in tensors))
+
+
+def _decode_batch(
+    pair: Pair, images: Tensor, holes: Tensor, decode: DecodeConfig, generators: list[torch.Generator]
+) -> Iterator[DecodeStep]:
+    tokens, unknown = pair.tokenizer.encode_holed(images, holes, decode.fill)
     device = next(pair.transformer.parameters()).device
+    prior = None
+    if decode.evidence:
+        prior = pair.tokenizer.evidence(images, holes, decode.fill, decode.evidence).to(device)
     return decode_steps(
-        in_batches(pair.transformer, decode.batch),
+        pair.transformer,
         tokens.to(device),
         unknown.to(device),
         schedule=decode.schedule,
@@ -58,16 +76,10 @@ def decode_holes(
         order=decode.order,
         temperature=decode.temperature,
         choice_temperature=decode.choice_temperature,
+        prior=prior,
         mask_id=pair.transformer.mask_id,
         generator=generators,
     )
-
-
-def in_batches(model: Callable[[Tensor], Tensor], batch: int) -> Callable[[Tensor], Tensor]:
-    """The same function of tokens, computed a batch at a time."""
-    if batch < 1:
-        raise ValueError(f"decode.batch must be at least 1, not {batch}")
-    return lambda tokens: torch.cat([model(part) for part in tokens.split(batch)])
 
 
 def inpaint_images(
@@ -117,6 +129,7 @@ def run_study(
             common = _common(pair, scorer, setting, seed)
             rows = [row for row in done if all(str(row[key]) == str(common[key]) for key in KEY)]
             if len(rows) != steps:
+                done = [row for row in done if row not in rows]  # those of a decoding of which some are missing
                 rows = _decode_and_score(pair, scorer, setting, seed, common)
                 done += rows
                 _write(table, done)
@@ -146,6 +159,7 @@ def _common(pair: Pair, scorer: Scorer, decode: DecodeConfig, seed: int) -> Row:
         "temperature": decode.temperature,
         "choice_temperature": decode.choice_temperature,
         "fill": decode.fill,
+        "evidence": decode.evidence,
         "weights": pair.weights,
         "data": scorer.data,
         "score_name": scorer.score_name,

@@ -15,10 +15,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
+from torch.nn import functional as F
 
-from lab5.data import GREY, denormalise, normalise, token_mask
+from lab5.data import BLOCK, denormalise, normalise, token_mask
+from lab5.files import GREY
 from lab5.vqgan import VQGAN
 
 
@@ -36,6 +38,7 @@ def _mean(images: Tensor, holes: Tensor) -> Tensor:
 
 def _classical(method: int) -> Callable[[Tensor, Tensor], Tensor]:
     def fill(images: Tensor, holes: Tensor) -> Tensor:
+        # Over grey, because OpenCV's Telea lets some of what lies under a hole shine through.
         filled = [
             cv2.inpaint(np.ascontiguousarray(image.permute(1, 2, 0).numpy()), hole.numpy().astype(np.uint8), 3, method)
             for image, hole in zip(_grey(images, holes), holes, strict=True)
@@ -101,6 +104,31 @@ class Tokenizer:
     ) -> tuple[Int[Tensor, "n N"], Bool[Tensor, "n N"]]:
         """Tokens of images with holes, and which of them are unknown. The pixels under a hole are never read."""
         return self.encode(fill_holes(images, holes, fill)), token_mask(holes)
+
+    @torch.no_grad()
+    def evidence(
+        self, images: UInt8[Tensor, "n 3 64 64"], holes: Bool[Tensor, "n 64 64"], fill: str, strength: float
+    ) -> Float[Tensor, "n N K"]:
+        """What the known pixels of half-hidden tokens say about their codes: log-weights for a decoder to add.
+
+        A token with a hole in it is unknown, but most of its pixels may be there. The latent of the filled image is
+        then a fair guess at the true one: a code at squared distance d from it weighs -strength/2 * (visible share)²
+        * d / (mean d of known tokens to their codes). Tokens without a visible pixel weigh all codes alike.
+        (Liu et al. 2022, "PUT", treat partly visible patches apart from masked ones for the same reason.)
+        """
+        device = next(self.vqgan.parameters()).device
+        codes = self.vqgan.codebook.embedding.weight
+        visible = F.avg_pool2d((~holes).float(), BLOCK).flatten(1)  # (n, N)
+        filled = fill_holes(images, holes, fill)
+        rows = []
+        for part, seen in zip(filled.split(self.batch), visible.split(self.batch), strict=True):
+            latents = self.vqgan.latents(normalise(part).to(device)).flatten(2).transpose(1, 2)
+            distance = torch.cdist(latents, codes.expand(len(latents), -1, -1)).square().cpu()
+            nearest, known = distance.amin(2), seen == 1
+            known |= ~known.any(1, keepdim=True)  # without a known token, all count
+            scale = ((nearest * known).sum(1) / known.sum(1)).clamp(min=1e-6)  # of each image by itself
+            rows.append(-0.5 * strength * seen.square()[:, :, None] * distance / scale[:, None, None])
+        return torch.cat(rows)
 
     def cached(self, images: UInt8[Tensor, "n 3 64 64"], folder: Path, name: str) -> Int[Tensor, "n N"]:
         """`encode`, kept in a file that is named by the images and the weights; int16, memory-mapped.

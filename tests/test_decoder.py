@@ -291,6 +291,24 @@ def test_half_precision_logits_are_decoded_in_float32():
         assert torch.equal(state.filled, right.filled) and torch.equal(state.confidence, right.confidence)
 
 
+def test_a_prior_multiplies_the_models_probabilities():
+    """Against a model that knows nothing, the codes follow the prior alone."""
+    tokens, unknown = torch.zeros(4000, 1, dtype=torch.int64), torch.ones(4000, 1, dtype=torch.bool)
+    prior = torch.tensor([0.7, 0.2, 0.1]).log().expand(4000, 1, 3)
+    filled = inpaint(constant(torch.zeros(1, 3)), tokens, unknown, steps=1, prior=prior, generator=seeded())
+    shares = torch.bincount(filled.flatten(), minlength=3) / 4000
+    torch.testing.assert_close(shares, torch.tensor([0.7, 0.2, 0.1]), rtol=0, atol=0.03)
+
+
+def test_a_prior_of_zeros_changes_nothing_and_one_of_another_shape_is_refused():
+    tokens, unknown = a_batch()
+    zeros = torch.zeros(IMAGES, POSITIONS, K)
+    ours = inpaint(Stub(), tokens, unknown, generator=seeded(), prior=zeros)
+    assert torch.equal(ours, inpaint(Stub(), tokens, unknown, generator=seeded()))
+    with pytest.raises(ValueError, match="prior must have shape"):
+        decode_steps(Stub(), tokens, unknown, generator=seeded(), prior=zeros[..., :-1])
+
+
 def test_mask_id_comes_from_the_model_or_the_caller():
     tokens, unknown = a_batch()
     nameless = lambda tokens: Stub()(tokens)  # noqa: E731

@@ -1,5 +1,6 @@
 """The losses are the closed forms, look only where they should, and the codes follow their latents."""
 
+import copy
 import math
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 
 from lab5.codebook import CodeAverages
 from lab5.config import Stage1Config, Stage2Config, VQGANConfig
-from lab5.data import TRAIN_STATS
+from lab5.data import TRAIN_STATS, normalise
 from lab5.fid import ToyFeatures
 from lab5.gamma import gamma
 from lab5.objectives import (
@@ -457,18 +458,27 @@ def test_codes_in_use_are_not_thrown_about():
 
 
 def test_stage_one_is_first_an_autoencoder_and_then_quantised_from_a_start_by_k_means():
-    images = torch.randint(0, 256, (12, 3, 64, 64), generator=seeded(5), dtype=torch.uint8)
-    config = Stage1Config(steps=5, batch=4, lr=1e-3, autoencoder_share=0.4, accumulate=2)
-    objective, model = VQGANObjective(images, SMALL, config, seed=1), vqgan()
-    as_new = model.codebook.embedding.weight.data.clone()
+    half = torch.randint(0, 256, (1, 3, 64, 32), generator=seeded(5), dtype=torch.uint8)
+    image = torch.cat([half, half.flip(3)], 3)  # its own mirror image, so that every batch is four of it
+    config = Stage1Config(steps=5, batch=4, lr=1e-3, autoencoder_share=0.4, accumulate=2, beta=0.7)
+    objective, model = VQGANObjective(image.expand(12, 3, 64, 64), SMALL, config, seed=1), vqgan()
+    batch, as_new = normalise(image.expand(4, 3, 64, 64)), model.codebook.embedding.weight.data.clone()
     for draw in range(1, 11):
+        before = copy.deepcopy(model)
         loss, metrics = objective(model, draw, seeded(draw))
         quantised = draw > 4  # 40 % of 5 steps of 2 batches
-        assert ("codes_used" in metrics) == quantised and loss.isfinite()
+        assert ("codes_used" in metrics) == quantised == bool(objective.averages.count.any())
         assert torch.equal(model.codebook.embedding.weight.data, as_new) != quantised
-        assert bool(objective.averages.count.any()) == quantised
-        error = 10 ** (-metrics["psnr_db"] / 10)
-        assert 0 < error < 2 and math.isfinite(error)
+        if draw == 5:  # the codes have just been put among the latents
+            continue
+        expected, _, latents, tokens = vqgan_loss(before, batch, quantised=quantised, beta=0.7, learn_codes=False)
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+        with torch.no_grad():
+            pictures = before.decode(tokens) if quantised else before.decode_latents(latents)
+        error = ((pictures - batch) * torch.tensor(TRAIN_STATS.std)[:, None, None]).square().mean().item()
+        assert metrics["psnr_db"] == pytest.approx(10 * math.log10(1 / error), abs=0.01)
+        if quantised:
+            assert metrics["codes_used"] == len(tokens.unique())
 
 
 def test_the_state_of_the_codes_is_part_of_the_objectives():

@@ -127,6 +127,19 @@ def test_a_run_that_was_cut_short_goes_on_to_the_same_end(monkeypatch, tmp_path)
     torch.testing.assert_close(dict(whole.model.state_dict()), dict(resumed.model.state_dict()))
 
 
+def test_a_run_that_was_stopped_after_its_last_step_ends_as_if_it_had_not_been(monkeypatch, tmp_path):
+    config = tiny()
+    data = get_dataset(config)
+    for step in train_vqgan(config, data):
+        if step.step == 8:
+            break
+    resumed = train_vqgan(config, data)
+    assert list(resumed) == [] and [step.step for step in resumed.history] == list(range(1, 9))
+    monkeypatch.setenv("LAB5_DATA", str(tmp_path))
+    whole = train_vqgan(config, data).run()
+    torch.testing.assert_close(dict(whole.model.state_dict()), dict(resumed.model.state_dict()))
+
+
 def test_a_history_that_is_ahead_of_the_saved_state_is_cut_back():
     config = tiny()
     data = get_dataset(config)

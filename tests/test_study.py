@@ -14,7 +14,6 @@ from lab5.scores import Scorer
 from lab5.study import (
     baselines,
     decode_holes,
-    in_batches,
     inpaint_images,
     len_study,
     paired_differences,
@@ -78,8 +77,10 @@ def filled(pair, images, holes, decode, seed=0) -> torch.Tensor:
     return list(decode_holes(pair, images, holes, decode, seed))[-1].filled
 
 
-def test_the_result_does_not_depend_on_the_batch(pair, dataset):
-    results = [filled(pair, dataset.test, dataset.holes, replace(DECODE, batch=batch)) for batch in (1, 4, 64)]
+@pytest.mark.parametrize("evidence", [0.0, 2.0])
+def test_the_result_does_not_depend_on_the_batch(pair, dataset, evidence):
+    decode = replace(DECODE, evidence=evidence)
+    results = [filled(pair, dataset.test, dataset.holes, replace(decode, batch=batch)) for batch in (1, 4, 64)]
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
 
 
@@ -97,17 +98,17 @@ def test_another_seed_and_another_image_have_other_noise(pair, dataset):
 
 def test_what_is_under_a_hole_is_never_read(pair, dataset):
     hidden = torch.where(dataset.holes[:, None], 255 - dataset.test, dataset.test)
-    for fill in ("grey", "telea"):
-        decode = replace(DECODE, fill=fill)
+    for fill, evidence in (("grey", 0.0), ("telea", 0.0), ("telea", 2.0)):
+        decode = replace(DECODE, fill=fill, evidence=evidence)
         assert torch.equal(
             inpaint_images(pair, hidden, dataset.holes, decode, 0),
             inpaint_images(pair, dataset.test, dataset.holes, decode, 0),
         )
 
 
-def test_a_batch_below_one_is_refused():
+def test_a_batch_below_one_is_refused(pair, dataset):
     with pytest.raises(ValueError, match="decode.batch must be at least 1, not 0"):
-        in_batches(lambda tokens: tokens, 0)
+        filled(pair, dataset.test, dataset.holes, replace(DECODE, batch=0))
 
 
 def test_baselines_read_the_hole_only_for_the_reconstruction_floor(pair, dataset):
@@ -241,7 +242,7 @@ def test_rows_of_other_settings_weights_or_data_are_not_taken(pair, scorer, data
         (pair, Scorer(dataset, Blocks(), n=5), DECODE),
         *[(pair, scorer, replace(DECODE, **change)) for change in (
             {"fill": "mean"}, {"codes": "argmax"}, {"order": "random"}, {"temperature": 0.5},
-            {"choice_temperature": 0.0},
+            {"choice_temperature": 0.0}, {"evidence": 1.0},
         )],
     ]  # fmt: skip
     for number, (p, s, decode) in enumerate(variants, 1):

@@ -1,0 +1,471 @@
+"""The command line as its users meet it: exit codes, one sentence per mistake, files whole or not at all."""
+
+import csv
+import hashlib
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lab5 import checkpoint, commands, doctor, pipeline, training
+from lab5.__main__ import main
+from lab5.config import ROOT, configure
+from lab5.fid import frechet_distance
+from lab5.pipeline import get_dataset, load_classifier
+from lab5.report import ReportError
+
+SETTINGS = {
+    "device": "cpu",
+    "data.train": 32, "data.val": 8, "data.test": 8,
+    "stage1.steps": 6, "stage1.batch": 4, "stage1.warmup": 1,
+    "stage2.steps": 4, "stage2.batch": 4, "stage2.warmup": 1,
+    "classifier.steps": 3, "classifier.batch": 4, "classifier.images": 16,
+    "decode.steps": 3, "study.steps": "1,3", "study.schedules": "cosine,linear", "study.images": 6,
+}  # fmt: skip
+TINY = ["--profile", "smoke", *[word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]]
+CONFIG = configure("smoke", **SETTINGS)
+NAMES = ["classifier", "transformer", "vqgan"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """A data folder with all networks trained, and copies of them in `pretrained`."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LAB5_DATA", str(home))
+        assert main(["train", *TINY, "--out", str(home / "pretrained")]) == 0
+    return home
+
+
+@pytest.fixture
+def at_home(home, monkeypatch) -> Path:
+    """The command line finds the trained networks, and takes the copies for the committed ones."""
+    monkeypatch.setenv("LAB5_DATA", str(home))
+    monkeypatch.setattr(pipeline, "pretrained_folder", lambda: home / "pretrained")
+    monkeypatch.setattr(doctor, "pretrained_folder", lambda: home / "pretrained")
+    return home
+
+
+def never(*_, **__):
+    raise AssertionError("nothing should be trained")
+
+
+# --- arguments and errors ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["report", "train", "inpaint", "fid", "study", "doctor"])
+def test_help_explains_every_option_with_its_default(command, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    text = " ".join(capsys.readouterr().out.split("options:")[1].split())
+    options = re.split(r" (?=--?[a-z]+ )", text.partition("show this help message and exit")[2])
+    assert options and all("default" in option for option in options if option.strip())
+
+
+def test_help_and_the_choice_of_a_command_need_no_torch():
+    code = "import sys, lab5.__main__ as m; m._parser(); sys.exit('torch' in sys.modules or 'lab5.report' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize("words, message", [
+    (["train", "--profile", "huge"], "unknown profile 'huge'"),
+    (["train", "--set", "stage1.stpes=3"], "there is no setting 'stage1.stpes'"),
+    (["train", "--set", "stage1.steps"], "--set takes KEY=VALUE such as decode.steps=12, not 'stage1.steps'"),
+    (["train", "--set", "seed=x"], "seed takes a int such as 0, not 'x'"),
+    (["train", "--set", "profile=full"], "--set cannot change the profile"),
+    (["train", "--set", "device=abacus"], "device 'abacus' cannot be used here"),
+    (["train", *TINY, "--data", "/nowhere"], "/nowhere does not exist"),
+    (["inpaint", *TINY, "--vqgan", "a.pt"], "--vqgan and --transformer belong together"),
+    (["inpaint", *TINY, "--vqgan", "a.pt", "--transformer", "b.pt"], "there is no checkpoint at a.pt"),
+    (["inpaint", *TINY, "--n", "9"], "--n must lie in 1..8, the number of test images, not 9"),
+    (["fid", "/nowhere", "toycats-test"], "/nowhere is no folder"),
+    (["study", *TINY, "--set", "study.schedules=cosine,sine"], "study.schedules must be among"),
+])  # fmt: skip
+def test_a_mistake_is_one_sentence_on_stderr_and_exit_code_2(words, message, at_home, capsys):
+    assert main(words) == 2
+    shown = capsys.readouterr()
+    line = shown.err.splitlines()[-1]
+    assert line.startswith("lab5: ") and message in line and "Traceback" not in shown.err and shown.out == ""
+
+
+def test_debug_raises_the_error_itself():
+    with pytest.raises(ValueError, match="unknown profile 'huge'"):
+        main(["train", "--debug", "--profile", "huge"])
+
+
+@pytest.mark.parametrize("error, code, message", [
+    (OSError(28, "No space left on device"), 2, "No space left on device"),
+    (FloatingPointError("the loss is nan\nat step 3"), 2, "the loss is nan at step 3"),
+    (ModuleNotFoundError("No module named 'cv2'"), 2, "No module named 'cv2'; python -m lab5 doctor says"),
+    (KeyboardInterrupt(), 130, "interrupted"),
+])  # fmt: skip
+def test_what_stops_a_command_is_told_in_one_line(error, code, message, monkeypatch, capsys):
+    def stop(*_):
+        raise error
+
+    monkeypatch.setattr(commands, "train", stop)
+    assert main(["train", *TINY]) == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("lab5: ") and message in line
+
+
+def test_an_error_of_the_program_itself_is_not_hidden(monkeypatch):
+    monkeypatch.setattr(commands, "train", never)
+    with pytest.raises(AssertionError):
+        main(["train", *TINY])
+
+
+# --- report -----------------------------------------------------------------------------------------------------
+
+
+def test_report_passes_on_its_arguments_and_prints_where_the_index_is(monkeypatch, capsys, tmp_path):
+    seen = {}
+
+    def run_report(profile, **settings):
+        seen.update(settings, profile=profile)
+        return tmp_path / "index.html"
+
+    monkeypatch.setattr("lab5.report.run_report", run_report)
+    words = ["--profile", "smoke", "--only", "03", "04", "-p", "seed", "3", "-p", "weights", "trained", "--out"]
+    assert main(["report", *words, str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'index.html'}\n"
+    assert seen == {
+        "profile": "smoke", "only": ["03", "04"], "parameters": {"seed": "3", "weights": "trained"}, "out": tmp_path,
+    }  # fmt: skip
+    main(["report"])
+    assert seen == {"profile": "auto", "only": None, "parameters": {}, "out": ROOT / "report"}
+
+
+def test_a_report_that_stopped_is_exit_code_1(monkeypatch, capsys):
+    def run_report(*_, **__):
+        raise ReportError("02_b stopped in code cell 3 of 9.")
+
+    monkeypatch.setattr("lab5.report.run_report", run_report)
+    assert main(["report"]) == 1
+    assert capsys.readouterr().err == "lab5: 02_b stopped in code cell 3 of 9.\n"
+    with pytest.raises(ReportError):
+        main(["report", "--debug"])
+
+
+# --- train ------------------------------------------------------------------------------------------------------
+
+
+def test_train_hands_over_networks_with_a_record_of_how_they_came_about(home):
+    out = home / "pretrained"
+    assert sorted(path.name for path in out.iterdir()) == ["classifier.safetensors", "training.json",
+                                                           "transformer.safetensors", "vqgan.safetensors"]  # fmt: skip
+    entries = json.loads((out / "training.json").read_text())
+    assert sorted(entries) == NAMES
+    for name, entry in entries.items():
+        content = (out / f"{name}.safetensors").read_bytes()
+        assert entry["sha256"] == hashlib.sha256(content).hexdigest()
+        assert entry["seed"] == 0 and entry["seconds"] > 0 and entry["config"]["stage1"]["steps"] == 6
+    assert entries["vqgan"]["quality"]["val_psnr_db"] > 5 and entries["vqgan"]["quality"]["n"] == 8
+    assert 0 < entries["transformer"]["quality"]["val_loss"] < 6
+    assert 0 <= entries["transformer"]["quality"]["val_accuracy"] < 1
+    accuracy = entries["classifier"]["quality"]
+    assert {"fur", "eye_left", "mean"} < accuracy.keys() and 0 < accuracy["mean"] < 1
+    checkpoint.load_vqgan(out / "vqgan.safetensors")
+    checkpoint.load_transformer(out / "transformer.safetensors")
+    load_classifier(out / "classifier.safetensors")
+
+
+def test_the_reached_psnr_is_that_of_the_file_on_validation_images(at_home):
+    entry = json.loads((at_home / "pretrained" / "training.json").read_text())["vqgan"]
+    tokenizer = pipeline.Tokenizer(checkpoint.load_vqgan(at_home / "pretrained" / "vqgan.safetensors"))
+    val = get_dataset(CONFIG).val
+    error = (tokenizer.decode(tokenizer.encode(val)).double() - val.double()).square().mean() / 255**2
+    assert entry["quality"]["val_psnr_db"] == pytest.approx(-10 * torch.log10(error).item(), abs=0.05)
+
+
+def test_what_is_trained_already_is_reused_and_says_so(at_home, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(training, "fit", never)
+    assert main(["train", *TINY, "--out", str(tmp_path)]) == 0
+    shown = capsys.readouterr()
+    assert all(f"{name}: reused" in shown.err for name in NAMES)
+    for name in NAMES:
+        file = f"{name}.safetensors"
+        assert (tmp_path / file).read_bytes() == (at_home / "pretrained" / file).read_bytes()
+    first, again = (json.loads((folder / "training.json").read_text()) for folder in (at_home / "pretrained", tmp_path))
+    assert first == again, "the seconds of the training, too, and not those of looking it up"
+
+
+def test_a_transformer_brings_the_vqgan_whose_tokens_it_learned_and_other_entries_stay(at_home, tmp_path, capsys):
+    (tmp_path / "training.json").write_text('{"classifier": {"seed": 7}}')
+    assert main(["train", *TINY, "--stage", "transformer", "--out", str(tmp_path)]) == 0
+    entries = json.loads((tmp_path / "training.json").read_text())
+    assert sorted(entries) == NAMES and entries["classifier"] == {"seed": 7}
+    assert sorted(path.stem for path in tmp_path.glob("*.safetensors")) == ["transformer", "vqgan"]
+
+
+def test_progress_shows_loss_rate_and_time_left_and_stays_off_stdout(capsys):
+    assert main(["train", *TINY, "--stage", "vqgan"]) == 0
+    shown = capsys.readouterr()
+    assert re.search(r"vqgan: 100%.*6/6 \[\d+:\d+<\d+:\d+.*loss=\d.*lr=1.0e-05", shown.err)
+    assert shown.out.startswith("vqgan: ") and "val_psnr_db" in shown.out
+
+
+def test_an_interrupted_training_leaves_the_folder_as_it_was_and_goes_on(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "vqgan.safetensors").write_bytes(b"old")
+    real = training.fit
+
+    def interrupted(*arguments, **settings):
+        for step in real(*arguments, **settings):
+            yield step
+            if step.step == 2:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "fit", interrupted)
+    assert main(["train", *TINY, "--stage", "vqgan", "--out", str(out)]) == 130
+    assert [path.name for path in out.iterdir()] == ["vqgan.safetensors"]
+    assert (out / "vqgan.safetensors").read_bytes() == b"old"
+    assert capsys.readouterr().err.splitlines()[-1].startswith("lab5: interrupted")
+    monkeypatch.setattr(training, "fit", real)
+    assert main(["train", *TINY, "--stage", "vqgan", "--out", str(out)]) == 0
+    assert "6/6" in capsys.readouterr().err
+    history = next((tmp_path.parent.parent).rglob("history.json"), None)
+    assert history is None or history.exists()
+    checkpoint.load_vqgan(out / "vqgan.safetensors")
+
+
+def test_a_record_that_is_damaged_is_told_before_anything_is_trained(at_home, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(training, "fit", never)
+    (tmp_path / "training.json").write_text('{"vqgan": ')
+    assert main(["train", *TINY, "--set", "seed=9", "--out", str(tmp_path)]) == 2
+    assert "training.json is not JSON any more" in capsys.readouterr().err
+
+
+def test_a_copy_that_fails_leaves_what_was_there(at_home, tmp_path, monkeypatch, capsys):
+    (tmp_path / "vqgan.safetensors").write_bytes(b"old")
+
+    def full(source, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(commands.os, "replace", full)
+    assert main(["train", *TINY, "--stage", "vqgan", "--out", str(tmp_path)]) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["vqgan.safetensors"]
+    assert (tmp_path / "vqgan.safetensors").read_bytes() == b"old"
+
+
+def test_control_c_ends_a_real_process_with_one_line_and_130(own_folders):
+    words = [sys.executable, "-m", "lab5", "train", *TINY, "--stage", "vqgan", "--set", "stage1.steps=100000"]
+    with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        shown = ""
+        while "loss=" not in shown:  # the training is running
+            shown += process.stderr.read(1)
+        process.send_signal(signal.SIGINT)
+        _, rest = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert rest.splitlines()[-1].startswith("lab5: interrupted") and "Traceback" not in rest
+
+
+# --- inpaint ----------------------------------------------------------------------------------------------------
+
+
+def read(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        assert image.mode == "RGB"
+        return np.asarray(image)
+
+
+def test_inpaint_writes_the_pictures_and_prints_them_beside_the_baselines(at_home, tmp_path, capsys):
+    assert main(["inpaint", *TINY, "--out", str(tmp_path), "--n", "5"]) == 0
+    files = sorted(tmp_path.rglob("*"))
+    assert [path.relative_to(tmp_path).as_posix() for path in files] == [
+        "test_results", *[f"test_results/image_00{i}.png" for i in range(5)],
+    ]  # fmt: skip
+    data = get_dataset(CONFIG)
+    pair = pipeline.open_pair(CONFIG, data)
+    expected = commands.inpaint_images(pair, data.test[:5], data.holes[:5], CONFIG.decode, 0)
+    for picture, path in zip(expected, files[1:], strict=True):
+        assert np.array_equal(read(path), picture.permute(1, 2, 0).numpy())
+    out = capsys.readouterr().out
+    assert pair.weights in out and "Frechet distance on toy-attribute features" in out
+    table = [line.split() for line in out.splitlines()[-7:]]
+    assert table[0] == ["method", "score", "kid", "hole_psnr_db", "attribute_accuracy", "n"]
+    names = ["this", "reconstruction", "do_nothing", "mean_colour", "telea", "navier_stokes"]
+    assert [line[0] for line in table[1:]] == names and {line[-1] for line in table[1:]} == {"5"}
+
+
+def test_results_are_replaced_only_when_asked_and_as_a_whole(at_home, tmp_path, capsys):
+    assert main(["inpaint", *TINY, "--out", str(tmp_path), "--n", "4"]) == 0
+    first = (tmp_path / "test_results" / "image_000.png").read_bytes()
+    (tmp_path / "test_results" / "notes.txt").write_text("mine")
+    assert main(["inpaint", *TINY, "--out", str(tmp_path), "--n", "2", "--seed", "5"]) == 2
+    assert "holds results already" in capsys.readouterr().err
+    assert (tmp_path / "test_results" / "image_000.png").read_bytes() == first
+    assert main(["inpaint", *TINY, "--out", str(tmp_path), "--n", "2", "--overwrite"]) == 0
+    left = sorted(path.name for path in (tmp_path / "test_results").iterdir())
+    assert left == ["image_000.png", "image_001.png", "notes.txt"]
+    assert (tmp_path / "test_results" / "image_000.png").read_bytes() == first, "the same seed, the same picture"
+    assert [path.name for path in tmp_path.iterdir()] == ["test_results"]
+
+
+def test_a_run_that_fails_on_the_way_leaves_earlier_results(at_home, tmp_path, monkeypatch, capsys):
+    assert main(["inpaint", *TINY, "--out", str(tmp_path), "--n", "2"]) == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "test_results").iterdir()}
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    assert main(["inpaint", *TINY, "--out", str(tmp_path), "--n", "1", "--overwrite"]) == 2
+    assert {path.name: path.read_bytes() for path in (tmp_path / "test_results").iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["test_results"]
+
+
+def test_weights_can_be_the_profiles_own_or_two_files(at_home, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(training, "fit", never)
+    files = [at_home / "pretrained" / f"{name}.safetensors" for name in ("vqgan", "transformer")]
+    choices = {
+        "trained": ["--weights", "trained"],
+        "own": ["--vqgan", str(files[0]), "--transformer", str(shutil.copy(files[1], tmp_path / "own.safetensors"))],
+    }
+    for name, words in choices.items():
+        assert main(["inpaint", *TINY, "--n", "2", "--out", str(tmp_path / name), *words]) == 0
+        assert f"weights {name} " in capsys.readouterr().out
+    pictures = [read(tmp_path / name / "test_results" / "image_001.png") for name in choices]
+    assert np.array_equal(*pictures), "they are the same networks"
+
+
+def test_without_known_truth_there_are_pictures_and_no_scores(at_home, tmp_path, monkeypatch, capsys):
+    from dataclasses import replace
+
+    data = get_dataset(CONFIG)
+    unknown = replace(data, whole=torch.arange(8) >= 3)  # of the first four images one is known
+    monkeypatch.setattr(commands, "get_dataset", lambda config: unknown)
+    assert main(["inpaint", *TINY, "--n", "4", "--out", str(tmp_path)]) == 0
+    assert "no scores" in capsys.readouterr().out
+    assert main(["inpaint", *TINY, "--n", "5", "--out", str(tmp_path), "--overwrite"]) == 0
+    assert {line.split()[-1] for line in capsys.readouterr().out.splitlines()[-6:]} == {"2"}, "two of five are known"
+
+
+# --- fid --------------------------------------------------------------------------------------------------------
+
+
+def write_images(folder: Path, images: torch.Tensor) -> Path:
+    folder.mkdir()
+    for i, image in enumerate(images):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{i}.png")
+    return folder
+
+
+def test_fid_prints_n_and_name_and_score_and_kid_with_its_spread(at_home, tmp_path, capsys):
+    data = get_dataset(configure("smoke", device="cpu"))
+    folder = write_images(tmp_path / "a", data.train[:6])
+    assert main(["fid", str(folder), "toycats-test", "--features", "toy", "--profile", "smoke"]) == 0
+    n, score, kid = capsys.readouterr().out.splitlines()
+    features = load_classifier(at_home / "pretrained" / "classifier.safetensors").features
+    expected = frechet_distance(features(data.train[:6] / 255), features(data.test[:6] / 255))
+    assert n == "n = 6" and re.match(r"KID = -?\d+\.\d+ ± \d+\.\d+", kid)
+    assert score == f"Frechet distance on toy-attribute features = {expected:.4f}", "a proxy is not called FID"
+    assert main(["fid", "toycats-test", str(folder), "--features", "toy", "--profile", "smoke", "--n", "5"]) == 0
+    assert capsys.readouterr().out.startswith("n = 5\n")
+
+
+def test_sets_of_different_n_are_refused_with_the_way_out(at_home, tmp_path, capsys):
+    images = get_dataset(CONFIG).train
+    a, b = write_images(tmp_path / "a", images[:6]), write_images(tmp_path / "b", images[6:11])
+    words = ["fid", str(a), str(b), "--features", "toy"]
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert "a has 6 images and" in error and "b has 5" in error and "--n" in error
+    assert main([*words, "--n", "5"]) == 0 and "n = 5" in capsys.readouterr().out
+    assert main([*words, "--n", "3"]) == 2 and "at least 4 images, found 3" in capsys.readouterr().err
+
+
+def test_images_that_cannot_be_compared_are_named(at_home, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LAB5_INCEPTION_WEIGHTS", str(tmp_path / "none.pth"))
+    images = get_dataset(CONFIG).train
+    folder, small = write_images(tmp_path / "a", images[:4]), write_images(tmp_path / "b", images[:4, :, :32, :32])
+    assert main(["fid", str(folder), str(small), "--features", "toy"]) == 2
+    assert "64x64" in capsys.readouterr().err
+    assert main(["fid", str(folder), str(small)]) == 2
+    assert "no Inception weights at" in capsys.readouterr().err
+    Image.new("RGB", (20, 10)).save(small / "4.png")
+    assert main(["fid", str(folder), str(small)]) == 2
+    assert "several sizes (20x10, 32x32)" in capsys.readouterr().err
+    (folder / "2.png").write_bytes(b"no picture")
+    assert main(["fid", str(folder), str(small)]) == 2
+    assert "2.png in" in capsys.readouterr().err
+
+
+# --- study ------------------------------------------------------------------------------------------------------
+
+
+def test_study_prints_mean_and_deviation_per_plan_and_keeps_its_rows(at_home, tmp_path, capsys):
+    table = tmp_path / "rows.csv"
+    words = ["study", *TINY, "--seeds", "2", "--table", str(table)]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    lines = [re.split(r"\s{2,}", line) for line in out.splitlines()[2:]]
+    assert lines[0] == ["schedule", "T", "t", "score", "hole_psnr_db"]
+    plans = [["one_shot", "1", "1"]] + [[s, "3", str(t)] for s in ("cosine", "linear") for t in (1, 2, 3)]
+    assert [line[:3] for line in lines[1:]] == plans
+    assert all(re.fullmatch(r"\d+\.\d{3} ± \d+\.\d{3}", value) for line in lines[1:] for value in line[3:])
+    with table.open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * len(plans) and {row["n"] for row in rows} == {"6"}
+    before = table.read_bytes()
+    assert main(words) == 0
+    assert capsys.readouterr().out == out and table.read_bytes() == before, "nothing was decoded anew"
+
+
+def test_one_seed_has_no_deviation(at_home, tmp_path, capsys):
+    assert main(["study", *TINY, "--seeds", "1", "--set", "study.steps=1", "--table", str(tmp_path / "a.csv")]) == 0
+    assert re.fullmatch(r"one_shot\s+1\s+1\s+\d+\.\d{3}\s+\d+\.\d{3}", capsys.readouterr().out.splitlines()[-1])
+
+
+# --- doctor -----------------------------------------------------------------------------------------------------
+
+
+def test_doctor_has_a_line_for_everything_and_is_content(at_home, monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("LAB5_INCEPTION_WEIGHTS", str(tmp_path / "none.pth"))
+    assert main(["doctor"]) == 0
+    lines = [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines()]
+    assert [line[1] for line in lines] == ["python", "packages", "torch", "memory", "disk", "vqgan", "transformer",
+                                           "classifier", "inception", "datasets"]  # fmt: skip
+    assert {line[1]: line[0] for line in lines if line[0] != "ok"} == {"inception": "none"}, "which is not needed"
+    found = {line[1]: line[2] for line in lines}
+    assert torch.__version__ in found["torch"] and "cached arrays" in found["datasets"]
+
+
+def test_doctor_misses_weights(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(doctor, "pretrained_folder", lambda: tmp_path)
+    assert main(["doctor"]) == 1
+    missing = [line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith("MISSING")]
+    assert missing == ["vqgan", "transformer", "classifier"]
+
+
+def test_doctor_misses_packages_and_works_without_them(at_home, monkeypatch, capsys):
+    real = doctor.importlib.metadata.version
+
+    def version(name):
+        if name == "safetensors":
+            raise doctor.importlib.metadata.PackageNotFoundError(name)
+        return "0.0.1" if name == "scipy" else real(name)
+
+    monkeypatch.setattr(doctor.importlib.metadata, "version", version)
+    monkeypatch.setitem(sys.modules, "torchvision", None)  # as if it could not be imported
+    assert main(["doctor"]) == 1
+    out = capsys.readouterr().out
+    missing = [line.split()[1] for line in out.splitlines() if line.startswith("MISSING")]
+    assert missing == ["packages", "torch"] and "safetensors: make setup" in out
+    assert "scipy 0.0.1 instead" not in out, "what is missing comes first"
+
+
+def test_doctor_tells_of_a_data_folder_that_cannot_be_written(at_home, monkeypatch, capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LAB5_DATA", str(tmp_path / "file"))
+    assert main(["doctor"]) == 1
+    assert "cannot be written to" in capsys.readouterr().out
