@@ -71,7 +71,7 @@ def decode_grid(
                 if i < len(pictures):
                     axis.imshow(pictures[i].permute(1, 2, 0).numpy(), interpolation="nearest")
             line[0].set_ylabel(
-                name, rotation=0, ha="right", va="center", fontsize=8.5, labelpad=6,
+                spoken(name), rotation=0, ha="right", va="center", fontsize=8.5, labelpad=6,
                 weight="bold" if name in marked else "normal", color=COLOURS.get(name.partition(" ")[0], INK),
             )  # fmt: skip
         for axis, label in zip(axes[0], columns, strict=False):
@@ -140,7 +140,7 @@ def gamma_curves(schedules: Sequence[str] = tuple(SCHEDULES), *, caption: str = 
         axis = figure.subplots()
         ratio = np.linspace(0, 1, 2001)  # so fine that the stairs stand upright
         for name in schedules:
-            axis.plot(ratio, [gamma(name, float(r)) for r in ratio], color=COLOURS[name], lw=1.8, label=name)
+            axis.plot(ratio, [gamma(name, float(r)) for r in ratio], color=COLOURS[name], lw=1.8, label=spoken(name))
         axis.set(xlabel="share of the steps done, t/T", ylabel="share still masked, γ", title="Mask schedules")
         axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
@@ -172,11 +172,11 @@ def fid_curve(
             nudge = 0.06 * (shift - (len(schedules) - 1) / 2)  # error bars side by side, not on top of each other
             axis.errorbar(
                 np.array(places) + nudge, mean, spread, color=COLOURS[name], marker="o", ms=3.5, lw=1.5, capsize=2.5,
-                label=name,
+                label=spoken(name),
             )  # fmt: skip
         for name, value in (baselines or {}).items():
             axis.axhline(value, color=PALE, lw=1, ls="--")
-            axis.annotate(name, (1.0, value), xycoords=("axes fraction", "data"), fontsize=7.5, color=PALE,
+            axis.annotate(spoken(name), (1.0, value), xycoords=("axes fraction", "data"), fontsize=7.5, color=PALE,
                           xytext=(4, 0), textcoords="offset points", va="center")  # fmt: skip
         axis.set(xlabel=xlabel or x, ylabel=ylabel or y, title=title, xticks=sorted({row[x] for row in rows}))
         axis.legend(frameon=False, fontsize=8)
@@ -218,7 +218,7 @@ def bars(
     with _styled(6.4, 0.32 * len(values) + 0.95, caption) as figure:
         axis = figure.subplots()
         colours = [COLOURS["cosine"] if name == highlight else "#b8c4cc" for name in values]
-        drawn = axis.barh(list(values), list(values.values()), color=colours)
+        drawn = axis.barh([spoken(name) for name in values], list(values.values()), color=colours)
         axis.bar_label(drawn, fmt=f"%.{digits}f", padding=3, fontsize=8)
         axis.invert_yaxis()
         axis.grid(axis="y", visible=False)

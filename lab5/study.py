@@ -22,6 +22,7 @@ from jaxtyping import Bool, UInt8
 from torch import Tensor
 
 from lab5.config import DecodeConfig, StudyConfig
+from lab5.data import token_mask
 from lab5.decoder import DecodeStep, decode_steps
 from lab5.gamma import SCHEDULES
 from lab5.pipeline import Pair
@@ -85,10 +86,19 @@ def _decode_batch(
 def inpaint_images(
     pair: Pair, images: UInt8[Tensor, "n 3 64 64"], holes: Bool[Tensor, "n 64 64"], decode: DecodeConfig, seed: int
 ) -> UInt8[Tensor, "n 3 64 64"]:
-    """The pictures at the end of `decode_holes`."""
+    """The pictures at the end of `decode_holes`, after `decode.passes` passes.
+
+    A second pass puts the picture of the first into the hole and encodes that: the unknown tokens are then taken
+    from an image whose visible pixels are true to the last one. Known tokens stay, and no pixel is pasted.
+    """
     for state in decode_holes(pair, images, holes, decode, seed):
-        filled = state.filled
-    return pair.tokenizer.decode(filled)
+        filled = state.filled.cpu()
+    pictures = pair.tokenizer.decode(filled)
+    for _ in range(decode.passes - 1):
+        together = torch.where(holes[:, None], pictures, images)
+        filled = torch.where(token_mask(holes), pair.tokenizer.encode(together), filled)
+        pictures = pair.tokenizer.decode(filled)
+    return pictures
 
 
 def baselines(

@@ -85,7 +85,7 @@ def random_holes(seed: int, n: int) -> Bool[Tensor, "n 64 64"]:
 
 
 def hidden_attributes(
-    holes: Bool[Tensor, "n 64 64"], pose: Float[Tensor, "n 4"], share: float = 0.85
+    holes: Bool[Tensor, "n 64 64"], pose: Float[Tensor, "n 4"], share: float = 0.75
 ) -> dict[str, Bool[Tensor, " n"]]:
     """For each attribute that has a place in the face: is at least `share` of that place under the hole?"""
     x, y = head_axes(pose)

@@ -182,7 +182,7 @@ def test_evidence_is_each_images_own_and_not_from_under_its_hole(tokenizer, imag
     junk = torch.where(holes[:, None], 255 - images, images)
     torch.testing.assert_close(tokenizer.evidence(junk, holes, "grey", strength=1.0), rows)
     alone = torch.cat([tokenizer.evidence(images[i : i + 1], holes[i : i + 1], "grey", 1.0) for i in range(7)])
-    torch.testing.assert_close(alone, rows, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(alone, rows, rtol=1e-2, atol=1e-2)
 
 
 # --- the cache --------------------------------------------------------------------------------------------------------
