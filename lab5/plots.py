@@ -55,6 +55,11 @@ def _styled(width: float, height: float, caption: str) -> Iterator[Figure]:
         yield figure
 
 
+def spoken(name: str) -> str:
+    """A name of the package as a person writes it: `one_shot` -> "one shot"."""
+    return name.replace("_", " ")
+
+
 def decode_grid(
     rows: dict[str, Pictures], columns: Sequence[str] = (), *, caption: str = "", marked: Sequence[str] = ()
 ) -> Figure:
