@@ -41,7 +41,7 @@ from lab5.pipeline import (
     validation_tokens,
 )
 from lab5.scores import Scorer
-from lab5.study import baselines, decode_holes, len_study, run_study, summary
+from lab5.study import baselines, decode_holes, len_study, run_study, summary, to_pictures
 from lab5.tokenizer import Tokenizer, reconstruction_psnr_db
 from lab5.toycats import render
 from lab5.training import Training
@@ -159,10 +159,11 @@ def inpaint(
     known = int(data.whole[:n].sum())
     scorer = Scorer(data, get_features(config, pair.tokenizer), known) if known > 1 else None
     seed = config.seed if seed is None else seed
-    states = decode_holes(pair, data.masked_test[:n], data.holes[:n], config.decode, seed)
+    images, holes = data.masked_test[:n], data.holes[:n]
+    states = decode_holes(pair, images, holes, config.decode, seed)
     for state in tqdm(states, total=(config.decode.stop_at or config.decode.steps) + 1, desc="decoding"):
         filled = state.filled
-    pictures = pair.tokenizer.decode(filled)
+    pictures = to_pictures(pair.tokenizer, filled, images, holes, config.decode.passes)
     _write_pictures(pictures, folder)
     print(f"{n} pictures in {folder}: weights {pair.weights}, seed {seed}, device {config.device}, {config.decode}")
     if scorer is None:

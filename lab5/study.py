@@ -12,13 +12,13 @@ import os
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
 
 from lab5.config import DecodeConfig, StudyConfig
@@ -30,10 +30,8 @@ from lab5.scores import Scorer, Scores
 from lab5.tokenizer import Tokenizer, fill_holes
 
 Row = dict[str, Any]
-KEY = (
-    "schedule", "steps", "seed", "n", "codes", "order", "temperature", "choice_temperature", "fill", "evidence",
-    "weights", "data", "score_name",
-)  # fmt: skip
+SETTINGS = tuple(field.name for field in fields(DecodeConfig) if field.name not in ("stop_at", "batch"))
+KEY = (*SETTINGS, "seed", "n", "weights", "data", "score_name")
 COLUMNS = (*KEY, "device", "stop_at", "seconds", *(name for name in Scores._fields if name != "n"))
 
 
@@ -86,18 +84,30 @@ def _decode_batch(
 def inpaint_images(
     pair: Pair, images: UInt8[Tensor, "n 3 64 64"], holes: Bool[Tensor, "n 64 64"], decode: DecodeConfig, seed: int
 ) -> UInt8[Tensor, "n 3 64 64"]:
-    """The pictures at the end of `decode_holes`, after `decode.passes` passes.
+    """The pictures at the end of `decode_holes`."""
+    for state in decode_holes(pair, images, holes, decode, seed):
+        filled = state.filled
+    return to_pictures(pair.tokenizer, filled, images, holes, decode.passes)
+
+
+def to_pictures(
+    tokenizer: Tokenizer,
+    filled: Int[Tensor, "n N"],
+    images: UInt8[Tensor, "n 3 64 64"],
+    holes: Bool[Tensor, "n 64 64"],
+    passes: int = 1,
+) -> UInt8[Tensor, "n 3 64 64"]:
+    """The pictures of decoded tokens, after that many passes.
 
     A second pass puts the picture of the first into the hole and encodes that: the unknown tokens are then taken
     from an image whose visible pixels are true to the last one. Known tokens stay, and no pixel is pasted.
     """
-    for state in decode_holes(pair, images, holes, decode, seed):
-        filled = state.filled.cpu()
-    pictures = pair.tokenizer.decode(filled)
-    for _ in range(decode.passes - 1):
+    filled = filled.cpu()
+    pictures = tokenizer.decode(filled)
+    for _ in range(passes - 1):
         together = torch.where(holes[:, None], pictures, images)
-        filled = torch.where(token_mask(holes), pair.tokenizer.encode(together), filled)
-        pictures = pair.tokenizer.decode(filled)
+        filled = torch.where(token_mask(holes), tokenizer.encode(together), filled)
+        pictures = tokenizer.decode(filled)
     return pictures
 
 
@@ -159,17 +169,9 @@ def len_study(study: StudyConfig) -> int:
 
 
 def _common(pair: Pair, scorer: Scorer, decode: DecodeConfig, seed: int) -> Row:
-    return {
-        "schedule": decode.schedule,
-        "steps": decode.steps,
+    return {name: getattr(decode, name) for name in SETTINGS} | {
         "seed": seed,
         "n": len(scorer.truth),
-        "codes": decode.codes,
-        "order": decode.order,
-        "temperature": decode.temperature,
-        "choice_temperature": decode.choice_temperature,
-        "fill": decode.fill,
-        "evidence": decode.evidence,
         "weights": pair.weights,
         "data": scorer.data,
         "score_name": scorer.score_name,
@@ -178,14 +180,14 @@ def _common(pair: Pair, scorer: Scorer, decode: DecodeConfig, seed: int) -> Row:
 
 
 def _decode_and_score(pair: Pair, scorer: Scorer, decode: DecodeConfig, seed: int, common: Row) -> list[Row]:
-    """`seconds` are those of a decoding that stops there: encoding, t steps and one picture, without the scoring."""
+    """`seconds` are those of a decoding that stops there: encoding, t steps, and the picture, without the scoring."""
     rows = []
     spent, began = 0.0, time.monotonic()
     for state in decode_holes(pair, scorer.truth, scorer.holes, decode, seed):
         spent += time.monotonic() - began
         if state.step:
             began = time.monotonic()
-            pictures = pair.tokenizer.decode(state.filled)
+            pictures = to_pictures(pair.tokenizer, state.filled, scorer.truth, scorer.holes, decode.passes)
             seconds = round(spent + time.monotonic() - began, 3)
             rows.append(common | {"stop_at": state.step, "seconds": seconds} | scorer(pictures)._asdict())
         began = time.monotonic()

@@ -104,7 +104,7 @@ def test_a_misspelt_setting_is_refused_by_its_name(changes, named):
 def test_a_misspelt_setting_is_answered_with_those_that_exist():
     with pytest.raises(ValueError, match="DecodeConfig has schedule, steps, stop_at"):
         configure("quick", device="cpu", **{"decode.step": 3})
-    with pytest.raises(ValueError, match="'qick'; there are auto, smoke, quick, full"):
+    with pytest.raises(ValueError, match=f"'qick'; there are auto, {', '.join(PROFILES)}"):
         configure("qick")
 
 

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "lab5"
 
 # From the bottom of the package to its top. A new room is put in its place here.
 ROOMS = """
-    config gamma attention transformer codebook vqgan painter toycats files data checkpoint fid critics tokenizer
+    settings config gamma attention transformer codebook vqgan painter toycats files data checkpoint fid critics tokenizer
     objectives trainer training samplers decoder scores pipeline study plots widgets results progress pages report
     doctor commands __main__
 """.split()

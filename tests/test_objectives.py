@@ -306,6 +306,7 @@ def vqgan(seed=0):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = VQGAN(SMALL)
+    model.quant_conv.weight.mul_(30)  # latents of a size that shows in the loss
     latents = flat(model.latents(pictures(2, 9)))
     model.codebook.embedding.weight.copy_(latents[torch.randperm(len(latents), generator=seeded(1))[: SMALL.codes]])
     return model

@@ -106,6 +106,20 @@ def test_what_is_under_a_hole_is_never_read(pair, dataset):
         )
 
 
+def test_a_second_pass_keeps_known_tokens_and_reads_nothing_under_the_hole(pair, dataset, monkeypatch):
+    decode = replace(DECODE, passes=2)
+    seen = []
+    whole = type(pair.tokenizer).decode
+    monkeypatch.setattr(type(pair.tokenizer), "decode", lambda self, tokens: seen.append(tokens) or whole(self, tokens))
+    ours = inpaint_images(pair, dataset.test, dataset.holes, decode, 0)
+    tokens, unknown = pair.tokenizer.encode_holed(dataset.test, dataset.holes, decode.fill)
+    assert len(seen) == 2 and all(torch.equal(x[~unknown], tokens[~unknown]) for x in seen)
+    together = torch.where(dataset.holes[:, None], whole(pair.tokenizer, seen[0]), dataset.test)
+    assert torch.equal(seen[1][unknown], pair.tokenizer.encode(together)[unknown])
+    hidden = torch.where(dataset.holes[:, None], 255 - dataset.test, dataset.test)
+    assert torch.equal(inpaint_images(pair, hidden, dataset.holes, decode, 0), ours)
+
+
 def test_a_batch_below_one_is_refused(pair, dataset):
     with pytest.raises(ValueError, match="decode.batch must be at least 1, not 0"):
         filled(pair, dataset.test, dataset.holes, replace(DECODE, batch=0))
@@ -136,6 +150,13 @@ def test_the_row_of_a_stop_equals_a_decoding_that_stops_there(pair, scorer):
     assert list(rows) == [(s, steps, seed, t) for seed in (0, 1) for s, steps, t in stops]
     # All plans propose the same codes at their first step, so a stop at t = 1 is a decoding in one shot.
     assert len(distinct) == 2 * (1 + 4), "other schedules and stops give other pictures"
+
+
+def test_rows_are_of_pictures_after_all_passes(pair, scorer):
+    study, stop = replace(STUDY, steps=(3,), seeds=1), replace(DECODE, stop_at=2)
+    one, two = (run(pair, scorer, study, replace(DECODE, passes=passes))[0][1] for passes in (1, 2))
+    expected = inpaint_images(pair, scorer.truth, scorer.holes, replace(stop, passes=2), 0)
+    assert two["stop_at"] == 2 and two["score"] == scorer(expected).score != one["score"]
 
 
 def test_one_step_is_one_shot_under_every_schedule(pair, scorer):
@@ -242,7 +263,7 @@ def test_rows_of_other_settings_weights_or_data_are_not_taken(pair, scorer, data
         (pair, Scorer(dataset, Blocks(), n=5), DECODE),
         *[(pair, scorer, replace(DECODE, **change)) for change in (
             {"fill": "mean"}, {"codes": "argmax"}, {"order": "random"}, {"temperature": 0.5},
-            {"choice_temperature": 0.0}, {"evidence": 1.0},
+            {"choice_temperature": 0.0}, {"evidence": 1.0}, {"passes": 2},
         )],
     ]  # fmt: skip
     for number, (p, s, decode) in enumerate(variants, 1):
