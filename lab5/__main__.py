@@ -161,7 +161,7 @@ def _add_train(commands, parents: list) -> None:
     parser = commands.add_parser("train", parents=parents, help="train the networks", description=about)
     parser.add_argument(
         "--stage", choices=("vqgan", "transformer", "classifier", "all"), default="all",
-        help="what to train; transformer includes the vqgan whose tokens it learns (default: all)",
+        help="what to train; transformer and classifier need the vqgan, which comes before them (default: all)",
     )  # fmt: skip
     parser.add_argument(
         "--out", type=Path, metavar="FOLDER",

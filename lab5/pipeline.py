@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from lab5 import checkpoint
 from lab5.config import Config, data_folder, pretrained_folder
@@ -38,8 +38,10 @@ def get_dataset(config: Config) -> Dataset:
 
 def train_vqgan(config: Config, data: Dataset) -> Training:
     settings = {"vqgan": dataclasses.asdict(config.vqgan), "data": data.fingerprint}
-    toys = config.stage1.perceptual and data.name == "toycats"
-    perceptual = PerceptualDistance(load_classifier().body[:9]) if toys else None  # its three finest maps
+    perceptual = None
+    if config.stage1.perceptual and data.name == "toycats":
+        perceptual = PerceptualDistance(load_classifier().body[:9])  # its three finest maps
+        settings["judge"] = _weights_hash(perceptual)
     return Training(
         "vqgan",
         config.stage1,
@@ -206,7 +208,12 @@ def _tokenizer_of(transformer: Path) -> str | None:
 
 
 def _pair(tokenizer: Tokenizer, transformer: BidirectionalTransformer, name: str) -> Pair:
-    digest = hashlib.sha256(tokenizer.weights_hash.encode())
-    for tensor in transformer.state_dict().values():
+    both = tokenizer.weights_hash + _weights_hash(transformer)
+    return Pair(tokenizer, transformer, f"{name} {hashlib.sha256(both.encode()).hexdigest()[:12]}")
+
+
+def _weights_hash(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for tensor in model.state_dict().values():
         digest.update(tensor.cpu().contiguous().numpy())
-    return Pair(tokenizer, transformer, f"{name} {digest.hexdigest()[:12]}")
+    return digest.hexdigest()[:12]

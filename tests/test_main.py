@@ -208,6 +208,13 @@ def test_a_transformer_brings_the_vqgan_whose_tokens_it_learned_and_other_entrie
     assert sorted(path.stem for path in tmp_path.glob("*.safetensors")) == ["transformer", "vqgan"]
 
 
+def test_photographs_go_without_the_classifier_of_toy_cats(at_home, tmp_path, monkeypatch, capsys):
+    photographs = replace(get_dataset(CONFIG), name="photographs")
+    monkeypatch.setattr(commands, "get_dataset", lambda config: photographs)
+    assert main(["train", *TINY, "--out", str(tmp_path)]) == 0
+    assert sorted(path.stem for path in tmp_path.glob("*.safetensors")) == ["transformer", "vqgan"]
+
+
 def test_progress_shows_loss_rate_and_time_left_and_stays_off_stdout(capsys):
     assert main(["train", *TINY, "--stage", "vqgan"]) == 0
     shown = capsys.readouterr()

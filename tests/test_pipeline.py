@@ -97,6 +97,17 @@ def test_another_setting_is_another_folder(change):
     assert train_vqgan(tiny(), get_dataset(config)).folder == folder
 
 
+def test_a_vqgan_judged_by_another_classifier_is_another_folder(monkeypatch, tmp_path):
+    monkeypatch.setattr(pipeline, "pretrained_folder", lambda: tmp_path)
+    config = tiny(**{"stage1.perceptual": 0.1})
+    folders = set()
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        save_classifier(tmp_path / "classifier.safetensors", ToyFeatures({"fur": 3}))
+        folders.add(train_vqgan(config, get_dataset(config)).folder)
+    assert len(folders) == 2
+
+
 def test_settings_of_another_network_change_nothing():
     config = tiny()
     other = tiny(**{"stage2.steps": 7, "decode.steps": 3, "classifier.steps": 9})
