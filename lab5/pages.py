@@ -186,8 +186,10 @@ def _described(path: Path) -> str:
 
 
 def _scores(inpainting: dict[str, Any]) -> str:
-    """The main table: one row per way to fill the holes, the best score first."""
+    """The main table: one row per way to fill the holes, the best score first. A row that names its `method` is
+    another row once more, such as the best of the classical ones."""
     rows = [(name, row) for name, row in inpainting.items() if isinstance(row, dict) and "score" in row]
+    rows = [(name, row) for name, row in rows if "method" not in row]
     if not rows:
         return ""
     rows.sort(key=lambda item: (item[1]["score"] is None, item[1]["score"]))

@@ -9,9 +9,9 @@ PACKAGE = Path(__file__).parent.parent / "lab5"
 
 # From the bottom of the package to its top. A new room is put in its place here.
 ROOMS = """
-    settings config gamma attention transformer codebook vqgan painter toycats files data checkpoint fid critics tokenizer
-    objectives trainer training samplers decoder scores pipeline study plots widgets results progress pages report
-    doctor commands __main__
+    settings config gamma attention transformer codebook vqgan painter toycats files data checkpoint fid critics
+    tokenizer objectives trainer training samplers decoder scores pipeline study plots widgets results progress
+    pages report doctor commands __main__
 """.split()
 
 PICTURES = {"plots", "widgets"}  # for notebooks, the report and the command line
