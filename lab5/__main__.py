@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(args)
     except KeyboardInterrupt:
-        return _complain("interrupted; a training goes on from its last saved state when the command is given again", 130)
+        return _complain("interrupted; given again, the command goes on from the last saved state of a training", 130)
     except ImportError as error:
         if args.debug:
             raise
