@@ -160,6 +160,7 @@ def inpaint(
     scorer = Scorer(data, get_features(config, pair.tokenizer), known) if known > 1 else None
     seed = config.seed if seed is None else seed
     images, holes = data.masked_test[:n], data.holes[:n]
+    out.mkdir(parents=True, exist_ok=True)  # complain now, not after the decoding
     states = decode_holes(pair, images, holes, config.decode, seed)
     for state in tqdm(states, total=(config.decode.stop_at or config.decode.steps) + 1, desc="decoding"):
         filled = state.filled

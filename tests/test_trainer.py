@@ -140,6 +140,8 @@ def test_it_is_torchs_adamw_step_for_step(clip, accumulate):
         optimiser.step()
     assert close(ours, plain)
     assert not close(ours, mlp(), 1e-3)
+    for p, q in zip(ours.parameters(), plain.parameters(), strict=True):  # Adam itself is blind to a wrong scale
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-6)
 
 
 def test_gradients_longer_than_the_clip_are_shortened_to_it():
@@ -259,10 +261,20 @@ def test_the_global_random_state_is_as_it_was_at_every_step_and_after():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_every_draw_has_random_numbers_of_its_own():
+def test_every_draw_has_random_numbers_of_its_own_from_the_generator_and_for_dropout():
     numbers = [torch.rand(4, generator=draws_of(seed, draw)) for seed, draw in ((0, 1), (0, 2), (1, 1))]
     assert len({tuple(row.tolist()) for row in numbers}) == 3
     assert torch.equal(numbers[0], torch.rand(4, generator=draws_of(0, 1)))
+
+    dropped = []
+
+    def objective(model, draw, generator):
+        dropped.append(tuple(nn.functional.dropout(torch.ones(64)).tolist()))
+        return regression(model, draw, generator)
+
+    for seed in (0, 1, 0):
+        run(mlp(), objective, replace(CONFIG, accumulate=2, steps=4), seed)
+    assert len(set(dropped)) == 16 and dropped[:8] == dropped[16:]
 
 
 # --- stopping and going on --------------------------------------------------------------------------------------------
