@@ -53,6 +53,7 @@ PROFILES: dict[str, Config] = {
         transformer=replace(SMALL_TRANSFORMER, codes=64, width=64, layers=2, heads=1, hidden=128),
         stage1=Stage1Config(steps=60, batch=8, lr=1e-3, warmup=5, amp="off", ema=0.9),
         stage2=Stage2Config(steps=40, batch=16, lr=1e-3, warmup=5, amp="off", ema=0.9),
+        classifier=ClassifierConfig(steps=30, batch=16, warmup=5, images=256),
         study=StudyConfig(steps=(1, 4), seeds=2, images=16),
     ),
     # Both stages from scratch in a few minutes on two cores.

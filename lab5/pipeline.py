@@ -151,7 +151,7 @@ def get_features(config: Config, tokenizer: Tokenizer) -> Features:
     Without them the VQGAN's own encoder stands in; `score_name` says which it is, and only Inception's is FID.
     """
     if config.data.path == "toycats":
-        return load_classifier()
+        return load_classifier().to(config.device)
     try:
         return InceptionFeatures().to(config.device)
     except FileNotFoundError as error:
