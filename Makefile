@@ -33,10 +33,12 @@ lab: setup  ## open the notebooks in JupyterLab, with the kernel of this environ
 lint: setup  ## check the style with ruff
 	@$(VENV_PYTHON) -m ruff check .
 
-# Its settings, as --set KEY=VALUE; data/pretrained/training.json records them with what came of them.
-PRETRAINED :=
+# First a transformer of tokens alone, then the same one with hints; training.json records settings and results.
 pretrained: setup  ## train the committed weights again
-	@$(VENV_PYTHON) -m lab5 train --stage all --profile pretrained --out data/pretrained
+	@$(VENV_PYTHON) -m lab5 train --stage all --profile pretrained --set transformer.hints=0 --out data/pretrained
+	@$(VENV_PYTHON) -m lab5 train --stage transformer --profile pretrained \
+	    --set stage2.start=data/pretrained/transformer.safetensors --set stage2.steps=3600 --set stage2.lr=0.0008 \
+	    --out data/pretrained
 
 clean:  ## remove what runs wrote: the report, figures, caches, checkpoints
 	rm -rf report data/runs data/cache .pytest_cache .ruff_cache .hypothesis

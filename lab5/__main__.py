@@ -1,25 +1,27 @@
-"""The command line: `python -m lab5` with report, train, inpaint, fid, study and doctor; each has a --help.
+"""The command line: `python -m lab5` with report, train, inpaint, fid, study, export, data and doctor.
 
 Results go to stdout, progress and complaints to stderr. Exit codes: 0 done, 1 a report that stopped or a doctor
 that misses something, 2 bad input, 130 interrupted.
 
-It knows the arguments and nothing of what is done with them. Rooms are imported where they are used, so that
---help answers at once, and doctor also where a package is missing.
+It brings the words together with what they start, and knows nothing of how that is done. Rooms are imported where they
+are used, so that --help answers at once, and doctor also where a package is missing.
 """
 
-import argparse
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
-from lab5.config import PROFILES, ROOT, Config, configure, data_folder
+from lab5 import labflags
+from lab5.arguments import parser
+from lab5.config import Config, configure
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(words: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. With --debug errors are raised, otherwise told in a sentence."""
-    args = _parser().parse_args(arguments)
+    args = parser().parse_args(words)
     try:
-        return _run(args)
+        return COMMANDS[args.command](args) or 0
     except KeyboardInterrupt:
         return _complain("interrupted; given again, the command goes on from the last saved state of a training", 130)
     except ImportError as error:
@@ -32,35 +34,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(error, 2)
 
 
-def _run(args: argparse.Namespace) -> int:
-    if args.command == "doctor":
-        from lab5.doctor import examine
-
-        return 0 if examine() else 1
-    if args.command == "report":
-        return _report(args)
-    from lab5 import commands
-
-    if args.command == "fid":
-        commands.fid(args.first, args.second, args.features, configure(args.profile), args.n)
-        return 0
-    config = _settings(args)
-    if args.command == "train":
-        commands.train(config, args.stage, args.out)
-        return 0
-    pair = {"weights": args.weights, "vqgan": args.vqgan, "transformer": args.transformer}
-    if args.command == "inpaint":
-        commands.inpaint(config, args.out, n=args.n, seed=args.seed, overwrite=args.overwrite, **pair)
-    else:
-        commands.study(config, args.table, **pair)
-    return 0
+def _complain(error: Exception | str, code: int) -> int:
+    _say(error)
+    return code
 
 
-def _report(args: argparse.Namespace) -> int:
+def _say(line: Exception | str) -> None:
+    print(f"lab5: {' '.join(str(line).split())}", file=sys.stderr)
+
+
+# --- the commands -----------------------------------------------------------------------------------------------
+
+
+def _report(args: Namespace) -> int:
     from lab5.report import ReportError, run_report
 
     try:
-        print(run_report(args.profile, only=args.only, parameters=dict(args.parameter), out=args.out))
+        print(run_report(args.profile, only=args.only, parameters=_parameters(args), out=args.out))
     except ReportError as error:
         if args.debug:
             raise
@@ -68,21 +58,118 @@ def _report(args: argparse.Namespace) -> int:
     return 0
 
 
-def _settings(args: argparse.Namespace) -> Config:
-    """The profile with the changes of --set, --data and --seeds; threads are set here and nowhere else."""
-    changes = {}
+def _parameters(args: Namespace) -> dict[str, str]:
+    """Those of the notebooks; the committed pair knows toy cats alone, so photographs need a trained one."""
+    given = dict(args.parameter)
+    if args.data is not None:
+        given = {"dataset": args.data} | given
+    return given if given.get("dataset", "toycats") == "toycats" else {"weights": "trained"} | given
+
+
+def _train(args: Namespace) -> None:
+    from lab5 import commands
+
+    told, lab = _told(args), labflags.settings(args)
+    config = _configure(args, told, lab)
+    if labflags.counts_images(args):
+        lab |= labflags.in_steps(args, told, config, commands.count_train_images(config))
+        told.pop("data.train", None)  # it was the number of which --partial is a share
+        config = _configure(args, told, lab)
+    _translate(args, lab)
+    commands.train(config, args.stage, args.out, labflags.stage_one(args))
+
+
+def _inpaint(args: Namespace) -> None:
+    from lab5.inpainting import inpaint
+
+    lab = labflags.settings(args)
+    config = _configure(args, _told(args), lab)
+    _translate(args, lab)
+    inpaint(
+        config, args.out, split=args.split, folders=(args.test_maskedimage_path, args.test_mask_path), n=args.n,
+        share=args.partial, seed=args.seed, show_steps=args.show_steps, overwrite=args.overwrite, **_networks(args),
+    )  # fmt: skip
+
+
+def _fid(args: Namespace) -> None:
+    from lab5.distances import fid
+
+    _translate(args, {})
+    config = _configure(args, {}, {} if args.device is None else {"device": args.device})
+    fid(
+        labflags.fid_sets(args), config, features=args.features, n=args.n, weights=args.weights,
+        download=args.download, batch=args.batch_size, save_stats=args.save_stats,
+    )  # fmt: skip
+
+
+def _study(args: Namespace) -> None:
+    from lab5.commands import study
+
+    study(_configure(args, _told(args), {}), args.table, **_networks(args))
+
+
+def _export(args: Namespace) -> None:
+    from lab5.commands import export
+
+    export(args.network, args.file, args.out, layout=args.layout, wrapper=args.wrapper, overwrite=args.overwrite)
+
+
+def _data(args: Namespace) -> None:
+    from lab5.commands import show_data
+
+    show_data(_configure(args, _told(args), {}))
+
+
+def _doctor(args: Namespace) -> int:
+    from lab5.doctor import examine
+
+    return 0 if examine() else 1
+
+
+COMMANDS = {
+    "report": _report,
+    "train": _train,
+    "inpaint": _inpaint,
+    "fid": _fid,
+    "study": _study,
+    "export": _export,
+    "data": _data,
+    "doctor": _doctor,
+}
+
+
+# --- settings ---------------------------------------------------------------------------------------------------
+
+
+def _told(args: Namespace) -> dict[str, Any]:
+    """The settings that are given by name: --set, --data, --seeds and --paste."""
+    told: dict[str, Any] = {}
     for text in args.set:
         key, equals, value = text.partition("=")
         if not key or not equals:
             raise ValueError(f"--set takes KEY=VALUE such as decode.steps=12, not {text!r}")
         if key == "profile":
             raise ValueError("--set cannot change the profile: that is what --profile is for")
-        changes[key] = value
-    if args.data is not None:
-        changes["data.path"] = args.data
-    if getattr(args, "seeds", None) is not None:
-        changes["study.seeds"] = args.seeds
-    config = configure(args.profile, **changes)
+        told[key] = value
+    for flag, name in {"data": "data.path", "seeds": "study.seeds", "paste": "decode.paste"}.items():
+        if getattr(args, flag, None) is not None:
+            told[name] = getattr(args, flag)
+    return told
+
+
+def _configure(args: Namespace, told: dict[str, Any], lab: dict[str, Any]) -> Config:
+    """The profile with what the lab's file says, what is set by name, and what the lab's flags stand for.
+
+    The device is refused here if it is not there, and the threads are set here and nowhere else.
+    """
+    if twice := sorted(told.keys() & lab.keys()):
+        raise ValueError(f"{twice[0]} is set twice, by its own name and by one of the lab's flags: give one of them")
+    said = labflags.settings_of_file(args) | told | lab
+    config = configure(args.profile, **said)
+    if getattr(args, "recipe", None) is not None:
+        from lab5.recipes import changes
+
+        config = configure(args.profile, **(changes(config, args.recipe) | said))
     import torch
 
     try:
@@ -94,115 +181,17 @@ def _settings(args: argparse.Namespace) -> Config:
     return config
 
 
-def _complain(error: Exception | str, code: int) -> int:
-    print(f"lab5: {' '.join(str(error).split())}", file=sys.stderr)
-    return code
+def _translate(args: Namespace, lab: dict[str, Any]) -> None:
+    """Say what the lab's flags have become."""
+    if settings := labflags.settings_of_file(args) | lab:
+        pairs = {name: ",".join(map(str, v)) if isinstance(v, tuple) else v for name, v in settings.items()}
+        _say(f"the lab's flags stand for {' '.join(f'--set {name}={value}' for name, value in pairs.items())}")
+    for note in labflags.notes(args):
+        _say(note)
 
 
-# --- the arguments ----------------------------------------------------------------------------------------------------
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m lab5", description="Teach, train and measure MaskGIT inpainting.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    debug = argparse.ArgumentParser(add_help=False)
-    debug.add_argument("--debug", action="store_true", help="show the traceback of an error (default: one sentence)")
-    profile = argparse.ArgumentParser(add_help=False, parents=[debug])
-    profile.add_argument(
-        "--profile", default="auto", metavar="NAME",
-        help=f"size of the run: {', '.join(PROFILES)}, or auto: full on a GPU, quick without one (default: auto)",
-    )  # fmt: skip
-    settings = argparse.ArgumentParser(add_help=False, parents=[profile])
-    settings.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE",
-        help="change a setting of the profile, such as decode.steps=12 or seed=3; may be repeated (default: none)",
-    )  # fmt: skip
-    settings.add_argument(
-        "--data", metavar="PATH",
-        help="toycats, the lab's zip or folder, or any folder of images (default: as the profile, which is toycats)",
-    )  # fmt: skip
-    pair = argparse.ArgumentParser(add_help=False, parents=[settings])
-    pair.add_argument(
-        "--weights", choices=("pretrained", "trained"), default="pretrained",
-        help="the committed networks, or those of the profile, trained first if need be (default: pretrained)",
-    )  # fmt: skip
-    for name in ("vqgan", "transformer"):
-        pair.add_argument(
-            f"--{name}", type=Path, metavar="FILE",
-            help=f"a {name} of lab5 or of the lab, in place of --weights; both files or neither (default: neither)",
-        )  # fmt: skip
-    _add_report(commands, [profile])
-    _add_train(commands, [settings])
-    _add_inpaint(commands, [pair])
-    _add_fid(commands, [profile])
-    _add_study(commands, [pair])
-    about = "Say what this machine has and what is missing: one line each; exit code 1 if something needed is missing."
-    commands.add_parser("doctor", parents=[debug], help="what this machine has, and what is missing", description=about)
-    return parser
-
-
-def _add_report(commands, parents: list) -> None:
-    about = "Run the notebooks in order, export them as pages, and write index.html and metrics.json."
-    parser = commands.add_parser("report", parents=parents, help="run the notebooks, export pages", description=about)
-    parser.add_argument(
-        "--only", nargs="+", metavar="START",
-        help="only notebooks whose names begin so, such as 03; the rest of an earlier report stays (default: all)",
-    )  # fmt: skip
-    parser.add_argument(
-        "-p", dest="parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
-        help="a value for a parameter that notebooks declare; may be repeated (default: as in the notebooks)",
-    )  # fmt: skip
-    out = ROOT / "report"
-    parser.add_argument("--out", type=Path, default=out, metavar="FOLDER", help=f"where to write (default: {out})")
-
-
-def _add_train(commands, parents: list) -> None:
-    about = "Train the networks, or find them trained with the same settings; a run that was cut short goes on."
-    parser = commands.add_parser("train", parents=parents, help="train the networks", description=about)
-    parser.add_argument(
-        "--stage", choices=("vqgan", "transformer", "classifier", "all"), default="all",
-        help="what to train; transformer and classifier need the vqgan, which comes before them (default: all)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--out", type=Path, metavar="FOLDER",
-        help="copy the finished networks there, with training.json beside them (default: they stay in data/runs)",
-    )  # fmt: skip
-
-
-def _add_inpaint(commands, parents: list) -> None:
-    about = "Fill the holes of test images, write test_results/image_XXX.png, and score them beside the baselines."
-    parser = commands.add_parser("inpaint", parents=parents, help="fill the test images' holes", description=about)
-    parser.add_argument("--n", type=int, metavar="N", help="only the first N test images (default: all)")
-    parser.add_argument("--seed", type=int, metavar="SEED", help="of the decoding (default: the setting seed, 0)")
-    out = data_folder() / "runs" / "inpainted"
-    parser.add_argument(
-        "--out", type=Path, default=out, metavar="FOLDER", help=f"where to put test_results (default: {out})"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace results that are there (default: refuse)")
-
-
-def _add_fid(commands, parents: list) -> None:
-    about = "The Frechet distance and the KID of two sets of equally many images."
-    parser = commands.add_parser("fid", parents=parents, help="distance of two sets of images", description=about)
-    what = "a folder of images, or toycats-test: as many toy test images as the other set has (no default)"
-    parser.add_argument("first", metavar="FIRST", help=what)
-    parser.add_argument("second", metavar="SECOND", help=what)
-    parser.add_argument(
-        "--features", choices=("inception", "toy"), default="inception",
-        help="Inception, which alone makes it FID, or the toy-attribute classifier (default: inception)",
-    )  # fmt: skip
-    parser.add_argument("--n", type=int, metavar="N", help="only the first N images of each set (default: all)")
-
-
-def _add_study(commands, parents: list) -> None:
-    about = "Decode with every schedule, T and seed, and print mean and SD over seeds for every T and stop t."
-    parser = commands.add_parser("study", parents=parents, help="compare mask schedules", description=about)
-    parser.add_argument("--seeds", type=int, metavar="N", help="decodings of each plan (default: as the profile)")
-    table = data_folder() / "runs" / "study.csv"
-    parser.add_argument(
-        "--table", type=Path, default=table, metavar="FILE",
-        help=f"a CSV file that keeps the rows; what is in it is not computed again (default: {table})",
-    )  # fmt: skip
+def _networks(args: Namespace) -> dict[str, Any]:
+    return {"weights": args.weights, "vqgan": labflags.stage_one(args), "transformer": args.transformer}
 
 
 if __name__ == "__main__":

@@ -1,25 +1,26 @@
 """Images and holes: opening a dataset, pixels to token masks, normalisation.
 
 `open_dataset` gives the same `Dataset` for the toy cats, for the lab's zip or folder and for any folder of
-images. No picture occurs twice in train and val together, so a validation loss is one on unseen images; the
-lab's files as given share 1882 of 3000 validation images with train.
+images; `summary` says in one table what became of the files. No picture occurs twice in train and val together, so
+a validation loss is one on unseen images; the lab's files as given share 1882 of 3000 validation images with train.
 
 It knows no model and no file format. Images are uint8 RGB until `normalise`; True in a hole or a mask always
 means "missing".
 """
 
 import hashlib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from lab5 import painter, toycats
-from lab5.files import GREY, SIZE, Arrays, cached, list_images, read_folder, read_lab
+from lab5.files import GREY, SIZE, Arrays, cached, stamp
+from lab5.layouts import dataset_root, read_dataset, read_pairs
 
 BLOCK, GRID = 4, 16  # pixels of a token and tokens of an image, each along a side
 SPLIT_SEEDS = (0, 1000, 2000, 3000)  # of train, val, test and holes, to which the dataset's seed is added
@@ -94,6 +95,8 @@ class Dataset:
     leaked: Bool[Tensor, " n_test"]  # it is among the training images
     attributes: dict[str, dict[str, Tensor]]  # split -> attribute -> classes (n,); {} for photographs
     hidden: dict[str, Tensor]  # attribute -> bool (n_test,), True where its place is under the hole; {} likewise
+    numbers: tuple[int, ...] = ()  # of the test images in the names of their files; 0..n_test-1 where those have none
+    given: dict[str, int] = field(default_factory=dict)  # counts of files before anything was left out
 
     @property
     def masked_test(self) -> UInt8[Tensor, "n_test 3 64 64"]:
@@ -104,9 +107,9 @@ class Dataset:
     def fingerprint(self) -> str:
         """Changes with any pixel; names what is computed from the images, such as their tokens."""
         digest = hashlib.sha256()
-        for field in fields(self):
-            if isinstance(value := getattr(self, field.name), Tensor):
-                digest.update(f"{field.name} {tuple(value.shape)}".encode())
+        for name in (part.name for part in fields(self)):
+            if isinstance(value := getattr(self, name), Tensor):
+                digest.update(f"{name} {tuple(value.shape)}".encode())
                 digest.update(value.contiguous().numpy())
         return digest.hexdigest()[:16]
 
@@ -125,10 +128,10 @@ def open_dataset(path: str | Path, *, n_train: int, n_val: int, n_test: int, see
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; a dataset is toycats, the lab's zip or folder, or any images")
-    (names, stamp), name = list_images(path), path.resolve().stem
-    if any(PurePosixPath(file).parent.name in ("masked_image", "mask64") for file in names):
-        return _open_lab(name, cached(cache, [name, "lab", stamp], lambda: read_lab(path, names)), sizes)
-    return _open_folder(name, cached(cache, [name, "any", stamp], lambda: read_folder(path, names)), sizes, seed)
+    path = dataset_root(path)
+    name = path.resolve().stem
+    arrays = cached(cache, [name, stamp(path)], lambda: read_dataset(path))
+    return _open_lab(name, arrays, sizes) if "train" in arrays else _open_own(name, arrays, sizes, seed)
 
 
 def _open_toycats(sizes: dict[str, int], seed: int, cache: Path) -> Dataset:
@@ -150,22 +153,82 @@ def _open_toycats(sizes: dict[str, int], seed: int, cache: Path) -> Dataset:
     attributes = {split: {name: arrays[f"{split}.{name}"] for name in toycats.ATTRIBUTES} for split in sizes}
     hidden = {name.removeprefix("hidden."): array for name, array in arrays.items() if name.startswith("hidden.")}
     images, everything = [arrays[split] for split in sizes], torch.ones(sizes["test"], dtype=torch.bool)
-    return Dataset("toycats", *images, arrays["holes"], everything, ~everything, attributes, hidden)
+    cats = Dataset("toycats", *images, arrays["holes"], everything, ~everything, attributes, hidden)
+    return replace(cats, numbers=tuple(range(sizes["test"])), given=dict(sizes))
 
 
 def _open_lab(name: str, arrays: Arrays, sizes: dict[str, int]) -> Dataset:
-    train, val = (torch.from_numpy(arrays[key]) for key in ("train", "val"))
-    test, holes, original = (torch.from_numpy(arrays[key][: sizes["test"]]) for key in ("test", "holes", "original"))
-    whole, train_kept = original >= 0, train[: sizes["train"]]
-    test[whole] = torch.cat([train, val])[original[whole]]
-    leaked = whole & (original < len(train_kept))
-    return Dataset(name, train_kept, val[: sizes["val"]], test, holes, whole, leaked, {}, {})
+    train, val = (torch.from_numpy(arrays[split]) for split in ("train", "val"))
+    test, holes, original, numbers = (
+        torch.from_numpy(arrays[key][: sizes["test"]]) for key in ("test", "holes", "original", "numbers")
+    )
+    whole, in_train, kept = original >= 0, (original >= 0) & (original < len(train)), train[: sizes["train"]]
+    test[in_train], test[whole & ~in_train] = train[original[in_train]], val[original[whole & ~in_train] - len(train)]
+    leaked = whole & (original < len(kept))
+    dataset = Dataset(name, kept, val[: sizes["val"]], test, holes, whole, leaked, {}, {})
+    return replace(dataset, numbers=tuple(numbers.tolist()), given=_given(arrays))
 
 
-def _open_folder(name: str, arrays: Arrays, sizes: dict[str, int], seed: int) -> Dataset:
+def _open_own(name: str, arrays: Arrays, sizes: dict[str, int], seed: int) -> Dataset:
     images = torch.from_numpy(arrays["images"])  # distinct, in the order of their hashes: as good as shuffled
     tenth = max(1, len(images) // 10)
-    n_val, n_test = min(sizes["val"], tenth), min(sizes["test"], tenth)
-    val, test, train = images[:n_val], images[tenth : tenth + n_test], images[2 * tenth :][: sizes["train"]]
-    whole = torch.ones(n_test, dtype=torch.bool)
-    return Dataset(name, train, val, test, toycats.random_holes(SPLIT_SEEDS[3] + seed, n_test), whole, ~whole, {}, {})
+    val, rest = images[:tenth][: sizes["val"]], images[tenth:]
+    if "test" in arrays:
+        test, holes, whole = (torch.from_numpy(arrays[key][: sizes["test"]]) for key in ("test", "holes", "whole"))
+    else:
+        test, rest = rest[:tenth][: sizes["test"]], rest[tenth:]
+        holes = toycats.random_holes(SPLIT_SEEDS[3] + seed, len(test))
+        whole = torch.ones(len(test), dtype=torch.bool)
+    leaked = torch.zeros(len(test), dtype=torch.bool)
+    dataset = Dataset(name, rest[: sizes["train"]], val, test, holes, whole, leaked, {}, {})
+    return replace(dataset, numbers=tuple(range(len(test))), given=_given(arrays))
+
+
+def _given(arrays: Arrays) -> dict[str, int]:
+    return {name.removeprefix("given."): int(count) for name, count in arrays.items() if name.startswith("given.")}
+
+
+def open_masked(
+    masked: str | Path, masks: str | Path
+) -> tuple[UInt8[Tensor, "n 3 64 64"], Bool[Tensor, "n 64 64"], list[int]]:
+    """Two test folders of the lab's, masked_image and mask64: images with grey holes, the holes, the files' numbers.
+
+    Paired by number and in its order; masks without an image are left out. Checked as in the lab's dataset.
+    Raises FileNotFoundError for a missing folder, ValueError for files that are not what they should be.
+    """
+    for folder in (masked, masks):
+        if not Path(folder).exists():
+            raise FileNotFoundError(f"{folder} does not exist; the lab's test images are two folders, images and masks")
+    arrays = read_pairs(Path(masked), Path(masks))
+    return torch.from_numpy(arrays["test"]), torch.from_numpy(arrays["holes"]), arrays["numbers"].tolist()
+
+
+def summary(dataset: Dataset) -> list[dict[str, Any]]:
+    """One table of what became of the files: a row per fact, a column per split and one for all; None where none is.
+
+    Of the test images it says how many a model has seen in training, how many have a known original all the same,
+    and how large their holes are.
+    """
+    used = {"train": len(dataset.train), "val": len(dataset.val), "test": len(dataset.test)}
+    rows = [_count("files given", dataset.given)]
+    for reason, why in {"twice": "twice", "in_train": "also in train", "in_test": "also a test image"}.items():
+        if any(name.endswith(f".{reason}") for name in dataset.given):
+            rows.append(_count(f"left out: {why}", dataset.given, f".{reason}"))
+    rows.append(_count("images used", used))
+    of_test: dict[str, float] = {
+        "original among the training images": int(dataset.leaked.sum()),
+        "original known, not trained on": int((dataset.whole & ~dataset.leaked).sum()),
+        "no original known": int((~dataset.whole).sum()),
+    }
+    pixels, tokens = 100 * dataset.holes.double().mean((1, 2)), token_mask(dataset.holes).sum(1).double()
+    for what, sizes in (("missing pixels (%)", pixels), ("masked tokens of 256", tokens)):
+        ends = {"mean": sizes.mean(), "least": sizes.min(), "most": sizes.max()}
+        of_test |= {f"{what}, {end}": value.item() for end, value in ends.items()}
+    return rows + [{"what": what, "all": None, "train": None, "val": None, "test": n} for what, n in of_test.items()]
+
+
+def _count(what: str, counts: dict[str, int], suffix: str = "") -> dict[str, Any]:
+    """A row of `summary`: the splits' counts and their sum, or the one of all where no split is known yet."""
+    splits = {split: counts.get(split + suffix) for split in ("train", "val", "test")}
+    total = counts.get(f"all{suffix}", sum(n or 0 for n in splits.values()))
+    return {"what": what, "all": total} | splits

@@ -1,7 +1,7 @@
 """Iterative parallel decoding: in a few steps, from tokens with a hole to tokens without one.
 
 Every step asks the model about all masked positions at once, proposes a code for each, commits the proposals
-of highest score and masks the others again; the schedule says how many stay masked. Each step is
+of highest score and masks the others again; a schedule or a budget says how many stay masked. Each step is
 yielded as data. Source: Chang et al. 2022, "MaskGIT", section 3.2, and the code published with it
 (parallel_decode.py), here with the hole in place of the whole image.
 
@@ -16,8 +16,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lab5.gamma import masked_count
-from lab5.samplers import CODES, ORDERS, Generators, Proposal
+from lab5.budgets import BUDGETS, still_masked
+from lab5.gamma import masked_counts
+from lab5.remasking import doubtful, taken_back
+from lab5.samplers import CODES, ONCE, ORDERS, Generators, Proposal, lowest, moment_temperature, uniform
 
 
 class DecodeStep(NamedTuple):
@@ -46,20 +48,35 @@ def decode_steps(
     prior: Float[Tensor, "B N K"] | None = None,
     mask_id: int | None = None,
     generator: Generators,
+    temperature_end: float | None = None,
+    choice_temperature_end: float = 0.0,
+    count_base: str = "hole",
+    budget: str = "schedule",
+    limit: float = 0.5,
+    remask: float = 0.0,
+    rounds: int = 0,
+    redo: float = 0.1,
 ) -> Iterator[DecodeStep]:
     """Yield the T + 1 states of a decoding in T = `steps` steps, each computed when it is asked for.
 
     Tokens outside `unknown` never change; those inside are ignored, so nothing can leak from them. State 0
     has no proposals yet: its `filled` is its `tokens`, whose mask ids no tokenizer can decode, and its
-    confidence is 0.
+    confidence is 0. While no image has anything masked, states repeat and the model is not asked.
 
     schedule, rounding  how many tokens stay masked after each step, per image: see `gamma.masked_count`
+    count_base          of the "hole", or of the "current" mask, which compounds: see `gamma.masked_counts`
     steps               T, the steps of the plan
     stop_at             take only this many of them, 1..steps (the lab's "sweet spot"): the last step taken
                         commits all its proposals
     codes, order        which codes are proposed, which positions come first: names in `samplers`
-    temperature         of the codes
-    choice_temperature  of the order: noise on the scores, falling linearly to 0 at step T
+    temperature         of the codes; where `temperature_end` is given it moves linearly, to that at step T
+    choice_temperature  of the order: noise on the scores, moving linearly to `choice_temperature_end` at step T
+    budget, limit       "schedule", or a name in `budgets`: then a step commits what is safe within `limit`, at least
+                        one token an image, in at most T steps, of which the last commits the rest
+    remask              eta of ReMDM, 0..1: some generated tokens are masked again (see `remasking.taken_back`) and as
+                        many more committed, so that the schedule's counts hold
+    rounds, redo        this many states after the T steps: each masks the share `redo` of the hole whose codes the
+                        model finds least probable where they stand, and decodes it at once
     prior               log-weights added to the model's logits at every step, such as what the visible pixels of
                         half-hidden tokens say; None for the model alone
     mask_id             the id after the K codes; None takes `model.mask_id`
@@ -70,39 +87,62 @@ def decode_steps(
     the model returns.
     """
     mask_id = _mask_id(model, mask_id)
-    _check_batch(model, tokens, unknown, mask_id, generator)
-    _check_plan(steps, stop_at, temperature, choice_temperature)
-    if prior is not None and prior.shape != (*tokens.shape, mask_id):
-        raise ValueError(f"prior must have shape {(*tokens.shape, mask_id)}, but it has {tuple(prior.shape)}.")
+    temperature_end = temperature if temperature_end is None else temperature_end
+    _check_batch(model, tokens, unknown, prior, mask_id, generator)
+    _check_plan(steps, stop_at, rounds, budget, remask)
+    _check_range(torch.inf, temperature=temperature, temperature_end=temperature_end, limit=limit,
+                 choice_temperature=choice_temperature, choice_temperature_end=choice_temperature_end)  # fmt: skip
+    _check_range(1, remask=remask, redo=redo)
     propose, score = _by_name(CODES, codes, "codes"), _by_name(ORDERS, order, "order")
     last = steps if stop_at is None else stop_at
-    at_start = unknown.sum(dim=1)
-    counts = [masked_count(schedule, step, steps, at_start, rounding) for step in range(1, last + 1)]
-    counts[-1] = torch.zeros_like(at_start)  # wherever the decoding ends, it ends with nothing masked
+    plan = masked_counts(schedule, steps, unknown.sum(dim=1), rounding, count_base)[:last]
+    # Copies, because the states are computed later: the caller may have changed the originals by then.
+    tokens, unknown = tokens.long().masked_fill(unknown, mask_id), unknown.clone()
 
-    def states(tokens: Tensor, unknown: Tensor) -> Iterator[DecodeStep]:
-        masked = unknown
+    def propose_at(share: float, tokens: Tensor, *, ask: bool = True) -> tuple[Tensor, Proposal]:
+        """The logits, and the proposals at the temperatures that hold after this share of the steps."""
+        # Unasked, two codes stand for all: the noise is drawn as ever, and does not depend on the rest of the batch.
+        logits = _logits(model, tokens, prior, mask_id) if ask else torch.zeros(*tokens.shape, 2, device=tokens.device)
+        at = _annealed(temperature, temperature_end, share)
+        choice_at = _annealed(choice_temperature, choice_temperature_end, share)
+        log_probabilities = logits.log_softmax(dim=-1)
+        return logits, Proposal(log_probabilities, propose(logits, at, generator), unknown, choice_at, at)
+
+    def states(tokens: Tensor) -> Iterator[DecodeStep]:
+        masked, none = unknown, torch.zeros_like(unknown)
         log_probability = torch.zeros(tokens.shape, device=tokens.device)
+        once = None
         yield DecodeStep(0, tokens, masked, tokens, log_probability)
-        for step, count in enumerate(counts, start=1):
-            logits = _logits(model, tokens, mask_id)
-            logits = logits if prior is None else logits + prior
-            proposal = Proposal(
-                log_probabilities=logits.log_softmax(dim=-1),
-                codes=propose(logits, temperature, generator),
-                unknown=unknown,
-                temperature=choice_temperature * (1 - step / steps),
-            )
+        for step, left in enumerate(plan, start=1):
+            logits, proposal = propose_at(step / steps, tokens, ask=bool(masked.any()))
+            if order in ONCE and once is None:
+                once = uniform((len(tokens),), generator, tokens.device)
+            # Infinity comes last: no noise and no score can bring a committed position back under the mask.
+            scores = score(proposal._replace(once=once), generator).masked_fill(~masked, torch.inf)
+            if budget != "schedule":
+                left = still_masked(budget, proposal, scores, masked, limit)
+            back = taken_back(unknown & ~masked, left, remask, generator) if remask else none
+            staying = lowest(scores, left - back.sum(dim=1))
+            if order == "moment":
+                # Where all are committed none was chosen; MaskGIT, whose law this is, has the model's own there.
+                chosen = masked & ~staying & staying.any(dim=1, keepdim=True)
+                sharp = propose(logits, moment_temperature(proposal), generator)
+                proposal = proposal._replace(codes=torch.where(chosen, sharp, proposal.codes))
             filled = torch.where(masked, proposal.codes, tokens)
             log_probability = torch.where(masked, proposal.log_probability, log_probability)
-            # Infinity comes last: no noise and no score can bring a committed position back under the mask.
-            scores = score(proposal, generator).masked_fill(~masked, torch.inf)
-            masked = _lowest(scores, count)
+            masked = staying | back if step < last else none  # wherever the decoding ends, nothing is masked
             tokens = filled.masked_fill(masked, mask_id)
             yield DecodeStep(step, tokens, masked, filled, log_probability)
+        for step in range(last + 1, last + rounds + 1):
+            if unknown.any():
+                log_probabilities = _logits(model, tokens, prior, mask_id).log_softmax(dim=-1)
+                again = doubtful(log_probabilities, tokens, unknown, redo)
+                _, proposal = propose_at(1.0, tokens.masked_fill(again, mask_id))
+                tokens = torch.where(again, proposal.codes, tokens)
+                log_probability = torch.where(again, proposal.log_probability, log_probability)
+            yield DecodeStep(step, tokens, none, tokens, log_probability)
 
-    # Copies, because the states are computed later: the caller may have changed the originals by then.
-    return states(tokens.long().masked_fill(unknown, mask_id), unknown.clone())
+    return states(tokens)
 
 
 def inpaint(
@@ -119,16 +159,14 @@ def inpaint(
     return filled
 
 
-def _lowest(scores: Float[Tensor, "B N"], count: Int[Tensor, "B"]) -> Bool[Tensor, "B N"]:
-    """True at the `count` lowest scores of each image; of equal scores, at the first ones."""
-    rank = scores.argsort(dim=1, stable=True).argsort(dim=1)
-    return rank < count.unsqueeze(1)
+def _annealed(start: float, end: float, share: float) -> float:
+    return end + (start - end) * (1 - share)
 
 
 def _logits(
-    model: Callable[[Tensor], Tensor], tokens: Int[Tensor, "B N"], codes: int
+    model: Callable[[Tensor], Tensor], tokens: Int[Tensor, "B N"], prior: Float[Tensor, "B N K"] | None, codes: int
 ) -> Float[Tensor, "B N K"]:
-    """Cut to the codes before any softmax, so that the mask id cannot be chosen, and in float32."""
+    """Cut to the codes before any softmax, so that the mask id cannot be chosen, in float32, with the prior added."""
     with torch.no_grad():
         logits = model(tokens)
     expected = (*tokens.shape, codes), (*tokens.shape, codes + 1)
@@ -139,7 +177,7 @@ def _logits(
     logits = logits[..., :codes].float()
     if not logits.logsumexp(dim=-1).isfinite().all():
         raise ValueError("the model must return finite logits, but it returned infinities or not-a-numbers.")
-    return logits
+    return logits if prior is None else logits + prior
 
 
 def _mask_id(model: Callable[[Tensor], Tensor], mask_id: int | None) -> int:
@@ -156,18 +194,33 @@ def _by_name(table: dict[str, Callable], name: str, what: str) -> Callable:
     return table[name]
 
 
-def _check_plan(steps: int, stop_at: int | None, temperature: float, choice_temperature: float) -> None:
+def _check_plan(steps: int, stop_at: int | None, rounds: int, budget: str, remask: float) -> None:
     if steps < 1:
         raise ValueError(f"steps must be at least 1, but it is {steps}.")
     if stop_at is not None and not 1 <= stop_at <= steps:
         raise ValueError(f"stop_at must lie between 1 and the {steps} steps, but it is {stop_at}.")
-    for name, value in (("temperature", temperature), ("choice_temperature", choice_temperature)):
-        if not 0 <= value < torch.inf:
-            raise ValueError(f"{name} must be at least 0 and finite, but it is {value}.")
+    if rounds < 0:
+        raise ValueError(f"rounds must be at least 0, but it is {rounds}.")
+    if budget not in ("schedule", *BUDGETS):
+        raise ValueError(f"budget must be one of schedule, {', '.join(BUDGETS)}, but it is {budget!r}.")
+    if remask and budget != "schedule":
+        raise ValueError(f"remask keeps a schedule's counts: it needs the budget 'schedule', but that is {budget!r}.")
+
+
+def _check_range(most: float, **values: float) -> None:
+    for name, value in values.items():
+        if not 0 <= value <= most or value == torch.inf:
+            found = "finite" if most == torch.inf else f"at most {most}"
+            raise ValueError(f"{name} must be at least 0 and {found}, but it is {value}.")
 
 
 def _check_batch(
-    model: Callable[[Tensor], Tensor], tokens: Tensor, unknown: Tensor, mask_id: int, generator: Generators
+    model: Callable[[Tensor], Tensor],
+    tokens: Tensor,
+    unknown: Tensor,
+    prior: Tensor | None,
+    mask_id: int,
+    generator: Generators,
 ) -> None:
     if getattr(model, "training", False):
         raise ValueError("the model must be in evaluation mode, but it is training: call model.eval().")
@@ -183,3 +236,5 @@ def _check_batch(
     if not isinstance(generator, torch.Generator) and len(generator) != len(tokens):
         found = f"{len(generator)} generators for {len(tokens)} images"
         raise ValueError(f"generator must be one for the batch or one per image, but there are {found}.")
+    if prior is not None and prior.shape != (*tokens.shape, mask_id):
+        raise ValueError(f"prior must have shape {(*tokens.shape, mask_id)}, but it has {tuple(prior.shape)}.")

@@ -108,7 +108,7 @@ def _weights(name: str) -> Finding:
 
 def _inception() -> Finding:
     try:
-        from lab5.fid import InceptionFeatures
+        from lab5.features import InceptionFeatures
 
         return Finding("inception", True, f"photographs are scored by {InceptionFeatures().score_name}")
     except FileNotFoundError:

@@ -1,29 +1,21 @@
 """From features of two sets of images to the distance between the sets.
 
-`frechet_distance` and `kid` compare two arrays of features; `InceptionFeatures` and `ToyFeatures` make such
-features out of images. Every score carries its extractor's `score_name`, because a Fréchet distance is called
-FID only when the standard Inception network measured it.
+`frechet_distance` and `kid` compare two arrays of features; `with_spread` and `floor_of_halves` say how much of a
+value is owed to the choice and the number of the images.
 
 No square root of a matrix is taken anywhere. If S = L Lᵀ and R = M Mᵀ then Tr sqrt(S R) is the sum of the
 singular values of Lᵀ M, and centred features are such a factor L of their own covariance. That is exact, real
 and never negative, also when there are fewer images than features and both covariances are singular.
 
-It does not know datasets, tokens, or where the images came from.
+It does not know images, nor which network the features are from.
 """
 
-import hashlib
-import os
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
-from torch.nn import functional as F
-
-INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
-INCEPTION_HASH = "6726825d"  # start of the file's sha256
+from jaxtyping import Float
+from torch import Tensor
 
 Array = np.ndarray | Tensor
 
@@ -77,23 +69,34 @@ def _factor_of_covariance(covariance: Float[Array, "F F"]) -> Float[Tensor, "F F
     return values.clamp(min=0).sqrt()[:, None] * vectors.T  # below zero only by rounding
 
 
-def kid(features_a: Float[Array, "n F"], features_b: Float[Array, "m F"]) -> float:
+def kid(features_a: Float[Array, "n F"], features_b: Float[Array, "m F"], *, paired: bool = False) -> float:
     """Kernel Inception Distance (Bińkowski et al. 2018): unbiased MMD² under the kernel (x·y/F + 1)³.
 
     Its mean is 0 for two sets of one law whatever n is, so it may be slightly negative. No subsets are drawn.
+
+    That holds for independent sets. Where row i of one was made from row i of the other, say so by `paired`: the
+    kernel of such a pair is then left out too (Gretton et al. 2012, eq. 4). A set has distance 0 to itself, and the
+    mean is again the same at every n.
     """
     a, b = _pair(features_a, features_b)
-    within = sum((_kernel_sum(x, x) - _kernel(x, x, paired=True).sum()) / (len(x) * (len(x) - 1)) for x in (a, b))
-    return (within - 2 * _kernel_sum(a, b) / (len(a) * len(b))).item()
+    if paired and len(a) != len(b):
+        raise ValueError(f"paired sets need the same number of images, found {len(a)} and {len(b)}")
+    return (_mean_kernel(a, a, True) + _mean_kernel(b, b, True) - 2 * _mean_kernel(a, b, paired)).item()
 
 
-def _kernel(x: Tensor, y: Tensor, paired: bool = False) -> Tensor:
-    products = (x * y).sum(1) if paired else x @ y.T
-    return (products / x.shape[1] + 1) ** 3
+def _mean_kernel(x: Tensor, y: Tensor, apart: bool) -> Tensor:
+    """The mean over every row of x with every row of y; `apart` leaves out rows of the same number."""
+    total = torch.stack([_kernel(rows @ y.T, x.shape[1]).sum() for rows in x.split(1024)]).sum()
+    if not apart:
+        return total / (len(x) * len(y))
+    return (total - _kernel((x * y).sum(1), x.shape[1]).sum()) / (len(x) * (len(x) - 1))
 
 
-def _kernel_sum(x: Tensor, y: Tensor) -> Tensor:
-    return torch.stack([_kernel(rows, y).sum() for rows in x.split(1024)]).sum()
+def _kernel(products: Tensor, features: int) -> Tensor:
+    return (products / features + 1) ** 3
+
+
+# --- how sure a distance is -----------------------------------------------------------------------------------
 
 
 def with_spread(
@@ -120,6 +123,30 @@ def with_spread(
     return distance(a, b), values.std().item()
 
 
+def floor_of_halves(
+    distance: Callable[[Array, Array], float],
+    features: Float[Array, "n F"],
+    *,
+    generator: torch.Generator,
+    repeats: int = 20,
+) -> tuple[float, float]:
+    """`distance` between disjoint random halves of one set: its mean and standard deviation over the splits.
+
+    What independent sets of n/2 images score where nothing is wrong: about 0 for KID, more for the Fréchet distance.
+    Pictures that were made from the very images they are compared with may score less, for they are not independent.
+    """
+    x = _float64(features, "features")
+    if len(x) < 4:
+        raise ValueError(f"halves of at least 2 images need 4, found {len(x)}")
+    orders = [torch.randperm(len(x), generator=generator) for _ in range(repeats)]
+    half = len(x) // 2
+    values = torch.tensor([distance(x[o[:half]], x[o[half : 2 * half]]) for o in orders], dtype=torch.float64)
+    return values.mean().item(), values.std().item()
+
+
+# --- the door -------------------------------------------------------------------------------------------------
+
+
 def _float64(features: Array, name: str) -> Tensor:
     x = torch.as_tensor(features).detach().to("cpu", torch.float64)
     if x.dim() != 2 or len(x) < 2:
@@ -134,134 +161,3 @@ def _pair(features_a: Array, features_b: Array) -> tuple[Tensor, Tensor]:
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"the two sets have {a.shape[1]} and {b.shape[1]} features; they must have the same")
     return a, b
-
-
-# --- features -------------------------------------------------------------------------------------------------
-
-
-class InceptionFeatures(nn.Module):
-    """pool3 features of the Inception network that FID is defined by, as the pytorch-fid package computes them.
-
-    `weights` is the file; without it the environment's LAB5_INCEPTION_WEIGHTS, then torch hub's cache are
-    looked at. Nothing is downloaded. Raises FileNotFoundError without weights, ValueError for other weights.
-    """
-
-    def __init__(self, weights: str | Path | None = None):
-        super().__init__()
-        file = _inception_file(weights)
-        self.weights_hash = hashlib.sha256(file.read_bytes()).hexdigest()
-        genuine = self.weights_hash.startswith(INCEPTION_HASH)
-        label = f"Inception {self.weights_hash[:8]}"
-        self.score_name = f"FID ({label})" if genuine else f"Frechet distance on features of {label}"
-        self.network = _fid_inception(file).eval().requires_grad_(False)
-
-    @torch.no_grad()
-    def features(self, images: Float[Tensor, "n 3 H W"], batch: int = 50) -> Float[Tensor, "n 2048"]:
-        """Features of images in [0,1], on the CPU. Round them to 8 bits first if they stand for saved files."""
-        _check_unit_range(images)
-        device = next(self.parameters()).device
-        return torch.cat([self(part.to(device)).cpu() for part in images.split(batch)])
-
-    def forward(self, images: Float[Tensor, "n 3 H W"]) -> Float[Tensor, "n 2048"]:
-        large = F.interpolate(images, size=(299, 299), mode="bilinear", align_corners=False)
-        return self.network(2 * large - 1)
-
-
-def _inception_file(weights: str | Path | None) -> Path:
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
-    file = Path(weights or os.environ.get("LAB5_INCEPTION_WEIGHTS") or cached)
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"no Inception weights at {file}: pass the path of {INCEPTION_FILE} (a release file of pytorch-fid), "
-            f"name it in LAB5_INCEPTION_WEIGHTS, or put it at {cached}"
-        )
-    return file
-
-
-def _fid_inception(file: Path) -> nn.Module:
-    """pytorch-fid's `fid_inception_v3` with weights from a file, without the final classifier."""
-    import torchvision  # takes a second to import, and only Inception needs it
-    from pytorch_fid import inception as fid
-
-    network = torchvision.models.inception_v3(weights=None, num_classes=1008, aux_logits=False, init_weights=False)
-    network.Mixed_5b = fid.FIDInceptionA(192, pool_features=32)
-    network.Mixed_5c = fid.FIDInceptionA(256, pool_features=64)
-    network.Mixed_5d = fid.FIDInceptionA(288, pool_features=64)
-    network.Mixed_6b = fid.FIDInceptionC(768, channels_7x7=128)
-    network.Mixed_6c = fid.FIDInceptionC(768, channels_7x7=160)
-    network.Mixed_6d = fid.FIDInceptionC(768, channels_7x7=160)
-    network.Mixed_6e = fid.FIDInceptionC(768, channels_7x7=192)
-    network.Mixed_7b = fid.FIDInceptionE_1(1280)
-    network.Mixed_7c = fid.FIDInceptionE_2(2048)
-    try:
-        network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
-    except Exception as error:  # a pickle that is damaged or asks for code fails in many ways
-        raise ValueError(f"{file} does not hold the weights of pytorch-fid's Inception network") from error
-    network.fc = nn.Identity()
-    return network
-
-
-class ToyFeatures(nn.Module):
-    """A small classifier of the toy cats' attributes; its last hidden layer stands in for Inception's.
-
-    `attributes` maps a name to its number of classes; each has a linear head on the same F features. The last
-    map is flattened, not averaged, so that heads can tell the left eye from the right one. 64x64 images only.
-    """
-
-    score_name = "Frechet distance on toy-attribute features"
-
-    def __init__(self, attributes: dict[str, int], features: int = 96, channels: tuple[int, ...] = (24, 48, 64, 64)):
-        super().__init__()
-        self.attributes = dict(attributes)
-        layers: list[nn.Module] = []
-        for wide_in, wide_out in zip((3, *channels), channels, strict=False):  # 64 -> 32 -> 16 -> 8 -> 4
-            convolution = nn.Conv2d(wide_in, wide_out, 3, stride=2, padding=1)
-            layers += [convolution, nn.GroupNorm(8, wide_out), nn.SiLU()]
-        side = 64 >> len(channels)
-        self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels[-1] * side**2, features), nn.SiLU())
-        self.heads = nn.ModuleDict({name: nn.Linear(features, classes) for name, classes in attributes.items()})
-        self.register_buffer("mean", torch.zeros(features))
-        self.register_buffer("scale", torch.ones(features))
-
-    @torch.no_grad()
-    def calibrate(self, images: Float[Tensor, "n 3 64 64"]) -> None:
-        """Make every feature of unit variance over these images, so that none rules a distance by its scale."""
-        hidden = self.body(2 * images - 1)
-        self.mean.copy_(hidden.mean(0))
-        self.scale.copy_(hidden.std(0).clamp(min=0.05 * hidden.std(0).mean()))
-
-    def forward(self, images: Float[Tensor, "n 3 64 64"]) -> dict[str, Float[Tensor, "n _"]]:
-        """Logits of every attribute for images in [0,1]."""
-        hidden = self.body(2 * images - 1)
-        return {name: head(hidden) for name, head in self.heads.items()}
-
-    @torch.no_grad()
-    def features(self, images: Float[Tensor, "n 3 64 64"], batch: int = 256) -> Float[Tensor, "n F"]:
-        """The penultimate layer for images in [0,1], standardised as `calibrate` found it, on the CPU."""
-        return (self._hidden(images, batch) - self.mean.cpu()) / self.scale.cpu()
-
-    def _hidden(self, images: Float[Tensor, "n 3 64 64"], batch: int) -> Float[Tensor, "n F"]:
-        _check_unit_range(images)
-        device = next(self.parameters()).device
-        return torch.cat([self.body(2 * part.to(device) - 1).cpu() for part in images.split(batch)])
-
-    @torch.no_grad()
-    def predict(self, images: Float[Tensor, "n 3 64 64"], batch: int = 256) -> dict[str, Int[Tensor, " n"]]:
-        """The likeliest class of every attribute, on the CPU."""
-        hidden = self._hidden(images, batch).to(next(self.parameters()).device)
-        return {name: head(hidden).argmax(1).cpu() for name, head in self.heads.items()}
-
-
-def attribute_loss(
-    logits: dict[str, Float[Tensor, "n _"]], attributes: dict[str, Int[Tensor, " n"]]
-) -> Float[Tensor, ""]:
-    """Cross-entropy in nats, averaged over images and attributes."""
-    if missing := sorted(logits.keys() - attributes.keys()):
-        raise ValueError(f"the classifier has heads for {missing}, but the labels hold only {sorted(attributes)}")
-    return torch.stack([F.cross_entropy(logits[name], attributes[name]) for name in logits]).mean()
-
-
-def _check_unit_range(images: Tensor) -> None:
-    low, high = images.aminmax()
-    if low < 0 or high > 1:
-        raise ValueError(f"images must be in [0,1] for features; found {low.item():.3g} to {high.item():.3g}")

@@ -1,47 +1,97 @@
-"""A folder or zip of images to arrays: the lab's layouts, or any images; decoded once and kept in a cache file.
+"""Folders and zip archives of images: what is in them, each picture decoded, arrays kept in a cache file.
 
-Archives are read in memory and never extracted. Whatever is not as it should be is refused by its name.
+Archives are read in memory and never extracted. Whatever is not as it should be is refused by its name, and what
+is dangerous (names that leave the folder, links, pictures that unpack to gigabytes) before it is read.
 
-It knows no splits beyond the lab's folders, no tensors and no model.
+It knows no layout and no split: what the folders mean is in `lab5.layouts`.
 """
 
 import hashlib
 import io
 import json
 import os
-import re
+import stat
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 SIZE = 64
 GREY = 128  # what the lab's files show inside a hole
-LAB_FOLDERS = ("train", "val", "masked_image", "mask64")
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
-CACHE_FORMAT = 2  # counts up whenever the arrays below would come out differently
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # whatever the name says: the lab's photographs are JPEG called .png
+MAX_BYTES = 1 << 28  # of one file in an archive, unpacked
+MAX_PIXELS = 80_000_000  # of one image; Pillow itself begins to warn a little above
+TOO_LARGE = f"is larger than the {MAX_PIXELS // 10**6} million pixels that are read"
+CACHE_FORMAT = 3  # counts up whenever the arrays of a dataset would come out differently
 
 Arrays = dict[str, np.ndarray]
 
 
+# --- what is there ----------------------------------------------------------------------------------------------
+
+
 def list_images(path: Path) -> tuple[list[str], list]:
-    """The images in a folder or zip, by their names in it, and what changes when they do."""
+    """The images in a folder or zip, by their names in it, and its `stamp`.
+
+    Raises ValueError for what is neither, for a zip that is damaged, encrypted or would leave its folder, and where
+    there are no images.
+    """
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-        names = [file.relative_to(path).as_posix() for file in files]
-    elif zipfile.is_zipfile(path):
-        files = [path]
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
+        names = sorted(file.relative_to(path).as_posix() for file in _walk(path))
     else:
-        raise ValueError(f"{path} is neither a folder nor a zip archive")
-    names = [name for name in names if PurePosixPath(name).suffix.lower() in SUFFIXES and not _is_hidden(name)]
-    if not names:
-        raise ValueError(f"{path} holds no images ({', '.join(sorted(SUFFIXES))})")
-    return names, [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+        names = _zip_names(path)
+    images = [name for name in names if PurePosixPath(name).suffix.lower() in SUFFIXES and not _is_hidden(name)]
+    if not images:
+        archives = [name for name in names if name.lower().endswith(".zip")]
+        hint = f"; the archive {archives[0]} in it has to be named itself" if archives else ""
+        raise ValueError(f"{path} holds no images ({', '.join(sorted(SUFFIXES))}){hint}")
+    return images, stamp(path)
+
+
+def stamp(path: Path) -> list:
+    """What changes when a file in the folder, or the zip, does: names, sizes and times."""
+    files = list(_walk(path)) if path.is_dir() else [path]
+    found = ((os.path.relpath(file, path), file.stat()) for file in files)
+    return [str(path.resolve()), *([name, facts.st_size, facts.st_mtime_ns] for name, facts in found)]
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise PermissionError(f"{folder} may not be read by this user")
+    return (file for file in sorted(folder.rglob("*")) if file.is_file())
+
+
+def _zip_names(path: Path) -> list[str]:
+    """The files in an archive, none of which may be anything but a file inside it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError) as error:
+        with path.open("rb") as file:
+            if file.read(2) == b"PK":
+                raise ValueError(f"{path} is a zip archive that was damaged or cut short: copy it again") from error
+        raise ValueError(f"{path} is neither a folder nor a zip archive") from error
+    for entry in entries:
+        name = entry.filename
+        if ".." in PurePosixPath(name).parts or PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive:
+            raise ValueError(f"{path} holds the path {name!r}, which leads out of the archive")
+        if stat.S_ISLNK(entry.external_attr >> 16):
+            raise ValueError(f"{name} in {path} is a symbolic link; an archive has to hold the files themselves")
+        if entry.flag_bits & 1:
+            raise ValueError(f"{name} in {path} is encrypted: unpack the archive and name the folder")
+        if entry.file_size > MAX_BYTES and PurePosixPath(name).suffix.lower() in SUFFIXES:
+            unpacked = f"{entry.file_size // 10**6} MB, more than the {MAX_BYTES // 10**6} MB that are read"
+            raise ValueError(f"{name} in {path} unpacks to {unpacked}")
+    names = [entry.filename for entry in entries if not entry.is_dir()]
+    name, times = Counter(names).most_common(1)[0] if names else ("", 0)
+    if times > 1:
+        raise ValueError(f"{path} holds {name} {times} times; which one is meant cannot be told")
+    return names
 
 
 def _is_hidden(name: str) -> bool:
@@ -49,96 +99,40 @@ def _is_hidden(name: str) -> bool:
     return any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
 
 
-def _read(path: Path, names: list[str]) -> Iterator[tuple[str, Image.Image]]:
-    """Every named image, decoded."""
+# --- what it shows ----------------------------------------------------------------------------------------------
+
+
+def read_images(path: Path, names: list[str]) -> Iterator[tuple[str, Image.Image]]:
+    """Every named image of a folder or zip, decoded. Raises ValueError for the first that is no single picture."""
     with nullcontext() if path.is_dir() else zipfile.ZipFile(path) as archive:
         for name in names:
+            content, cause = b"-", None
             try:
-                image = Image.open(io.BytesIO(archive.read(name) if archive else (path / name).read_bytes()))
-                image.load()
+                content = archive.read(name) if archive else (path / name).read_bytes()
+                image = Image.open(io.BytesIO(content), formats=FORMATS)
+                problem = _problem(image)
+                if not problem:
+                    image.load()
+            except Image.DecompressionBombError as error:
+                problem, cause = TOO_LARGE, error
             except Exception as error:  # damaged archives and images fail in many ways
-                raise ValueError(f"{name} in {path} is not a readable image") from error
+                problem, cause = "is not a readable image" if content else "is an empty file", error
+            if problem:
+                raise ValueError(f"{name} in {path} {problem}") from cause
             yield name, image
 
 
-def read_lab(path: Path, names: list[str]) -> Arrays:
-    """The lab's layouts (LAB_CONTRACT section 1), wherever in the archive the four folders are."""
-    numbered = {folder: _by_number(path, folder, names) for folder in LAB_FOLDERS}
-    if unpaired := sorted(numbered["masked_image"].keys() - numbered["mask64"].keys()):
-        raise ValueError(f"{path} has {len(unpaired)} masked images without a mask, the first is number {unpaired[0]}")
-    numbers = sorted(numbered["masked_image"])
-    train, val = (_stack(path, [f for _, f in sorted(numbered[s].items())], "RGB") for s in ("train", "val"))
-    test = _stack(path, [numbered["masked_image"][number] for number in numbers], "RGB")
-    masks = _stack(path, [numbered["mask64"][number] for number in numbers], "L")
-    for i, number in enumerate(numbers):
-        if not np.isin(masks[i], (0, 255)).all():
-            raise ValueError(f"{numbered['mask64'][number]} must hold only 0 (missing) and 255 (known)")
-        if (test[i][:, masks[i] == 0] != GREY).any():
-            raise ValueError(f"{numbered['masked_image'][number]} is not grey ({GREY}) where its mask says missing")
-    seen: set[bytes] = set()
-    train, val, holes = _distinct(train, seen), _distinct(val, seen), masks == 0
-    original = _find_originals(test, holes, np.concatenate([train, val]))
-    return {"train": train, "val": val, "test": test, "holes": holes, "original": original}
+def _problem(image: Image.Image) -> str:
+    """What is wrong with a picture that has been opened but not decoded yet, or nothing."""
+    if image.width * image.height > MAX_PIXELS:
+        return TOO_LARGE
+    # A JPEG file may carry a second view of the same picture, as phones write them (MPO): the first is the picture.
+    if image.format != "MPO" and (frames := getattr(image, "n_frames", 1)) > 1:
+        return f"is an animation of {frames} frames, not one picture"
+    return ""
 
 
-def _by_number(path: Path, folder: str, names: list[str]) -> dict[int, str]:
-    found: dict[int, str] = {}
-    for name in names:
-        if PurePosixPath(name).parent.name == folder:
-            number = re.search(r"(\d+)$", PurePosixPath(name).stem)
-            if number is None or int(number[1]) in found:
-                raise ValueError(f"{name} in {path} needs a number of its own at the end of its name")
-            found[int(number[1])] = name
-    if not found:
-        raise ValueError(f"{path} has no images in a folder {folder}; the lab's dataset has {', '.join(LAB_FOLDERS)}")
-    return found
-
-
-def _stack(path: Path, names: list[str], mode: str) -> np.ndarray:
-    """Images of one mode as (n,3,64,64) for RGB and (n,64,64) for L."""
-    arrays = []
-    for name, image in _read(path, names):
-        if image.mode != mode or image.size != (SIZE, SIZE):
-            found = f"{image.mode} {image.width}x{image.height}"
-            raise ValueError(f"{name} in {path} is {found}, but must be {mode} {SIZE}x{SIZE} as the lab's are")
-        arrays.append(np.asarray(image))
-    stacked = np.stack(arrays)
-    return np.ascontiguousarray(stacked.transpose(0, 3, 1, 2)) if mode == "RGB" else stacked
-
-
-def read_folder(path: Path, names: list[str]) -> Arrays:
-    """Any images: the largest square from the middle of each, resized."""
-    squares = []
-    for _, image in _read(path, names):
-        upright = ImageOps.exif_transpose(image).convert("RGB")
-        squares.append(np.asarray(ImageOps.fit(upright, (SIZE, SIZE), Image.Resampling.LANCZOS)))
-    images = _distinct(np.ascontiguousarray(np.stack(squares).transpose(0, 3, 1, 2)), set())
-    if len(images) < 3:
-        raise ValueError(f"{path} holds {len(images)} distinct images; train, val and test need at least 3")
-    order = sorted(range(len(images)), key=lambda i: hashlib.sha256(images[i].tobytes()).digest())
-    return {"images": images[order]}
-
-
-def _distinct(images: np.ndarray, seen: set[bytes]) -> np.ndarray:
-    """The images whose content is not in `seen`, each once, in order; `seen` grows by them."""
-    keep = []
-    for i, image in enumerate(images):
-        if (digest := hashlib.sha256(image.tobytes()).digest()) not in seen:
-            seen.add(digest)
-            keep.append(i)
-    return images[keep]
-
-
-def _find_originals(masked: np.ndarray, holes: np.ndarray, originals: np.ndarray) -> np.ndarray:
-    """For each masked image the index of the first original that agrees on every known pixel, or -1."""
-    flat, found = originals.reshape(len(originals), 3, -1), np.full(len(masked), -1)
-    for i, (image, hole) in enumerate(zip(masked.reshape(len(masked), 3, -1), holes, strict=True)):
-        known = np.flatnonzero(~hole)
-        probe = known[:: max(1, len(known) // 8)]  # a few pixels rule almost every original out
-        candidates = np.flatnonzero((flat[:, :, probe] == image[:, probe]).all((1, 2)))
-        agree = (flat[candidates][:, :, known] == image[:, known]).all((1, 2))
-        found[i] = candidates[agree][0] if agree.any() else -1
-    return found
+# --- the cache --------------------------------------------------------------------------------------------------
 
 
 def cached(folder: Path, key: list, make: Callable[[], Arrays]) -> Arrays:

@@ -7,7 +7,7 @@ It knows no optimiser, no schedule of the learning rate and no decoder.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 import torch
@@ -19,8 +19,9 @@ from lab5.codebook import CodeAverages
 from lab5.config import Stage1Config, Stage2Config, VQGANConfig
 from lab5.critics import PatchCritic, PerceptualDistance
 from lab5.data import TRAIN_STATS, normalise
-from lab5.fid import ToyFeatures, attribute_loss
-from lab5.gamma import gamma
+from lab5.features import ToyFeatures, attribute_loss
+from lab5.maskings import MASKINGS as MASKINGS  # on offer from here too
+from lab5.maskings import mvtm_mask, part_of, read_masking
 from lab5.vqgan import VQGAN
 
 
@@ -131,72 +132,6 @@ class VQGANObjective(nn.Module):
 # --- stage two ------------------------------------------------------------------------------------------------------
 
 
-def _gamma_masking(schedule: str):
-    """gamma(u) of the tokens masked, u uniform: MaskGIT's training (Chang et al. 2022, section 3.2)."""
-
-    def masking(n: int, positions: int, holes: Tensor | None, generator: torch.Generator) -> Tensor:
-        share = gamma(schedule, torch.rand(n, generator=generator, dtype=torch.float64))
-        return _exactly((share * positions).ceil().clamp(min=1).long(), n, positions, generator)
-
-    return masking
-
-
-def _bernoulli(n: int, positions: int, holes: Tensor | None, generator: torch.Generator) -> Tensor:
-    """Each token masked with probability 1/2."""
-    masked = torch.rand(n, positions, generator=generator) < 0.5
-    return masked | _exactly(torch.ones(n, dtype=torch.int64), n, positions, generator)
-
-
-def _uniform(n: int, positions: int, holes: Tensor | None, generator: torch.Generator) -> Tensor:
-    """A count drawn uniformly from 1..N."""
-    return _exactly(torch.randint(1, positions + 1, (n,), generator=generator), n, positions, generator)
-
-
-def _hole(n: int, positions: int, holes: Tensor | None, generator: torch.Generator) -> Tensor:
-    """A hole like the test's, from which cosine(u) of the tokens are still missing: what decoding will meet."""
-    if holes is None:
-        raise ValueError("masking 'hole' needs holes (m,N) to draw from, found none")
-    chosen = holes[torch.randint(len(holes), (n,), generator=generator)]
-    share = gamma("cosine", torch.rand(n, generator=generator, dtype=torch.float64))
-    share = torch.where(torch.rand(n, generator=generator) < 0.25, torch.ones_like(share), share)
-    count = (share * chosen.sum(1)).ceil().clamp(min=1).long()
-    score = torch.rand(n, positions, generator=generator).masked_fill(~chosen, 2.0)
-    return score.argsort(1).argsort(1) < count[:, None]
-
-
-def _mixed(n: int, positions: int, holes: Tensor | None, generator: torch.Generator) -> Tensor:
-    """Half of the images with a hole, half with cosine(u) of the tokens masked anywhere."""
-    hole = _hole(n, positions, holes, generator)
-    anywhere = MASKINGS["cosine"](n, positions, holes, generator)
-    return torch.where(torch.rand(n, 1, generator=generator) < 0.5, hole, anywhere)
-
-
-def _exactly(count: Int[Tensor, " n"], n: int, positions: int, generator: torch.Generator) -> Bool[Tensor, "n N"]:
-    """`count` random positions of each image."""
-    return torch.rand(n, positions, generator=generator).argsort(1).argsort(1) < count[:, None]
-
-
-MASKINGS = {
-    "cosine": _gamma_masking("cosine"),
-    "linear": _gamma_masking("linear"),
-    "square": _gamma_masking("square"),
-    "bernoulli": _bernoulli,
-    "uniform": _uniform,
-    "hole": _hole,
-    "mixed": _mixed,
-}
-"""Name -> function (n, positions, holes, generator) -> masked (n,N) bool, at least one token each."""
-
-
-def mvtm_mask(
-    tokens: Int[Tensor, "B N"], masking: str, generator: torch.Generator, holes: Bool[Tensor, "m N"] | None = None
-) -> Bool[Tensor, "B N"]:
-    """Which tokens to hide; True = masked."""
-    if masking not in MASKINGS:
-        raise ValueError(f"unknown masking {masking!r}; there are {', '.join(MASKINGS)}")
-    return MASKINGS[masking](len(tokens), tokens.shape[1], holes, generator).to(tokens.device)
-
-
 def mvtm_loss(
     model: nn.Module,
     tokens: Int[Tensor, "B N"],
@@ -205,45 +140,105 @@ def mvtm_loss(
     generator: torch.Generator,
     holes: Bool[Tensor, "m N"] | None = None,
     label_smoothing: float = 0.0,
+    loss: str = "masked",
 ) -> Float[Tensor, ""]:
-    """Masked visual token modelling: cross-entropy, in nats per masked token, of hidden tokens given the others."""
-    masked = mvtm_mask(tokens, masking, generator, holes)
-    return masked_cross_entropy(model, tokens, masked, label_smoothing)[0]
+    """Masked visual token modelling: cross-entropy, in nats per token, of hidden tokens given the others.
+
+    `masking` is written as `lab5.maskings` says, `loss` is a name in LOSSES.
+    """
+    cross_entropy = read_loss(loss)
+    return cross_entropy(model, tokens, mvtm_mask(tokens, masking, generator, holes), label_smoothing)[0]
 
 
 def masked_cross_entropy(
-    model: nn.Module, tokens: Int[Tensor, "B N"], masked: Bool[Tensor, "B N"], label_smoothing: float = 0.0
+    model: nn.Module,
+    tokens: Int[Tensor, "B N"],
+    masked: Bool[Tensor, "B N"],
+    label_smoothing: float = 0.0,
+    hints: Float[Tensor, "B N hints"] | None = None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Mean cross-entropy over the masked tokens, in nats, and the share of them that argmax gets right.
 
     The mask id is cut off before the softmax: it is never an answer.
     """
     mask_id = model.mask_id
-    logits = model(tokens.masked_fill(masked, mask_id), masked)[..., :mask_id].float()
+    more = () if hints is None else (hints,)
+    logits = model(tokens.masked_fill(masked, mask_id), masked, *more)[..., :mask_id].float()
     target = tokens[masked]
     loss = F.cross_entropy(logits, target, label_smoothing=label_smoothing)
     return loss, (logits.detach().argmax(-1) == target).float().mean()
 
 
+def all_cross_entropy(
+    model: nn.Module,
+    tokens: Int[Tensor, "B N"],
+    masked: Bool[Tensor, "B N"],
+    label_smoothing: float = 0.0,
+    hints: Float[Tensor, "B N hints"] | None = None,
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Mean cross-entropy over all tokens, in nats: a model that copies those it is shown has most of it for nothing.
+
+    Still the share of the masked tokens that argmax gets right, so that both losses can be compared by it.
+    """
+    mask_id = model.mask_id
+    more = {} if hints is None else {"hints": hints}
+    logits = model(tokens.masked_fill(masked, mask_id), **more)[..., :mask_id].float()
+    loss = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), label_smoothing=label_smoothing)
+    return loss, (logits.detach().argmax(-1) == tokens)[masked].float().mean()
+
+
+LOSSES = {"masked": masked_cross_entropy, "all": all_cross_entropy}
+"""Name -> function (model, tokens, masked, label_smoothing, hints) -> loss, accuracy."""
+
+
+def read_loss(name: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The function of a name in LOSSES. Raises ValueError for another name."""
+    if name not in LOSSES:
+        raise ValueError(f"unknown loss {name!r}; there are {', '.join(LOSSES)}")
+    return LOSSES[name]
+
+
 class MVTMObjective:
-    """Stage two for `fit`: batches of cached tokens, masked anew at every draw."""
+    """Stage two for `fit`: batches of cached tokens, masked anew at every draw.
+
+    With `hints`, a function of the numbers of images and of holes, nine of ten images come with a hole, what is
+    visible around it, and part of its tokens masked: what decoding will meet. The tenth is masked as without.
+    Raises ValueError for a masking and a loss that there are not.
+    """
 
     def __init__(
-        self, tokens: Int[Tensor, "n N"], config: Stage2Config, seed: int, holes: Bool[Tensor, "m N"] | None = None
+        self,
+        tokens: Int[Tensor, "n N"],
+        config: Stage2Config,
+        seed: int,
+        holes: Bool[Tensor, "m N"] | None = None,
+        hints: Callable[[Tensor, Tensor], Tensor] | None = None,
     ):
-        self.tokens, self.config, self.seed, self.holes = tokens, config, seed, holes
+        self.tokens, self.config, self.seed, self.holes, self.hints = tokens, config, seed, holes, hints
+        self.masking, self.cross_entropy = read_masking(config.masking), read_loss(config.loss)
 
     def __call__(self, model: nn.Module, draw: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         batch = epoch_batch(len(self.tokens), self.config.batch, draw, self.seed)
         tokens = self.tokens[batch].long().to(next(model.parameters()).device)
-        masked = mvtm_mask(tokens, self.config.masking, generator, self.holes)
-        loss, accuracy = masked_cross_entropy(model, tokens, masked, self.config.label_smoothing)
+        masked = self.masking(*tokens.shape, self.holes, generator)
+        hints = None
+        if self.hints is not None:
+            chosen = torch.randint(len(self.holes), (len(batch),), generator=generator)
+            hinted = torch.rand(len(batch), 1, generator=generator) < 0.9
+            masked = torch.where(hinted, part_of(self.holes[chosen], generator), masked)
+            hints = (self.hints(batch, chosen) * hinted[:, :, None]).to(tokens.device)
+        masked = masked.to(tokens.device)
+        loss, accuracy = self.cross_entropy(model, tokens, masked, self.config.label_smoothing, hints)
         return loss, {"accuracy": float(accuracy)}
 
 
 @torch.no_grad()
 def validate(
-    model: nn.Module, tokens: Int[Tensor, "n N"], masked: Bool[Tensor, "n N"], batch: int = 64
+    model: nn.Module,
+    tokens: Int[Tensor, "n N"],
+    masked: Bool[Tensor, "n N"],
+    hints: Float[Tensor, "n N hints"] | None = None,
+    batch: int = 64,
 ) -> dict[str, float]:
     """Loss and accuracy on masks fixed in advance, so that two moments of a training can be compared.
 
@@ -252,9 +247,10 @@ def validate(
     training, device = model.training, next(model.parameters()).device
     model.eval()
     loss = right = count = 0.0
-    for part, hidden in zip(tokens.split(batch), masked.split(batch), strict=True):
-        part, hidden = part.long().to(device), hidden.to(device)
-        mean, accuracy = masked_cross_entropy(model, part, hidden)
+    for start in range(0, len(tokens), batch):
+        part, hidden = (x[start : start + batch].to(device) for x in (tokens, masked))
+        more = None if hints is None else hints[start : start + batch].to(device)
+        mean, accuracy = masked_cross_entropy(model, part.long(), hidden, hints=more)
         n = int(hidden.sum())
         loss, right, count = loss + float(mean) * n, right + float(accuracy) * n, count + n
     model.train(training)

@@ -19,12 +19,11 @@ from lab5 import checkpoint
 from lab5.config import Config, data_folder, pretrained_folder
 from lab5.critics import PerceptualDistance
 from lab5.data import Dataset, open_dataset, token_mask
-from lab5.fid import InceptionFeatures, ToyFeatures
+from lab5.features import EncoderFeatures, Features, InceptionFeatures, ToyFeatures
 from lab5.objectives import AttributeObjective, MVTMObjective, VQGANObjective, validate
-from lab5.scores import EncoderFeatures, Features
 from lab5.tokenizer import Tokenizer, reconstruction_psnr_db
 from lab5.toycats import ATTRIBUTES, random_holes, render
-from lab5.training import Training
+from lab5.training import Given, Training
 from lab5.transformer import BidirectionalTransformer
 from lab5.vqgan import VQGAN
 
@@ -36,7 +35,10 @@ def get_dataset(config: Config) -> Dataset:
     return open_dataset(data.path, **sizes, seed=data.seed, cache=data_folder() / "cache")
 
 
-def train_vqgan(config: Config, data: Dataset) -> Training:
+def train_vqgan(config: Config, data: Dataset) -> Training | Given:
+    """Stage one; with `stage1.file` it is that file's, and nothing is trained."""
+    if config.stage1.file:
+        return given_vqgan(config, Path(config.stage1.file))
     settings = {"vqgan": dataclasses.asdict(config.vqgan), "data": data.fingerprint}
     perceptual = None
     if config.stage1.perceptual and data.name == "toycats":
@@ -56,6 +58,17 @@ def train_vqgan(config: Config, data: Dataset) -> Training:
     )
 
 
+def given_vqgan(config: Config, file: Path) -> Given:
+    """A stage one that is trained already. Raises ValueError where the transformer's settings do not fit it."""
+    model = checkpoint.load_vqgan(file).to(config.device)
+    if model.codes != config.transformer.codes:
+        raise ValueError(f"{file} has {model.codes} codes, but transformer.codes = {config.transformer.codes}")
+    hints = model.config.latent + 16
+    if config.transformer.hints not in (0, hints):
+        raise ValueError(f"transformer.hints = {config.transformer.hints} must be 0 or {hints} for {file}")
+    return Given("vqgan", file, model)
+
+
 def token_cache(config: Config, tokenizer: Tokenizer, data: Dataset) -> Int[Tensor, "n N"]:
     """Tokens of the training images and of their mirror images, from disk where they are valid."""
     folder = data_folder() / "cache"
@@ -68,31 +81,68 @@ def train_transformer(config: Config, data: Dataset, tokenizer: Tokenizer) -> Tr
         "data": data.fingerprint,
         "tokenizer": tokenizer.weights_hash,
     }
+    if config.stage2.start:
+        settings["start"] = _file_hash(Path(config.stage2.start))
+    hinted = bool(config.transformer.hints)
+
+    def objective() -> MVTMObjective:
+        images, holes = torch.cat([data.train, data.train.flip(3)]), training_holes(config)
+
+        def hints(image: Tensor, hole: Tensor) -> Tensor:
+            return tokenizer.hints(images[image], holes[hole])
+
+        tokens = token_cache(config, tokenizer, data)
+        return MVTMObjective(tokens, config.stage2, config.seed, token_mask(holes), hints if hinted else None)
+
     return Training(
         "transformer",
         config.stage2,
         settings,
-        build=lambda: BidirectionalTransformer(config.transformer),
-        objective=lambda: MVTMObjective(
-            token_cache(config, tokenizer, data), config.stage2, config.seed, training_holes(config)
-        ),
+        build=lambda: _begin_transformer(config),
+        objective=objective,
         save=checkpoint.save_transformer,
         load=checkpoint.load_transformer,
         seed=config.seed,
         device=config.device,
-        check=lambda model: {f"val_{k}": v for k, v in validate(model, *validation_tokens(tokenizer, data)).items()},
+        check=lambda model: {f"val_{k}": v for k, v in validate(model, *validation(tokenizer, data, hinted)).items()},
     )
 
 
-def validation_tokens(tokenizer: Tokenizer, data: Dataset, n: int = 256) -> tuple[Tensor, Tensor]:
-    """Tokens of validation images, and holes like the test's that stay the same whenever they are asked for."""
+def _file_hash(path: Path) -> str:
+    if not path.is_file():
+        raise FileNotFoundError(f"stage2.start = {path} is no file; it names a transformer to begin with")
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+
+
+def _begin_transformer(config: Config) -> BidirectionalTransformer:
+    """Random weights, or those of `stage2.start`, which may know nothing of hints yet."""
+    model = BidirectionalTransformer(config.transformer)
+    if config.stage2.start:
+        state = checkpoint.load_transformer(Path(config.stage2.start)).state_dict()
+        own = model.state_dict()
+        wrong = [name for name in own | state if name != "hint_emb.weight" and _shape(own, name) != _shape(state, name)]
+        if wrong:
+            raise ValueError(f"{config.stage2.start} does not fit transformer.*: {len(wrong)} tensors, as {wrong[0]}")
+        model.load_state_dict(own | state)
+    return model
+
+
+def _shape(state: dict[str, Tensor], name: str) -> tuple[int, ...] | None:
+    return tuple(state[name].shape) if name in state else None
+
+
+def validation(
+    tokenizer: Tokenizer, data: Dataset, hinted: bool, n: int = 256
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Tokens of validation images, masks and hints of holes that stay the same whenever they are asked for."""
     tokens = tokenizer.cached(data.val[:n], data_folder() / "cache", "val")
-    return tokens, token_mask(random_holes(3_000_000, len(tokens)))
+    holes = random_holes(3_000_000, len(tokens))
+    return tokens, token_mask(holes), tokenizer.hints(data.val[:n], holes) if hinted else None
 
 
 def training_holes(config: Config, n: int = 4096) -> Tensor:
-    """Token masks of holes like the test's, from a seed of their own."""
-    return token_mask(random_holes(1_000_000 + config.seed, min(n, config.data.train)))
+    """Holes like the test's, from a seed of their own."""
+    return random_holes(1_000_000 + config.seed, min(n, config.data.train))
 
 
 def train_classifier(config: Config, tokenizer: Tokenizer | None = None) -> Training:
@@ -173,6 +223,8 @@ class Pair(NamedTuple):
 def open_pair(config: Config, data: Dataset, weights: str = "pretrained") -> Pair:
     """The committed pair ("pretrained"), or the one that this profile trains ("trained"), training it if need be."""
     if weights == "pretrained":
+        if data.name != "toycats":
+            raise ValueError(f"the pretrained pair knows toy cats only: for {data.name} take weights 'trained'")
         folder = pretrained_folder()
         return load_pair(config, folder / "vqgan.safetensors", folder / "transformer.safetensors", weights)
     if weights == "trained":

@@ -2,7 +2,8 @@
 
 Both are pure functions. One of CODES takes logits to proposed codes. One of ORDERS takes a `Proposal` to a
 score per position, and the highest scores are committed first. Another sampler is another function in its
-table.
+table. An order that does not look at the proposed codes chooses then samples: it is the same law as drawing codes
+at the chosen positions only.
 
 It does not know how many positions are committed, nor what the model is. Scores at known positions mean
 nothing: the decoder overrules them.
@@ -10,6 +11,7 @@ nothing: the decoder overrules them.
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -28,11 +30,18 @@ class Proposal(NamedTuple):
     codes: Int[Tensor, "B N"]  # the code proposed at each position
     unknown: Bool[Tensor, "B N"]  # what was unknown before the first step
     temperature: float  # of the choice of positions, already annealed
+    code_temperature: float = 1.0  # that the codes were drawn at
+    once: Float[Tensor, "B"] | None = None  # uniform noise, the same at every step; for the orders of ONCE
 
     @property
     def log_probability(self) -> Float[Tensor, "B N"]:
         """Of the proposed code."""
         return self.log_probabilities.gather(-1, self.codes[..., None]).squeeze(-1)
+
+    @property
+    def entropy(self) -> Float[Tensor, "B N"]:
+        """Of the distribution over the codes, in nats."""
+        return torch.special.entr(self.log_probabilities.exp()).sum(dim=-1)
 
 
 # --- noise: (shape, whose first axis counts images; generator; device to be used on) -> float64 ---
@@ -114,7 +123,11 @@ CODES: dict[str, Callable[[Tensor, float, Generators], Tensor]] = {
 
 
 def confidence(proposal: Proposal, generator: Generators) -> Float[Tensor, "B N"]:
-    """MaskGIT's own (parallel_decode.py): log-probability of the proposed code, plus Gumbel noise."""
+    """MaskGIT's own (parallel_decode.py): log-probability of the proposed code, plus Gumbel noise.
+
+    Choosing after drawing is a temperature in disguise: where few of many alike positions are committed, their codes
+    follow p^(1 + 1/temperature) (Hayakawa et al. 2025, arXiv 2510.04525; `smallworld.first_committed` has it exactly).
+    """
     score = proposal.log_probability
     return score + proposal.temperature * gumbel(score.shape, generator, score.device)
 
@@ -126,24 +139,46 @@ def lab(proposal: Proposal, generator: Generators) -> Float[Tensor, "B N"]:
 
 
 def random(proposal: Proposal, generator: Generators) -> Float[Tensor, "B N"]:
-    """Any position as well as any other."""
+    """Any position as well as any other: the order of plain masked diffusion models."""
     return uniform(proposal.codes.shape, generator, proposal.codes.device)
 
 
 def max_probability(proposal: Proposal, generator: Generators) -> Float[Tensor, "B N"]:
-    """Where some code is likely, proposed or not: the position is chosen before its code."""
+    """Where some code is likely, proposed or not (`sample` of nintendops' latent-code-inpainting, CVPR 2024)."""
     return proposal.log_probabilities.amax(dim=-1)
 
 
 def margin(proposal: Proposal, generator: Generators) -> Float[Tensor, "B N"]:
-    """Where the best code is far ahead of the second (Kim et al. 2025, arXiv 2502.06768)."""
+    """Where the best code is far ahead of the second (probability margin of Kim et al. 2025, arXiv 2502.06768)."""
     best, second = proposal.log_probabilities.exp().topk(2).values.unbind(-1)
     return best - second
 
 
 def entropy(proposal: Proposal, generator: Generators) -> Float[Tensor, "B N"]:
     """Where the distribution over the codes is sharpest: minus its entropy in nats."""
-    return -torch.special.entr(proposal.log_probabilities.exp()).sum(dim=-1)
+    return -proposal.entropy
+
+
+def moment(proposal: Proposal, generator: Generators) -> Float[Tensor, "B N"]:
+    """The moment sampler: drawn without replacement in proportion to sum_v p(v)^(1 + 1/temperature).
+
+    MaskGIT's law for few of many positions, with the position chosen before its code (Hayakawa et al. 2025, arXiv
+    2510.04525): the codes of the chosen ones are then drawn at `moment_temperature`, which the decoder sees to. With
+    codes drawn at another temperature than 1 the sum is of q(v) p(v)^(1/temperature), q the law that they follow.
+    """
+    log_p, tau = proposal.log_probabilities, proposal.temperature
+    if tau == 0 or proposal.code_temperature == 0:
+        score = log_p.amax(dim=-1)
+    else:
+        log_q = (log_p / proposal.code_temperature).log_softmax(dim=-1)
+        score = tau * (log_q + log_p / tau).logsumexp(dim=-1)
+    return score + tau * gumbel(score.shape, generator, score.device)
+
+
+def moment_temperature(proposal: Proposal) -> float:
+    """Of the codes under the moment sampler: their exponent is the sum of both temperatures' inverses."""
+    codes, choice = proposal.code_temperature, proposal.temperature
+    return codes * choice / (codes + choice) if codes else 0.0
 
 
 def rings(proposal: Proposal, generator: Generators) -> Float[Tensor, "B N"]:
@@ -153,15 +188,55 @@ def rings(proposal: Proposal, generator: Generators) -> Float[Tensor, "B N"]:
     Raises ValueError where the positions do not form a square.
     """
     images, positions = proposal.unknown.shape
-    side = math.isqrt(positions)
-    if side**2 != positions:
-        raise ValueError(f"the order 'rings' needs a square grid of positions, but there are {positions}.")
+    side = _side(positions, "rings")
     known = (~proposal.unknown).view(images, 1, side, side).double()
     distance = torch.zeros_like(known)
     for _ in range(side):
         distance += 1 - known
         known = F.max_pool2d(known, kernel_size=3, stride=1, padding=1)
     return random(proposal, generator) - distance.view(images, positions)
+
+
+def halton(proposal: Proposal, generator: Generators) -> Float[Tensor, "B N"]:
+    """Spread evenly over the grid: a 2-D Halton sequence, begun anywhere (Besnier et al. 2025, arXiv 2503.17076).
+
+    Each image begins at a point of its own and goes on past the end at the beginning, as with `randomize` in the
+    code published with the paper. Known positions are passed over. Raises ValueError where the positions do not
+    form a square.
+    """
+    images, positions = proposal.unknown.shape
+    order = halton_order(_side(positions, "halton"))
+    once = uniform((images,), generator, proposal.codes.device) if proposal.once is None else proposal.once
+    rank = torch.tensor(order, device=once.device).argsort()
+    return -((rank + (once[:, None] * positions).long()) % positions).double()
+
+
+@cache
+def halton_order(side: int) -> tuple[int, ...]:
+    """The positions of a side x side grid as the Halton points (bases 2 for rows, 3 for columns) first visit them."""
+    order: dict[int, None] = {}
+    point = 0
+    while len(order) < side**2:
+        point += 1
+        row, column = (_cell(point, base, side) for base in (2, 3))
+        order[row * side + column] = None
+    return tuple(order)
+
+
+def _cell(point: int, base: int, side: int) -> int:
+    """The digits of `point` mirrored at the point, times `side`, rounded down: 6 = 110 in base 2 is 0.011 = 3/8."""
+    mirrored, scale = 0, 1
+    while point:
+        point, digit = divmod(point, base)
+        mirrored, scale = mirrored * base + digit, scale * base
+    return mirrored * side // scale
+
+
+def _side(positions: int, order: str) -> int:
+    side = math.isqrt(positions)
+    if side**2 != positions:
+        raise ValueError(f"the order {order!r} needs a square grid of positions, but there are {positions}.")
+    return side
 
 
 ORDERS: dict[str, Callable[[Proposal, Generators], Tensor]] = {
@@ -172,4 +247,13 @@ ORDERS: dict[str, Callable[[Proposal, Generators], Tensor]] = {
     "margin": margin,
     "entropy": entropy,
     "rings": rings,
+    "moment": moment,
+    "halton": halton,
 }
+ONCE = {"halton"}  # orders that draw noise once per decoding, for `Proposal.once`
+
+
+def lowest(scores: Float[Tensor, "B N"], count: Int[Tensor, "B"]) -> Bool[Tensor, "B N"]:
+    """True at the `count` lowest scores of each image; of equal scores, at the first ones."""
+    rank = scores.argsort(dim=1, stable=True).argsort(dim=1)
+    return rank < count.unsqueeze(1)

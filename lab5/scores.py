@@ -1,55 +1,45 @@
-"""Pictures to a row of numbers: the set score, hole PSNR, and whether hidden attributes come back.
+"""Pictures to a row of numbers: two scores of the whole set, and what came back under the holes.
 
-Every row can stand beside its baselines: the truth, the reconstruction floor, doing nothing, a mean colour, the
-classical inpainters. It knows no model: a method is whatever made the pictures.
+The first two compare sets; hole PSNR, SSIM, tokens and attributes compare each picture with its original. Every row
+can stand beside its baselines: the truth, the reconstruction floor, doing nothing, a mean colour, the classical
+inpainters. It knows no model: a method is whatever made the pictures.
 """
 
 import hashlib
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
+from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d
 
-from lab5.data import Dataset, normalise
+from lab5.data import Dataset, token_mask
+from lab5.features import Features
 from lab5.fid import frechet_distance, kid
-from lab5.vqgan import VQGAN
 
 
 @runtime_checkable
-class Features(Protocol):
-    """A feature extractor with the name that its score must carry."""
+class Encodes(Protocol):
+    """What makes tokens of images, as a Tokenizer does."""
 
-    score_name: str
-
-    def features(self, images: Float[Tensor, "n 3 64 64"]) -> Float[Tensor, "n F"]: ...
-
-
-class EncoderFeatures:
-    """What the VQGAN's encoder sees, averaged over 4x4 neighbourhoods: for photographs without Inception weights."""
-
-    score_name = "Frechet distance on VQGAN-encoder features"
-
-    def __init__(self, vqgan: VQGAN, batch: int = 64):
-        self.vqgan, self.batch = vqgan, batch
-
-    @torch.no_grad()
-    def features(self, images: Float[Tensor, "n 3 64 64"]) -> Float[Tensor, "n F"]:
-        device = next(self.vqgan.parameters()).device
-        maps = [self.vqgan.latents(normalise(part).to(device)) for part in images.split(self.batch)]
-        return torch.cat([adaptive_avg_pool2d(part, 4).flatten(1).cpu() for part in maps])
+    def encode(self, images: UInt8[Tensor, "n 3 64 64"]) -> Int[Tensor, "n N"]: ...
 
 
 class Scores(NamedTuple):
     """One method on n test images."""
 
     score: float  # Fréchet distance to the truth
-    kid: float
+    kid: float  # of pairs: 0 for the truth itself
     hole_psnr_db: float
+    ssim: float  # around the missing pixels, see `hole_ssim`
+    token_accuracy: float | None  # of tokens that the hole hides; None without a tokenizer
     attribute_accuracy: float | None  # of attributes that the hole hides; None for photographs
     n: int
+
+
+# --- picture by picture -------------------------------------------------------------------------------------------
 
 
 def hole_psnr_db(
@@ -59,8 +49,7 @@ def hole_psnr_db(
 
     Without any error it is 138 dB, a number where infinity would be none.
     """
-    if not bool(holes.any()):
-        raise ValueError("hole PSNR needs at least one missing pixel, found none")
+    _need_holes(holes, "hole PSNR")
     error = (images.double() - truth.double()).square().sum(1)[holes].mean() / 3
     return float(10 * torch.log10(255**2 / error.clamp(min=1e-9)))
 
@@ -70,48 +59,138 @@ def psnr_db(images: UInt8[Tensor, "n 3 64 64"], truth: UInt8[Tensor, "n 3 64 64"
     return hole_psnr_db(images, truth, torch.ones(len(images), *images.shape[2:], dtype=torch.bool))
 
 
+def hole_ssim(
+    images: UInt8[Tensor, "n 3 64 64"], truth: UInt8[Tensor, "n 3 64 64"], holes: Bool[Tensor, "n 64 64"]
+) -> float:
+    """The mean of `ssim_map` over the missing pixels of all images together.
+
+    The windows of pixels near the edge of the hole reach 5 pixels out of it, so that a visible seam costs something.
+    """
+    _need_holes(holes, "hole SSIM")
+    parts = zip(images.split(64), truth.split(64), holes.split(64), strict=True)
+    return float(torch.cat([ssim_map(image, true)[hole] for image, true, hole in parts]).double().mean())
+
+
+def ssim_map(images: UInt8[Tensor, "n 3 H W"], truth: UInt8[Tensor, "n 3 H W"]) -> Float[Tensor, "n H W"]:
+    """Structural similarity around every pixel, the mean of the three colours: 1 where both agree, at least -1.
+
+    Wang et al. 2004, section III: Gaussian windows of 11x11 pixels with SD 1.5, K1 = 0.01, K2 = 0.03, L = 255.
+    Beyond its border an image goes on as its mirror image.
+    """
+    blur = partial(gaussian_filter, sigma=1.5, radius=5, axes=(2, 3))
+    x, y = images.float().numpy(), truth.float().numpy()
+    mean_x, mean_y = blur(x), blur(y)
+    variances = (blur(x * x) - mean_x**2) + (blur(y * y) - mean_y**2)
+    covariance = blur(x * y) - mean_x * mean_y
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+    return torch.from_numpy(luminance * (2 * covariance + c2) / (variances + c2)).mean(1)
+
+
+def _need_holes(holes: Tensor, name: str) -> None:
+    if not bool(holes.any()):
+        raise ValueError(f"{name} needs at least one missing pixel, found none")
+
+
+# --- a row of scores ----------------------------------------------------------------------------------------------
+
+
 class Scorer:
-    """Compares pictures with test images of a dataset, whose features are computed once.
+    """Compares pictures with test images of a dataset, whose features and tokens are computed once.
 
     These are the first `n` of which the truth is known under the hole too; `places` are their numbers in the test
-    set. Raises ValueError where there are fewer than two.
+    set. `read` tells the attributes of images; without it the network does, if it can. With a `tokenizer` pictures
+    are encoded, whatever made them, and the tokens that the hole hides are compared with those of the encoded truth:
+    all methods are counted alike, and even the reconstruction floor loses a few.
+
+    Raises ValueError where the truth of fewer than two images is known.
     """
 
-    def __init__(self, dataset: Dataset, network: Features, n: int | None = None, read: Callable | None = None):
+    def __init__(
+        self,
+        dataset: Dataset,
+        network: Features,
+        n: int | None = None,
+        read: Callable | None = None,
+        tokenizer: Encodes | None = None,
+    ):
         self.places = dataset.whole.nonzero()[:, 0][:n]
         if len(self.places) < 2:
             raise ValueError(f"scores need at least 2 test images whose truth is known, found {len(self.places)}")
         self.truth, self.holes = dataset.test[self.places], dataset.holes[self.places]
+        self.leaked = dataset.leaked[self.places]
         self.labels = {name: value[self.places] for name, value in dataset.attributes.get("test", {}).items()}
         self.hidden = {name: value[self.places] for name, value in dataset.hidden.items()}
         self.network = network
         self.read = read or getattr(network, "predict", None)
         self.reference = network.features(self.truth.float() / 255)
+        self.tokenizer = tokenizer
+        self.tokens = None if tokenizer is None else tokenizer.encode(self.truth)
         self.data = f"{dataset.name} {_digest(self.truth, self.holes, network)}"
 
     @property
     def score_name(self) -> str:
         return self.network.score_name
 
+    @property
+    def groups(self) -> dict[str, Bool[Tensor, " n"]]:
+        """The scored images that are "leaked", because training saw the original, and the "unseen"; and "all".
+
+        Only "all" where they are of one kind; a group of one image is none, because it has no covariance.
+        """
+        apart = {"leaked": self.leaked, "unseen": ~self.leaked}
+        both = all(bool(members.any()) for members in apart.values())
+        everyone = {"all": torch.ones_like(self.leaked)}
+        return everyone | {name: members for name, members in apart.items() if both and members.sum() > 1}
+
     def __call__(self, pictures: UInt8[Tensor, "n 3 64 64"]) -> Scores:
+        return self._score(pictures, {"all": torch.ones_like(self.leaked)})["all"]
+
+    def by_group(self, pictures: UInt8[Tensor, "n 3 64 64"]) -> dict[str, Scores]:
+        """A row for each of `groups`, against the truth of its own images.
+
+        The Fréchet distance grows as n falls, so that it cannot be compared across groups; the other columns can.
+        """
+        return self._score(pictures, self.groups)
+
+    def _score(self, pictures: Tensor, groups: dict[str, Tensor]) -> dict[str, Scores]:
         if pictures.shape != self.truth.shape:
             raise ValueError(f"expected {tuple(self.truth.shape)} pictures to score, found {tuple(pictures.shape)}")
         images = pictures.float() / 255
         features = self.network.features(images)
-        return Scores(
-            score=frechet_distance(features, self.reference),
-            kid=kid(features, self.reference),
-            hole_psnr_db=hole_psnr_db(pictures, self.truth, self.holes),
-            attribute_accuracy=self._attributes(images),
-            n=len(pictures),
-        )
+        right_tokens, right_attributes = self._tokens(pictures), self._attributes(images)
+        rows = {}
+        for name, members in groups.items():
+            three = pictures[members], self.truth[members], self.holes[members]
+            rows[name] = Scores(
+                score=frechet_distance(features[members], self.reference[members]),
+                kid=kid(features[members], self.reference[members], paired=True),
+                hole_psnr_db=hole_psnr_db(*three),
+                ssim=hole_ssim(*three),
+                token_accuracy=_share(right_tokens, members),
+                attribute_accuracy=_share(right_attributes, members),
+                n=len(three[0]),
+            )
+        return rows
 
-    def _attributes(self, images: Float[Tensor, "n 3 64 64"]) -> float | None:
+    def _tokens(self, pictures: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Which tokens are the truth's, and which are hidden."""
+        if self.tokenizer is None:
+            return []
+        return [(self.tokenizer.encode(pictures) == self.tokens, token_mask(self.holes))]
+
+    def _attributes(self, images: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """In which images an attribute is read rightly, and in which it is hidden, for each attribute."""
         if not self.hidden or self.read is None:
-            return None
+            return []
         read = self.read(images)
-        right = torch.cat([(read[name] == self.labels[name])[hidden] for name, hidden in self.hidden.items()])
-        return float(right.double().mean()) if len(right) else None
+        return [(read[name] == self.labels[name], hidden) for name, hidden in self.hidden.items()]
+
+
+def _share(right_and_hidden: list[tuple[Tensor, Tensor]], members: Tensor) -> float | None:
+    """The share that is right of what is hidden in these images; None where nothing is."""
+    found = [right[members][hidden[members]] for right, hidden in right_and_hidden]
+    return float(torch.cat(found).double().mean()) if sum(map(len, found)) else None
 
 
 def _digest(truth: Tensor, holes: Tensor, network: Features) -> str:

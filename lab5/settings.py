@@ -3,7 +3,8 @@
 It does not know which numbers go together: the profiles are in `lab5.config`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,10 @@ class TransformerConfig:
     dropout: float = 0.1
     attention_dropout: float = 0.1
     norm: str = "post"  # "post" as in the lab, "pre" trains faster at small size
+    hints: int = 0  # numbers per token beside its code: the VQGAN's latent + 16 of `Tokenizer.hints`; 0 as in the lab
+
+
+LATER = {"later": True}  # of a setting that came when there were trained networks: see `TrainConfig.as_dict`
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,18 @@ class TrainConfig:
     clip: float = 1.0  # of the gradient's norm; 0 = off
     ema: float = 0.999  # decay of the averaged weights; 0 = off
     amp: str = "bf16"  # "bf16", "fp16" or "off"
+    optimiser: str = field(default="adamw", metadata=LATER)  # or "adam"
+    milestones: tuple[int, ...] = field(default=(1000,), metadata=LATER)  # steps after which "multi_step" decays
+    decay_every: int = field(default=1000, metadata=LATER)  # steps between decays: "step", and looks: "plateau"
+    decay: float = field(default=0.1, metadata=LATER)  # factor of the learning rate at each of these
+
+    def as_dict(self) -> dict[str, Any]:
+        """The settings by name, those that came later only where they are set: what a trained network is named by.
+
+        A network that was trained before there was such a setting is still found.
+        """
+        later = {f.name for f in fields(self) if f.metadata.get("later") and getattr(self, f.name) == f.default}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in later}
 
 
 @dataclass(frozen=True)
@@ -74,6 +91,7 @@ class Stage1Config(TrainConfig):
     steps: int = 20000
     batch: int = 32
     lr: float = 2e-4
+    file: str = ""  # a trained VQGAN to use as it is, such as the course's VQGAN.pt; "" = train one
     autoencoder_share: float = 0.2  # first share of the steps without quantisation
     beta: float = 0.25  # weight of the commitment term
     code_decay: float = 0.99  # moving average of the codes
@@ -90,8 +108,10 @@ class Stage2Config(TrainConfig):
     lr: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.96)
     weight_decay: float = 0.03
-    masking: str = "mixed"
+    masking: str = "mixed"  # as `lab5.maskings` writes them
     label_smoothing: float = 0.0
+    loss: str = field(default="masked", metadata=LATER)  # over the "masked" tokens, or over "all"
+    start: str = ""  # a transformer's file to begin with; "" = random weights
 
 
 @dataclass(frozen=True)
@@ -119,9 +139,20 @@ class DecodeConfig:
     temperature: float = 1.0  # of the codes
     choice_temperature: float = 4.5  # of the order in which positions are committed
     fill: str = "grey"  # what the encoder sees in the hole
+    hints: bool = False  # show what is visible of half-hidden tokens to a transformer that has learned to use it
     evidence: float = 0.0  # weight of the visible pixels of half-hidden tokens; 0 = they count as unseen
     passes: int = 1  # 2 = once more, from the visible pixels together with the first result
+    paste: str = "none"  # known pixels of the photograph over the result: "hard", "blurred", "poisson"
     batch: int = 32  # images at a time
+    temperature_end: float = -1.0  # of the codes, reached linearly at the last step; below 0 = as at the first
+    choice_temperature_end: float = 0.0  # of the order, reached linearly at the last step
+    rounding: str = "floor"  # of the tokens still masked after a step; "ceil" as in the paper and the lab's text
+    count_base: str = "hole"  # what the schedule's shares are of; "current" = what is masked, which compounds
+    budget: str = "schedule"  # tokens per step; "entropy", "threshold" = as many as are safe within `limit`
+    limit: float = 0.5  # of the budget: nats for "entropy", a probability for "threshold"
+    remask: float = 0.0  # ReMDM's eta: chance of generated tokens to be masked again
+    rounds: int = 0  # of correction after the steps, each of two passes of the model
+    redo: float = 0.1  # share of the hole that a round of correction decodes again
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from lab5.config import DecodeConfig, StudyConfig
 from lab5.data import token_mask
 from lab5.decoder import DecodeStep, decode_steps
 from lab5.gamma import SCHEDULES
+from lab5.pasting import paste_known
 from lab5.pipeline import Pair
 from lab5.scores import Scorer, Scores
 from lab5.tokenizer import Tokenizer, fill_holes
@@ -64,8 +66,11 @@ def _decode_batch(
     prior = None
     if decode.evidence:
         prior = pair.tokenizer.evidence(images, holes, decode.fill, decode.evidence).to(device)
+    model = pair.transformer
+    if decode.hints and model.config.hints:
+        model = partial(model, hints=pair.tokenizer.hints(images, holes, decode.fill).to(device))
     return decode_steps(
-        pair.transformer,
+        model,
         tokens.to(device),
         unknown.to(device),
         schedule=decode.schedule,
@@ -75,6 +80,15 @@ def _decode_batch(
         order=decode.order,
         temperature=decode.temperature,
         choice_temperature=decode.choice_temperature,
+        temperature_end=decode.temperature_end if decode.temperature_end >= 0 else None,
+        choice_temperature_end=decode.choice_temperature_end,
+        rounding=decode.rounding,
+        count_base=decode.count_base,
+        budget=decode.budget,
+        limit=decode.limit,
+        remask=decode.remask,
+        rounds=decode.rounds,
+        redo=decode.redo,
         prior=prior,
         mask_id=pair.transformer.mask_id,
         generator=generators,
@@ -87,7 +101,7 @@ def inpaint_images(
     """The pictures at the end of `decode_holes`."""
     for state in decode_holes(pair, images, holes, decode, seed):
         filled = state.filled
-    return to_pictures(pair.tokenizer, filled, images, holes, decode.passes)
+    return to_pictures(pair.tokenizer, filled, images, holes, decode)
 
 
 def to_pictures(
@@ -95,20 +109,21 @@ def to_pictures(
     filled: Int[Tensor, "n N"],
     images: UInt8[Tensor, "n 3 64 64"],
     holes: Bool[Tensor, "n 64 64"],
-    passes: int = 1,
+    decode: DecodeConfig,
 ) -> UInt8[Tensor, "n 3 64 64"]:
-    """The pictures of decoded tokens, after that many passes.
+    """The pictures of decoded tokens, after `decode.passes` passes.
 
-    A second pass puts the picture of the first into the hole and encodes that: the unknown tokens are then taken
-    from an image whose visible pixels are true to the last one. Known tokens stay, and no pixel is pasted.
+    A second pass puts the picture of the first into the hole, without a seam, and encodes that: the unknown tokens are
+    then taken from an image whose visible pixels are true to the last one. Known tokens stay. What is returned is the
+    decoder's own picture unless `decode.paste` says otherwise.
     """
     filled = filled.cpu()
     pictures = tokenizer.decode(filled)
-    for _ in range(passes - 1):
-        together = torch.where(holes[:, None], pictures, images)
+    for _ in range(decode.passes - 1):
+        together = paste_known(pictures, images, holes, "poisson")
         filled = torch.where(token_mask(holes), tokenizer.encode(together), filled)
         pictures = tokenizer.decode(filled)
-    return pictures
+    return paste_known(pictures, images, holes, decode.paste)
 
 
 def baselines(
@@ -187,7 +202,7 @@ def _decode_and_score(pair: Pair, scorer: Scorer, decode: DecodeConfig, seed: in
         spent += time.monotonic() - began
         if state.step:
             began = time.monotonic()
-            pictures = to_pictures(pair.tokenizer, state.filled, scorer.truth, scorer.holes, decode.passes)
+            pictures = to_pictures(pair.tokenizer, state.filled, scorer.truth, scorer.holes, decode)
             seconds = round(spent + time.monotonic() - began, 3)
             rows.append(common | {"stop_at": state.step, "seconds": seconds} | scorer(pictures)._asdict())
         began = time.monotonic()
@@ -206,6 +221,8 @@ def _read(table: Path | None) -> list[Row]:
 
 def _value(text: str) -> Any:
     """A table's field as it was before it became text."""
+    if text in ("True", "False"):
+        return text == "True"
     for kind in (int, float):
         try:
             return kind(text)

@@ -106,6 +106,25 @@ class Tokenizer:
         return self.encode(fill_holes(images, holes, fill)), token_mask(holes)
 
     @torch.no_grad()
+    def hints(
+        self, images: UInt8[Tensor, "n 3 64 64"], holes: Bool[Tensor, "n 64 64"], fill: str = "navier_stokes"
+    ) -> Float[Tensor, "n N hints"]:
+        """What a transformer may know of every token beside its code, for `TransformerConfig.hints`, on the CPU.
+
+        A token with a hole in it is unknown, but most of its pixels may be there. Each row holds the latent of the
+        filled image before quantisation, in units of the codebook's spread, and the 16 pixels of the block, 1 =
+        missing. (Liu et al. 2022, "PUT", feed un-quantised features of known patches, and tell partly visible
+        patches from masked ones, for the same reason.) The pixels under a hole are never read.
+        """
+        device = next(self.vqgan.parameters()).device
+        filled = fill_holes(images, holes, fill)
+        with torch.autocast(device.type, enabled=False):
+            maps = [self.vqgan.latents(normalise(part).to(device)).cpu() for part in filled.split(self.batch)]
+        latents = torch.cat(maps).flatten(2).transpose(1, 2) / self.vqgan.codebook.embedding.weight.std().cpu()
+        missing = F.pixel_unshuffle(holes[:, None].float(), BLOCK).flatten(2).transpose(1, 2)
+        return torch.cat([latents, missing], dim=2)
+
+    @torch.no_grad()
     def evidence(
         self, images: UInt8[Tensor, "n 3 64 64"], holes: Bool[Tensor, "n 64 64"], fill: str, strength: float
     ) -> Float[Tensor, "n N K"]:

@@ -6,7 +6,6 @@ for it. A run that was cut short goes on from where it was.
 It does not know which networks there are, what they learn or how a step is made.
 """
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -47,7 +46,7 @@ class Training:
         device: str,
         check: Callable[[nn.Module], dict[str, float]] = lambda model: {},
     ):
-        settings = settings | {"network": name, "training": dataclasses.asdict(config), "seed": seed}
+        settings = settings | {"network": name, "training": config.as_dict(), "seed": seed}
         text = json.dumps(settings, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]
         self.folder = data_folder() / "runs" / f"{name}-{digest}"
@@ -113,4 +112,23 @@ class Training:
         """Train to the end without looking."""
         for _ in self:
             pass
+        return self
+
+
+class Given:
+    """A network that somebody else has trained, behind the face of a `Training` that is done."""
+
+    reused, seconds = True, 0.0
+
+    def __init__(self, name: str, file: Path, model: nn.Module):
+        self.name, self.file, self.model = name, file, model
+        self.history: list[TrainStep] = []
+
+    def __len__(self) -> int:
+        return 0
+
+    def __iter__(self) -> Iterator[TrainStep]:
+        return iter(())
+
+    def run(self) -> "Given":
         return self

@@ -73,6 +73,7 @@ class BidirectionalTransformer(nn.Module):
         self.pos_emb = nn.Parameter(torch.empty(config.positions, config.width))
         self.bias = nn.Parameter(torch.zeros(config.positions, config.codes + 1))
         self.tok_emb = nn.Embedding(config.codes + 1, config.width)
+        self.hint_emb = nn.Linear(config.hints, config.width, bias=False) if config.hints else None
         self.blocks = nn.ModuleList(Block(config, fused) for _ in range(config.layers))
         self.Token_Prediction = nn.Sequential(
             nn.Linear(config.width, config.width), nn.GELU(), nn.LayerNorm(config.width, eps=EPS)
@@ -82,15 +83,19 @@ class BidirectionalTransformer(nn.Module):
         self._initialise(generator)
 
     def forward(
-        self, tokens: Int[Tensor, "B N"], where: Bool[Tensor, "B N"] | None = None
+        self,
+        tokens: Int[Tensor, "B N"],
+        where: Bool[Tensor, "B N"] | None = None,
+        hints: Float[Tensor, "B N hints"] | None = None,
     ) -> Float[Tensor, "B N ids"] | Float[Tensor, "M ids"]:
         """Logits of the K codes and, in a last column, of the mask id, which no decoder may choose.
 
-        With `where`, only the M positions where it is True get logits, in the order of `tokens[where]`: a
-        loss on masked tokens needs no more. Raises ValueError for tokens of another length than the
-        position table's and, on a CPU, for tokens outside 0..K.
+        `hints` are more than tokens can say about each position, such as what is visible of a half-hidden one; none
+        and zeros are the same. With `where`, only the M positions where it is True get logits, in the order of
+        `tokens[where]`: a loss on masked tokens needs no more. Raises ValueError for tokens of another length than
+        the position table's and, on a CPU, for tokens outside 0..K.
         """
-        x = self._embed(tokens)
+        x = self._embed(tokens, hints)
         for block in self.blocks:
             x = block(x)
         bias = self.bias
@@ -99,16 +104,18 @@ class BidirectionalTransformer(nn.Module):
         return F.linear(self.Token_Prediction(x), self.tok_emb.weight) + bias
 
     @torch.no_grad()
-    def attention_weights(self, tokens: Int[Tensor, "B N"]) -> Float[Tensor, "layers B heads N N"]:
+    def attention_weights(
+        self, tokens: Int[Tensor, "B N"], hints: Float[Tensor, "B N hints"] | None = None
+    ) -> Float[Tensor, "layers B heads N N"]:
         """The attention weights of every layer. Large: at the lab's size 63 MB for one image."""
-        x = self._embed(tokens)
+        x = self._embed(tokens, hints)
         weights = []
         for block in self.blocks:
             weights.append(block.attention_weights(x))
             x = block(x)
         return torch.stack(weights)
 
-    def _embed(self, tokens: Int[Tensor, "B N"]) -> Float[Tensor, "B N D"]:
+    def _embed(self, tokens: Int[Tensor, "B N"], hints: Tensor | None) -> Float[Tensor, "B N D"]:
         if tokens.shape[1] != self.config.positions:
             expected, found = self.config.positions, tokens.shape[1]
             raise ValueError(f"tokens must have {expected} positions per image, but they have {found}.")
@@ -118,12 +125,19 @@ class BidirectionalTransformer(nn.Module):
             if low < 0 or high > self.mask_id:
                 span = f"0..{self.mask_id}, the last being the mask id"
                 raise ValueError(f"tokens must lie in {span}, but they span {low}..{high}.")
-        return self.dropout(self.LN(self.tok_emb(tokens) + self.pos_emb))
+        x = self.tok_emb(tokens) + self.pos_emb
+        if hints is not None:
+            if self.hint_emb is None:
+                raise ValueError("this transformer was built for tokens alone (hints = 0), but it was given hints.")
+            x = x + self.hint_emb(hints)
+        return self.dropout(self.LN(x))
 
     def _initialise(self, generator: torch.Generator | None) -> None:
         nn.init.trunc_normal_(self.pos_emb, std=0.02, generator=generator)
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.trunc_normal_(module.weight, std=0.02, generator=generator)
-            if isinstance(module, nn.Linear):
+            if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
+        if self.hint_emb is not None:
+            nn.init.zeros_(self.hint_emb.weight)  # at first they say nothing: a trained network can be given them

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pickle
+import re
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +15,18 @@ import safetensors.torch
 import torch
 
 from lab5 import checkpoint
-from lab5.checkpoint import load, load_transformer, load_vqgan, save, save_transformer, save_vqgan
+from lab5.checkpoint import (
+    export_transformer,
+    export_vqgan,
+    load,
+    load_transformer,
+    load_vqgan,
+    save,
+    save_transformer,
+    save_vqgan,
+)
 from lab5.config import TransformerConfig, VQGANConfig
+from lab5.labfiles import lab_config, rename_attention
 from lab5.transformer import BidirectionalTransformer
 from lab5.vqgan import VQGAN
 
@@ -168,6 +179,17 @@ def test_a_transformer_comes_back_with_its_config(tmp_path, tokens):
     loaded = load_transformer(tmp_path / "transformer.safetensors")
     assert loaded.config == config and load(tmp_path / "transformer.safetensors")[1]["step"] == 7
     same_logits(loaded, model, tokens)
+
+
+def test_our_files_are_never_taken_for_pickles(tmp_path, transformer, tokens):
+    """A safetensors file begins with the length of its header: one in 32 with the byte of a bare pickle."""
+    path = tmp_path / "t"
+    for length in range(0, 256, 8):
+        save_transformer(path, transformer, note="x" * length)
+        if path.read_bytes()[:1] == b"\x80":
+            break
+    assert path.read_bytes()[:1] == b"\x80"
+    same_logits(load_transformer(path), transformer, tokens)
 
 
 def test_one_stage_is_not_mistaken_for_the_other(tmp_path, transformer):
@@ -360,7 +382,7 @@ def test_the_lab_sized_state_dict_asks_for_the_labs_config():
     rows = [line.split("\t") for line in (CONTRACT / "transformer_state_dict.tsv").read_text().split("\n")[1:] if line]
     shapes = {key: [int(size) for size in shape.split("x")] for key, shape in rows}
     state = {key: torch.zeros(1).expand(shape) for key, shape in shapes.items()}  # 250 names, next to no memory
-    assert checkpoint._lab_config(checkpoint._rename_attention(state, "file"), "file") == TransformerConfig()
+    assert lab_config(rename_attention(state, "file"), "file") == TransformerConfig()
 
 
 # --- the lab's VQGAN --------------------------------------------------------------------------------------------
@@ -390,3 +412,84 @@ def test_the_courses_vqgan_loads_and_answers_as_the_labs_own_code(tmp_path):
         torch.testing.assert_close(latents[:, ::16], golden["latent_sample"], rtol=0, atol=1e-3)
         assert torch.equal(model.quantise(latents)[clear], golden["indices"][clear])
         torch.testing.assert_close(model.decode(golden["decode_indices"]), golden["decoded"], rtol=0, atol=1e-3)
+
+
+# --- export -----------------------------------------------------------------------------------------------------
+
+
+def contract(name: str) -> dict[str, list[int]]:
+    """Names and shapes of the lab's own state dict."""
+    rows = [line.split("\t") for line in (CONTRACT / name).read_text().split("\n")[1:] if line]
+    return {key: [int(size) for size in shape.split("x")] for key, shape in rows}
+
+
+@pytest.mark.parametrize("layout", ["separate", "fused"])
+@pytest.mark.parametrize("wrapper", ["none", "transformer_state_dict", "model"])
+def test_an_exported_transformer_is_the_same_network(tmp_path, transformer, tokens, layout, wrapper):
+    export_transformer(tmp_path / "new" / "t.pt", transformer, layout=layout, wrapper=wrapper)
+    same_logits(load_transformer(tmp_path / "new" / "t.pt"), transformer, tokens)
+    content = torch.load(tmp_path / "new" / "t.pt", weights_only=True)
+    state = content if wrapper == "none" else content[wrapper]
+    assert wrapper == "none" or list(content) == [wrapper]
+    labs = [key for key in contract("transformer_state_dict.tsv") if not re.match(r"blocks\.([2-9]|1\d)\.", key)]
+    if layout == "separate":
+        assert list(state) == labs, "the lab's names in the lab's order"
+    else:
+        others = [key for key in state if ".Attention." not in key]
+        assert others == [key for key in labs if ".Attention." not in key]
+        names = {key.split(".Attention.")[1] for key in state if ".Attention." in key}
+        assert names == {"qkv.weight", "qkv.bias", "proj.weight", "proj.bias"}
+        assert state["blocks.0.Attention.qkv.weight"].shape == (96, 32)
+
+
+def test_a_network_goes_through_the_labs_format_and_back_unchanged(tmp_path, transformer):
+    export_transformer(tmp_path / "fused.pt", transformer, layout="fused")
+    export_transformer(tmp_path / "again.pt", load_transformer(tmp_path / "fused.pt"))
+    state = torch.load(tmp_path / "again.pt", weights_only=True)
+    for name, tensor in transformer.state_dict().items():
+        assert torch.equal(state[name], tensor) and state[name].data_ptr() != tensor.data_ptr()
+
+
+@pytest.mark.parametrize("changes, found", [
+    ({"heads": 4}, "heads = 4 where the lab has 16"),
+    ({"norm": "pre"}, "norm = pre where the lab has post"),
+    ({"hints": 20, "heads": 2}, "heads = 2 where the lab has 16, hints = 20 where the lab has 0"),
+])  # fmt: skip
+def test_a_transformer_that_the_lab_would_compute_otherwise_is_not_exported(tmp_path, changes, found):
+    with pytest.raises(ValueError, match=f"would compute something else with this transformer: {found}"):
+        export_transformer(tmp_path / "t.pt", BidirectionalTransformer(replace(SMALL, **changes)))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [{"layout": "packed"}, {"wrapper": "state"}])
+def test_unknown_layouts_of_an_export_are_refused(tmp_path, transformer, words):
+    with pytest.raises(ValueError, match="layouts separate, fused and wrappers none, transformer_state_dict, model"):
+        export_transformer(tmp_path / "t.pt", transformer, **words)
+
+
+def test_an_exported_vqgan_is_the_courses_format(tmp_path):
+    model = VQGAN(VQGANConfig())
+    export_vqgan(tmp_path / "VQGAN.pt", model)
+    state = torch.load(tmp_path / "VQGAN.pt", weights_only=True, mmap=True)
+    assert {name: list(tensor.shape) for name, tensor in state.items()} == contract("vqgan_state_dict.tsv")
+    loaded = load_vqgan(tmp_path / "VQGAN.pt").state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_vqgan_of_another_shape_is_not_exported(tmp_path):
+    with pytest.raises(ValueError, match="no place for this VQGAN: codes = 12 where the lab has 1024, latent = 4"):
+        export_vqgan(tmp_path / "VQGAN.pt", VQGAN(SMALL_VQGAN))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failing_export_leaves_the_old_file(tmp_path, transformer, monkeypatch):
+    path = tmp_path / "t.pt"
+    path.write_bytes(b"old")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="t.pt could not be written and is as it was before"):
+        export_transformer(path, transformer)
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]

@@ -1,4 +1,4 @@
-"""Masks against a loop, datasets against small ones written here, and the lab's own files where they are present."""
+"""Masks against a loop, datasets against small ones written here. The lab's own files: test_lab_facts.py."""
 
 import io
 import os
@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lab5 import files, toycats
+from lab5 import layouts, toycats
 from lab5.data import (
     TEST_STATS,
     TRAIN_STATS,
@@ -19,7 +19,9 @@ from lab5.data import (
     denormalise,
     normalise,
     open_dataset,
+    open_masked,
     pixel_mask,
+    summary,
     token_mask,
 )
 
@@ -169,6 +171,13 @@ def png(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def known_of(i: int) -> np.ndarray:
+    """The mask of the i-th test image below: 255 = known."""
+    known = np.full((64, 64), 255, dtype=np.uint8)
+    known[10 * i : 10 * i + 12, 20:44] = 0
+    return known
+
+
 def lab_files(train="lab5_dataset/", masks="lab5_dataset/") -> dict[str, bytes]:
     """Six train files of which two are equal; five val files: two leaked, two equal; three test images, of which
     one comes from train, one from val and one from elsewhere; four masks."""
@@ -177,8 +186,7 @@ def lab_files(train="lab5_dataset/", masks="lab5_dataset/") -> dict[str, bytes]:
     files = {f"{train}train/image_{i:05}.png": png(pictures[p]) for i, p in enumerate([0, 1, 2, 3, 4, 1])}
     files |= {f"{train}val/image_{i:05}.png": png(pictures[p]) for i, p in enumerate([0, 5, 4, 6, 6])}
     for i, picture in enumerate([3, 6, 8]):
-        known = np.full((64, 64), 255, dtype=np.uint8)
-        known[10 * i : 10 * i + 12, 20:44] = 0
+        known = known_of(i)
         masked = np.where(known[:, :, None] == 255, pictures[picture], np.uint8(128))
         files[f"{train}masked_image/image_{i:03}.png"] = png(masked)
         files[f"{masks}mask64/mask_{i:03}.png"] = png(known)
@@ -231,6 +239,67 @@ def test_every_layout_of_the_lab_opens_alike(tmp_path, pack, train, masks):
     assert torch.equal(dataset.test[:2], pictures[[3, 6]])
     assert dataset.test[2][:, dataset.holes[2]].eq(128).all()
     assert torch.equal(dataset.masked_test[2], dataset.test[2]) and dataset.attributes == {}
+    assert dataset.numbers == (0, 1, 2)
+
+
+@pytest.mark.parametrize("inside", ["", "lab5_dataset", "lab5_dataset/cat_face"])
+def test_the_dataset_is_found_from_above_at_its_root_and_from_inside(tmp_path, inside):
+    files = lab_files("lab5_dataset/cat_face/", "lab5_dataset/")
+    root = write_folder(tmp_path / "data", files | {"other/mask64/not a mask.png": b"", "lab5_dataset/x.png": b""})
+    dataset = open_dataset(root / inside, cache=tmp_path / "cache", **SIZES)
+    assert (len(dataset.train), len(dataset.val), len(dataset.test)) == (5, 2, 3)
+
+
+def test_the_counts_of_files_given_add_up(tmp_path):
+    given = open_dataset(as_zip(tmp_path, lab_files()), cache=tmp_path / "cache", **SIZES).given
+    assert given == {
+        "train": 6, "train.twice": 1, "val": 5, "val.twice": 1, "val.in_train": 2, "test": 3, "masks": 4,
+    }  # fmt: skip
+
+
+def test_the_summary_is_one_table_of_what_became_of_the_files(tmp_path):
+    small = SIZES | {"n_train": 3}  # the original of test image 0 is the fourth of train
+    rows = summary(open_dataset(as_zip(tmp_path, lab_files()), cache=tmp_path / "cache", **small))
+    assert {tuple(row) for row in rows} == {("what", "all", "train", "val", "test")}
+    table = {row["what"]: tuple(row.values())[1:] for row in rows}
+    assert table["files given"] == (14, 6, 5, 3)
+    assert table["left out: twice"] == (2, 1, 1, None)
+    assert table["left out: also in train"] == (2, None, 2, None)
+    assert "left out: also a test image" not in table
+    assert table["images used"] == (8, 3, 2, 3)
+    assert table["original among the training images"][3] == 0
+    assert table["original known, not trained on"][3] == 2
+    assert table["no original known"][3] == 1
+    assert table["missing pixels (%), mean"][3] == pytest.approx(100 * 12 * 24 / 4096)
+    tokens = [6 * 3, 6 * 4, 6 * 3]  # rows 0..11, 10..21 and 20..31, in blocks of four
+    found = [table[f"masked tokens of 256, {end}"][3] for end in ("mean", "least", "most")]
+    assert found == [sum(tokens) / 3, min(tokens), max(tokens)]
+
+
+def test_the_summary_tells_leaked_from_known(tmp_path):
+    table = {row["what"]: row["test"] for row in summary(open_dataset(as_zip(tmp_path, lab_files()),
+             cache=tmp_path / "cache", **SIZES))}  # fmt: skip
+    kinds = ("original among the training images", "original known, not trained on", "no original known")
+    assert [table[kind] for kind in kinds] == [1, 1, 1]
+
+
+def test_the_summary_of_toycats_leaves_nothing_out(toys):
+    rows = {row["what"]: row for row in summary(toys)}
+    assert not any(what.startswith("left out") for what in rows)
+    assert rows["files given"]["all"] == rows["images used"]["all"] == 60
+    assert rows["original known, not trained on"]["test"] == 8 and toys.numbers == tuple(range(8))
+
+
+def test_counts_and_numbers_leave_the_fingerprint_alone(toys):
+    assert replace(toys, numbers=(), given={}).fingerprint == toys.fingerprint
+
+
+def test_the_fingerprint_is_what_it_was(tmp_path):
+    """Trainings on disk are named by it: whatever becomes of this module, they are to be found again."""
+    known = torch.arange(2 * 64 * 64).view(2, 64, 64) % 5 > 0
+    images = (torch.arange(4 * 3 * 64 * 64) % 251).to(torch.uint8).view(4, 3, 64, 64)
+    dataset = Dataset("fixed", images, images[:1], images[1:3], ~known, known[:, 0, 1], known[:, 0, 0], {}, {})
+    assert dataset.fingerprint == "66951303e2fb9a8a"
 
 
 def test_masked_test_is_the_labs_own_file(tmp_path):
@@ -262,13 +331,23 @@ def test_images_and_masks_pair_by_number(tmp_path):
     del files["lab5_dataset/masked_image/image_001.png"]
     dataset = open_dataset(as_zip(tmp_path, files), cache=tmp_path / "cache", **SIZES)
     assert dataset.holes[:, 5, 30].tolist() == [True, False] and dataset.holes[:, 25, 30].tolist() == [False, True]
+    assert dataset.numbers == (0, 2)
+
+
+def test_two_test_folders_open_without_the_rest_of_the_dataset(tmp_path):
+    files = lab_files()
+    del files["lab5_dataset/masked_image/image_001.png"]
+    root = write_folder(tmp_path, files) / "lab5_dataset"
+    images, holes, numbers = open_masked(root / "masked_image", root / "mask64")
+    dataset = open_dataset(tmp_path, cache=tmp_path / "cache", **SIZES)
+    assert numbers == [0, 2] and torch.equal(holes, dataset.holes) and torch.equal(images, dataset.masked_test)
 
 
 def test_files_are_decoded_once_until_they_change(tmp_path, monkeypatch):
     path = as_folder(tmp_path, lab_files())
     first = open_dataset(path, cache=tmp_path / "cache", **SIZES)
     with monkeypatch.context() as patch:
-        patch.setattr(files, "_read", lambda *_: pytest.fail("decoded again"))
+        patch.setattr(layouts, "read_images", lambda *_: pytest.fail("decoded again"))
         assert open_dataset(path, cache=tmp_path / "cache", **SIZES).fingerprint == first.fingerprint
     changed = path / "lab5_dataset/train/image_00002.png"
     for step in (1, 2):  # bitmaps: files of one size
@@ -284,16 +363,18 @@ GREY64, COLOUR64 = np.full((64, 64), 255, dtype=np.uint8), np.full((64, 64, 3), 
 @pytest.mark.parametrize(
     "changes, sentence",
     [
-        ({"lab5_dataset/mask64/mask_001.png": None}, "1 masked images without a mask, the first is number 1"),
+        ({"lab5_dataset/mask64/mask_001.png": None}, "1 masked image without a mask, the first is number 1"),
         ({"lab5_dataset/mask64/mask_001.png": png(GREY64 // 2)}, "only 0 .missing. and 255 .known."),
         ({"lab5_dataset/mask64/mask_001.png": png(COLOUR64)}, "is RGB 64x64, but must be L 64x64"),
-        ({"lab5_dataset/mask64/mask_001.png": png(255 - GREY64)}, "image_001.png is not grey"),
+        ({"lab5_dataset/mask64/mask_001.png": png(255 - GREY64)}, "mask_001.png in .* every pixel is missing"),
+        ({"lab5_dataset/mask64/mask_001.png": png(np.roll(known_of(1), 30))}, "image_001.png in .* is not grey .128."),
+        ({"lab5_dataset/mask64/mask_001.png": png(255 - known_of(1))}, "mask_001.png in .* is inverted"),
         ({"lab5_dataset/train/image_00002.png": png(COLOUR64[:32])}, "is RGB 64x32, but must be RGB 64x64"),
         ({"lab5_dataset/val/image_00002.png": png(GREY64)}, "is L 64x64, but must be RGB"),
         ({"lab5_dataset/val/image_00002.png": b"not a picture"}, "image_00002.png in .* is not a readable image"),
-        ({"lab3_dataset/train/image_00002.png": png(COLOUR64)}, "needs a number of its own"),
-        ({"lab5_dataset/train/cat.png": png(COLOUR64)}, "needs a number of its own"),
-        ({f"lab5_dataset/val/image_{i:05}.png": None for i in range(5)}, "no images in a folder val"),
+        ({"lab3_dataset/masked_image/image_000.png": png(COLOUR64)}, "holds 2 datasets"),
+        ({"lab5_dataset/train/cat.png": png(COLOUR64)}, "needs a number at the end of its name"),
+        ({f"lab5_dataset/val/image_{i:05}.png": None for i in range(5)}, "no images in lab5_dataset/val"),
     ],
 )
 @pytest.mark.parametrize("pack", [as_zip, as_folder])
@@ -312,12 +393,12 @@ def test_a_damaged_archive_is_refused(tmp_path):
     with pytest.raises(ValueError, match="image_00000.png in .* is not a readable image"):
         open_dataset(path, cache=tmp_path / "cache", **SIZES)
     path.write_bytes(content[:3000])
-    with pytest.raises(ValueError, match="neither a folder nor a zip"):
+    with pytest.raises(ValueError, match="damaged or cut short"):
         open_dataset(path, cache=tmp_path / "cache", **SIZES)
 
 
 def test_archives_are_not_extracted(tmp_path, monkeypatch):
-    path = write_zip(tmp_path / "lab.zip", lab_files() | {"../train/image_00099.png": png(COLOUR64)})
+    path = write_zip(tmp_path / "lab.zip", lab_files())
     for method in ("extract", "extractall"):
         monkeypatch.setattr(zipfile.ZipFile, method, lambda *_: pytest.fail("extracted"))
     open_dataset(path, cache=tmp_path / "cache", **SIZES)
@@ -392,32 +473,74 @@ def test_photographs_are_turned_upright(tmp_path):
     assert contrast.max() > 200
 
 
+def own_with_masks() -> dict[str, bytes]:
+    """Thirty photographs and a copy. Three have masks: a square, a rectangle that is grey, thin lines across one."""
+    files = photographs(30)
+    known = {stem: np.full(shape, 255, dtype=np.uint8) for stem, shape in
+             {"photo 1": (64, 64), "photo 6": (64, 64), "photo 5": (80, 100)}.items()}  # fmt: skip
+    known["photo 1"][16:32, 16:32] = known["photo 6"][40:50, 3:20] = 0
+    known["photo 5"][::16, 10:90] = 0  # a line of one pixel
+    holed = np.asarray(Image.open(io.BytesIO(files["a/photo 6.png"]))).copy()
+    holed[known["photo 6"] == 0] = 128
+    return files | {"a/photo 6.png": png(holed)} | {f"masks/{stem}.png": png(mask) for stem, mask in known.items()}
+
+
+@pytest.mark.parametrize("pack", [as_zip, as_folder])
+def test_photographs_with_masks_of_their_own_become_the_test_images(tmp_path, pack):
+    originals = photographs(30)
+    copies = {"b/copy of 1.png": originals["b/photo 1.png"], "b/photo 6 as it was.png": originals["a/photo 6.png"]}
+    files = own_with_masks() | copies
+    dataset = open_dataset(pack(tmp_path, files), cache=tmp_path / "cache", **SIZES)
+    assert (len(dataset.train), len(dataset.val), len(dataset.test)) == (25, 2, 3)
+    assert dataset.given == {"all": 33, "all.twice": 1, "all.in_test": 2, "masks": 3}
+    assert not dataset.leaked.any() and not hashes(dataset.test) & (hashes(dataset.train) | hashes(dataset.val))
+    places = {int(hole.sum()): i for i, hole in enumerate(dataset.holes)}
+    seen, grey = places.pop(16 * 16), places.pop(10 * 17)
+    assert dataset.holes[seen, 16:32, 16:32].all() and dataset.holes[grey, 40:50, 3:20].all()
+    assert dataset.whole[seen] and not dataset.whole[grey]
+    photo = torch.tensor(np.asarray(Image.open(io.BytesIO(files["b/photo 1.png"])))).permute(2, 0, 1)
+    assert torch.equal(dataset.test[seen], photo)
+    ((_, scratched),) = places.items()
+    assert dataset.holes[scratched].any(1).sum() == 5 and dataset.whole[scratched]
+
+
+def test_a_masked_photograph_shows_nothing_of_its_hole_around_it(tmp_path):
+    """Resizing must not mix missing pixels into known ones."""
+    rng = np.random.default_rng(2)
+    files = {f"{i}.png": png(rng.integers(256, size=(90, 90, 3), dtype=np.uint8)) for i in range(4)}
+    picture, known = np.full((190, 190, 3), 100, dtype=np.uint8), np.full((190, 190), 255, dtype=np.uint8)
+    picture[50:101, 70:120], known[50:101, 70:120] = 255, 0
+    folder = write_folder(tmp_path / "photos", files | {"holed.png": png(picture), "masks/holed.png": png(known)})
+    dataset = open_dataset(folder, cache=tmp_path / "cache", **SIZES)
+    assert dataset.test[0][:, ~dataset.holes[0]].eq(100).all()
+    assert dataset.holes[0].float().mean().item() == pytest.approx(51 * 50 / 190**2, abs=0.02)
+
+
+def test_one_missing_pixel_of_a_large_photograph_is_missing(tmp_path):
+    large, known = np.full((1600, 1600, 3), 9, dtype=np.uint8), np.full((1600, 1600), 255, dtype=np.uint8)
+    known[800, 800] = 0
+    files = photographs(4) | {"large.png": png(large), "masks/large.png": png(known)}
+    dataset = open_dataset(write_folder(tmp_path / "photos", files), cache=tmp_path / "cache", **SIZES)
+    assert dataset.holes[0].nonzero().tolist() == [[32, 32]]
+
+
+@pytest.mark.parametrize(
+    "changes, sentence",
+    [
+        ({"masks/photo 1.png": png(known_of(0)[:32])}, "photo 1.png in .* is 64x64, but its mask .* is 64x32"),
+        ({"masks/photo 99.png": png(GREY64 * (np.arange(64) > 9))}, "needs one picture called photo 99"),
+        ({"a/photo 1.jpg": png(COLOUR64)}, "masks/photo 1.png in .* needs one picture called photo 1"),
+        ({"masks/photo 1.png": png(GREY64)}, "masks/photo 1.png in .* says that no pixel is missing"),
+        ({"masks/photo 1.png": png(GREY64 // 2)}, "only 0 .missing. and 255 .known., but it holds 127"),
+    ],
+)
+def test_masks_that_fit_no_photograph_are_refused(tmp_path, changes, sentence):
+    folder = write_folder(tmp_path / "photos", own_with_masks() | changes)
+    with pytest.raises(ValueError, match=sentence):
+        open_dataset(folder, cache=tmp_path / "cache", **SIZES)
+
+
 def test_too_few_photographs_are_refused(tmp_path):
     same = {f"{i}.png": png(COLOUR64) for i in range(5)}
     with pytest.raises(ValueError, match="1 distinct images; train, val and test need at least 3"):
         open_dataset(write_folder(tmp_path / "photos", same), cache=tmp_path / "cache", **SIZES)
-
-
-# --- the real files ---------------------------------------------------------------------------------------------
-
-REAL = Path(os.environ.get("LAB5_DATASET") or Path(__file__).parents[2] / "shared" / "lab5_dataset.zip")
-
-
-@pytest.mark.skipif(not REAL.exists(), reason=f"the lab's dataset is not at {REAL}; LAB5_DATASET names another place")
-def test_the_labs_dataset_has_the_known_figures(tmp_path, monkeypatch):
-    everything = {"n_train": 20000, "n_val": 20000, "n_test": 20000, "seed": 0, "cache": tmp_path}
-    dataset = open_dataset(REAL, **everything)
-    assert (len(dataset.train), len(dataset.val)) == (8244, 896)
-    assert not hashes(dataset.train) & hashes(dataset.val)
-    if zipfile.is_zipfile(REAL):  # of 3000 validation files 1118 are not in train
-        train = hashes(dataset.train)
-        val = files._stack(REAL, [n for n in zipfile.ZipFile(REAL).namelist() if "/val/" in n], "RGB")
-        assert sum(image.tobytes() not in train for image in val) == 1118
-    masked = token_mask(dataset.holes).float()
-    assert masked.mean().item() == pytest.approx(0.332, abs=0.005)
-    assert token_mask(~dataset.holes).float().mean().item() == pytest.approx(0.945, abs=0.005)
-    assert 0.09 < dataset.holes.float().mean((1, 2)).min() and dataset.holes.float().mean((1, 2)).max() < 0.31
-    assert dataset.whole.float().mean().item() == pytest.approx(570 / 747, abs=0.03)
-    assert dataset.leaked.float().mean().item() == pytest.approx(446 / 747, abs=0.03)
-    monkeypatch.setattr(files, "_read", lambda *_: pytest.fail("decoded again"))
-    assert open_dataset(REAL, **everything).fingerprint == dataset.fingerprint

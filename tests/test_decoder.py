@@ -1,13 +1,20 @@
 """What a decoding promises, under every schedule, code and order, with stub models whose answer is known."""
 
+import inspect
+from dataclasses import asdict
+from itertools import pairwise
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from lab5 import decoder
-from lab5.config import TransformerConfig
+from lab5 import decoder, study
+from lab5.budgets import BUDGETS
+from lab5.config import DecodeConfig, TransformerConfig
 from lab5.decoder import DecodeStep, decode_steps, inpaint
 from lab5.gamma import SCHEDULES, masked_count
-from lab5.samplers import CODES, ORDERS
+from lab5.pipeline import Pair
+from lab5.samplers import CODES, ORDERS, halton_order
 from lab5.transformer import BidirectionalTransformer
 
 IMAGES, POSITIONS, K = 4, 16, 6  # the mask id is K
@@ -46,6 +53,10 @@ def a_batch():
     return tokens, shuffled < torch.tensor([0, 1, 9, 16])[:, None]
 
 
+def per_image():
+    return [seeded(i) for i in range(IMAGES)]
+
+
 def states_of(model, tokens, unknown, generator=None, **settings) -> list[DecodeStep]:
     return list(decode_steps(model, tokens, unknown, generator=generator or seeded(), **settings))
 
@@ -53,29 +64,82 @@ def states_of(model, tokens, unknown, generator=None, **settings) -> list[Decode
 # --- the invariants
 
 
+def assert_promises(states, tokens, unknown):
+    """What holds at every step of every decoding."""
+    assert [state.step for state in states] == list(range(len(states)))
+    assert torch.equal(states[0].masked, unknown)
+    assert not states[-1].masked.any() and torch.equal(states[-1].filled, states[-1].tokens)
+    for state in states:
+        assert torch.equal(state.tokens[~unknown], tokens[~unknown])
+        assert torch.equal(state.filled[~unknown], tokens[~unknown])
+        assert torch.equal(state.tokens == K, state.masked) and not (state.masked & ~unknown).any()
+        assert state.step == 0 or ((0 <= state.filled) & (state.filled < K)).all()
+        # What is committed is what was proposed.
+        assert torch.equal(state.tokens[~state.masked], state.filled[~state.masked])
+
+
+def assert_committed_tokens_stay(states):
+    for before, after in pairwise(states):
+        assert not (after.masked & ~before.masked).any()
+        assert torch.equal(after.tokens[~before.masked], before.tokens[~before.masked])
+
+
+def states_alike(settings):
+    """The states of the batch; its two larger holes are decoded once more, alone, with the same seeds."""
+    tokens, unknown = a_batch()
+    before = tokens.clone(), unknown.clone()
+    states = states_of(Stub(), tokens, unknown, per_image(), **settings)
+    for i in (2, 3):
+        alone = states_of(Stub(), tokens[i : i + 1], unknown[i : i + 1], [seeded(i)], **settings)
+        for state, right in zip(alone, states, strict=True):
+            assert torch.equal(state.filled, right.filled[i : i + 1])
+            assert torch.equal(state.masked, right.masked[i : i + 1])
+    assert torch.equal(tokens, before[0]) and torch.equal(unknown, before[1]), "the caller's tensors"
+    return states
+
+
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("codes", CODES)
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_every_decoding_keeps_its_promises(schedule, codes, order):
     tokens, unknown = a_batch()
-    states = states_of(Stub(), tokens, unknown, schedule=schedule, codes=codes, order=order, steps=5)
+    settings = {"schedule": schedule, "codes": codes, "order": order}
+    states = states_alike(settings | {"steps": 4})
+    assert len(states) == 5
+    assert_promises(states, tokens, unknown)
+    assert_committed_tokens_stay(states)
+    for state in states:  # what is masked is counted per image from the start
+        assert torch.equal(state.masked.sum(dim=1), masked_count(schedule, state.step, 4, unknown.sum(dim=1)))
+    one_shot = CODES[codes](Stub()(tokens.masked_fill(unknown, K)), 1.0, seeded())
+    filled = inpaint(Stub(), tokens, unknown, **settings, steps=1, generator=seeded())
+    assert torch.equal(filled, torch.where(unknown, one_shot, tokens))
 
-    assert [state.step for state in states] == [0, 1, 2, 3, 4, 5]
-    assert torch.equal(states[0].masked, unknown)
-    assert not states[-1].masked.any() and torch.equal(states[-1].filled, states[-1].tokens)
-    for state in states:
-        # The known tokens are there at every step, and what is masked is counted per image from the start.
-        assert torch.equal(state.tokens[~unknown], tokens[~unknown])
-        assert torch.equal(state.filled[~unknown], tokens[~unknown])
-        assert torch.equal(state.tokens == K, state.masked)
-        count = masked_count(schedule, state.step, 5, unknown.sum(dim=1))
-        assert torch.equal(state.masked.sum(dim=1), count)
-    for before, after in zip(states, states[1:], strict=False):
-        # A token once committed stays, and what is committed is what was proposed.
-        assert not (after.masked & ~before.masked).any()
-        assert torch.equal(after.tokens[~before.masked], before.tokens[~before.masked])
-        assert torch.equal(after.tokens[~after.masked], after.filled[~after.masked])
-        assert (0 <= after.filled).all() and (after.filled < K).all()
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("codes", CODES)
+@pytest.mark.parametrize("budget, limit", [("entropy", 2.0), ("threshold", 0.4)])
+def test_every_budget_keeps_its_promises(budget, limit, codes, order):
+    tokens, unknown = a_batch()
+    settings = {"budget": budget, "limit": limit, "codes": codes, "order": order}
+    states = states_alike(settings | {"steps": 6})
+    assert_promises(states, tokens, unknown)
+    assert_committed_tokens_stay(states)
+    for before, after in pairwise(states):
+        committed = (before.masked & ~after.masked).sum(dim=1)
+        assert (committed >= before.masked.any(dim=1).long()).all(), "at least one, and no more than there are"
+
+
+@pytest.mark.parametrize("changes", [
+    {"remask": 0.5}, {"remask": 1.0}, {"rounds": 3}, {"rounds": 1, "redo": 1.0}, {"remask": 1.0, "rounds": 1},
+    {"count_base": "current"}, {"temperature_end": 0.0}, {"choice_temperature_end": 4.5}, {"rounding": "ceil"},
+])  # fmt: skip
+@pytest.mark.parametrize("order", ORDERS)
+def test_every_option_keeps_the_promises(order, changes):
+    tokens, unknown = a_batch()
+    states = states_alike({"order": order, "steps": 4} | changes)
+    assert_promises(states, tokens, unknown)
+    if not {"remask", "rounds"} & changes.keys():
+        assert_committed_tokens_stay(states)
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -83,7 +147,7 @@ def test_every_decoding_keeps_its_promises(schedule, codes, order):
 def test_the_mask_id_is_never_chosen_however_large_its_logit(codes, order):
     tokens, unknown = a_batch()
     model = Stub()
-    settings = {"codes": codes, "order": order, "steps": 4, "mask_id": K}
+    settings = {"codes": codes, "order": order, "steps": 4, "mask_id": K, "remask": 0.5, "rounds": 1}
     with_mask = lambda tokens: torch.nn.functional.pad(model(tokens), (0, 1), value=1e9)  # noqa: E731
     states = states_of(with_mask, tokens, unknown, **settings)
     # The extra column must not merely lose: it must not matter at all.
@@ -125,17 +189,6 @@ def test_the_same_seed_gives_the_same_result_and_another_seed_another():
     first, again, other = (inpaint(Stub(), tokens, unknown, generator=seeded(seed)) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
-
-
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("codes", CODES)
-def test_with_a_generator_per_image_an_image_decodes_the_same_alone_and_in_a_batch(codes, order):
-    tokens, unknown = a_batch()
-    settings = {"codes": codes, "order": order, "steps": 4}
-    batch = inpaint(Stub(), tokens, unknown, generator=[seeded(i) for i in range(IMAGES)], **settings)
-    for i in range(IMAGES):
-        alone = inpaint(Stub(), tokens[i : i + 1], unknown[i : i + 1], generator=[seeded(i)], **settings)
-        assert torch.equal(batch[i : i + 1], alone)
 
 
 # --- the steps
@@ -205,11 +258,14 @@ def test_iterating_solves_what_one_shot_cannot():
     assert (at_once == tokens)[:, 2:].float().mean() < 0.5
 
 
-def test_stopping_early_follows_the_plan_and_then_commits_everything():
+@pytest.mark.parametrize("changes", [{}, {"remask": 1.0}, {"budget": "entropy"}, {"count_base": "current"}])
+@pytest.mark.parametrize("order", ORDERS)
+def test_stopping_early_follows_the_plan_and_then_commits_everything(order, changes):
     tokens, unknown = a_batch()
-    whole = states_of(Stub(), tokens, unknown, steps=6)
-    for stop_at in range(1, 7):
-        states = states_of(Stub(), tokens, unknown, steps=6, stop_at=stop_at)
+    settings = {"steps": 4, "order": order} | changes
+    whole = states_of(Stub(), tokens, unknown, **settings)
+    for stop_at in range(1, 5):
+        states = states_of(Stub(), tokens, unknown, **settings, stop_at=stop_at)
         assert len(states) == stop_at + 1
         for state, right in zip(states[:-1], whole, strict=False):
             assert torch.equal(state.tokens, right.tokens)
@@ -231,6 +287,143 @@ def test_noise_on_the_order_falls_linearly_to_zero(monkeypatch):
     temperatures.clear()
     states_of(Stub(), *a_batch(), steps=4, stop_at=2, order="spy", choice_temperature=2.0)
     assert temperatures == [1.5, 1.0]  # the plan's, wherever it is left
+
+
+@pytest.mark.parametrize("end, right", [(None, [2, 2, 2, 2]), (0.0, [1.5, 1, 0.5, 0]), (4.0, [2.5, 3, 3.5, 4])])
+def test_the_temperature_of_the_codes_moves_linearly_to_its_end(monkeypatch, end, right):
+    temperatures = []
+
+    def spy(logits, temperature, generator):
+        temperatures.append(temperature)
+        return logits.argmax(dim=-1)
+
+    monkeypatch.setitem(decoder.CODES, "spy", spy)
+    states_of(Stub(), *a_batch(), steps=4, codes="spy", temperature=2.0, temperature_end=end, rounds=1)
+    assert temperatures == [*right, right[-1]], "a round of correction is as cold as the last step"
+
+
+def test_the_noise_on_the_order_can_end_elsewhere_than_at_zero(monkeypatch):
+    temperatures = []
+
+    def spy(proposal, generator):
+        temperatures.append((proposal.temperature, proposal.code_temperature))
+        return torch.zeros(proposal.codes.shape)
+
+    monkeypatch.setitem(decoder.ORDERS, "spy", spy)
+    settings = {"choice_temperature": 2.0, "choice_temperature_end": 1.0, "temperature": 1.0, "temperature_end": 0.5}
+    states_of(Stub(), *a_batch(), steps=4, order="spy", **settings)
+    assert temperatures == [(1.75, 0.875), (1.5, 0.75), (1.25, 0.625), (1.0, 0.5)]
+
+
+def test_counts_from_the_current_mask_compound():
+    unknown = (torch.arange(100) < 85)[None]
+    states = states_of(constant(torch.zeros(100, 2)), unknown.long() * 0, unknown, steps=10, count_base="current")
+    assert [int(state.masked.sum()) for state in states] == [85, 83, 78, 69, 55, 38, 22, 9, 2, 0, 0]
+
+
+@pytest.mark.parametrize("settings, calls", [
+    ({"schedule": "one_shot"}, 1),
+    ({"schedule": "one_shot", "rounds": 2}, 1 + 2 * 2),
+    ({"schedule": "linear"}, 6),
+    ({"budget": "entropy", "limit": 1e9}, 1),
+    ({"budget": "threshold", "limit": 0.0}, 1),
+    ({"budget": "threshold", "limit": 1.0}, 6),
+])  # fmt: skip
+def test_steps_with_nothing_left_to_do_do_not_ask_the_model(settings, calls):
+    model = Stub()
+    states = states_of(model, *a_batch(), steps=6, **settings)
+    assert len(states) == 7 + settings.get("rounds", 0) and len(model.asked) == calls
+    assert not states[6].masked.any()
+    for before, after in pairwise(states[: 7]):
+        if not before.masked.any():
+            assert after.step == before.step + 1
+            assert all(torch.equal(new, old) for new, old in zip(after[1:], before[1:], strict=True))
+
+
+def test_without_a_hole_the_model_is_never_asked():
+    model = Stub()
+    tokens, unknown = a_batch()
+    states = states_of(model, tokens, torch.zeros_like(unknown), rounds=2)
+    assert not model.asked and all(torch.equal(state.filled, tokens) for state in states)
+
+
+def test_an_image_whose_hole_is_done_waits_for_the_others():
+    """Sure of the tokens of one image and in doubt in the other: a budget finishes them at different steps."""
+    logits = torch.zeros(2, POSITIONS, K)
+    logits[0, :, 1] = 50
+    model = lambda tokens: logits  # noqa: E731
+    unknown = torch.ones(2, POSITIONS, dtype=torch.bool)
+    states = states_of(model, unknown.long(), unknown, steps=20, budget="entropy", limit=2.0, mask_id=K)
+    masked = torch.stack([state.masked.sum(dim=1) for state in states])
+    assert masked[:, 0].tolist() == [16] + [0] * 20
+    # One code's entropy is log 6 = 1.79 nats: two of them exceed the larger by that, three by twice as much.
+    assert masked[:, 1].tolist() == [16, 14, 12, 10, 8, 6, 4, 2] + [0] * 13
+
+
+# --- second thoughts
+
+
+def test_remasking_keeps_the_schedules_counts_and_really_takes_tokens_back():
+    tokens, unknown = a_batch()
+    again = torch.zeros_like(unknown)
+    for seed in range(5):
+        states = states_of(Stub(), tokens, unknown, seeded(seed), steps=8, remask=1.0)
+        for before, after in pairwise(states):
+            count = masked_count("cosine", after.step, 8, unknown.sum(dim=1))
+            assert torch.equal(after.masked.sum(dim=1), count)
+            again |= after.masked & ~before.masked
+    assert again[3].any() and not (again & ~unknown).any()
+
+
+def test_without_remasking_nothing_changes():
+    tokens, unknown = a_batch()
+    right = states_of(Stub(), tokens, unknown)
+    for state, other in zip(right, states_of(Stub(), tokens, unknown, remask=0.0), strict=True):
+        assert torch.equal(state.tokens, other.tokens)
+
+
+def test_a_round_of_correction_decodes_the_least_probable_tokens_again():
+    tokens, unknown = a_batch()
+    model = Stub()
+    states = states_of(model, tokens, unknown, steps=2, rounds=2, redo=0.25)
+    assert [state.step for state in states] == [0, 1, 2, 3, 4] and len(model.asked) == 2 + 2 * 2
+    quarter = [0, 1, 3, 4]  # of holes of 0, 1, 9 and 16, rounded up
+    for (before, after), (judged, redone) in zip(
+        pairwise(states[2:]), [model.asked[2:4], model.asked[4:]], strict=True
+    ):
+        assert torch.equal(judged, before.tokens) and not after.masked.any()
+        again = redone == K
+        assert again.sum(dim=1).tolist() == quarter and torch.equal(redone[~again], before.tokens[~again])
+        probability = Stub()(judged).softmax(-1).gather(-1, judged[..., None])[..., 0]
+        for image in range(1, IMAGES):
+            kept = unknown[image] & ~again[image]
+            assert not kept.any() or probability[image][again[image]].max() <= probability[image][kept].min()
+        assert torch.equal(after.tokens[~again], before.tokens[~again])
+        proposed = Stub()(redone).log_softmax(-1).gather(-1, after.tokens[..., None])[..., 0]
+        torch.testing.assert_close(after.confidence, torch.where(again, proposed, before.confidence))
+
+
+def test_rounds_of_correction_repair_a_one_shot_decoding():
+    """The chain again: in one shot most links are wrong; a model that sees a token judges it by its neighbour."""
+    tokens = torch.arange(POSITIONS).expand(8, -1) % K
+    unknown = torch.ones_like(tokens, dtype=torch.bool)
+    unknown[:, 0] = False
+    right = [(inpaint(Chain(), tokens, unknown, steps=1, rounds=rounds, redo=0.2, generator=seeded()) == tokens)[:, 2:]
+             .float().mean() for rounds in (0, 30)]  # fmt: skip
+    assert right[0] < 0.5 and right[1] > 0.8
+
+
+def test_the_halton_order_keeps_its_beginning_through_all_steps_and_passes_over_what_is_known():
+    tokens, unknown = torch.zeros(40, POSITIONS, dtype=torch.int64), torch.arange(POSITIONS).expand(40, -1) % 3 > 0
+    settings = {"schedule": "linear", "steps": POSITIONS, "order": "halton"}
+    states = states_of(Stub(), tokens, unknown, **settings)
+    rotations = [halton_order(4)[start:] + halton_order(4)[:start] for start in range(POSITIONS)]
+    right = {tuple(n for n in rotation if n % 3) for rotation in rotations}
+    found = set()
+    for image in range(40):
+        changes = [(a.masked ^ b.masked)[image].nonzero().flatten().tolist() for a, b in pairwise(states)]
+        found.add(tuple(n for change in changes for n in change))
+    assert found <= right and len(found) > 5
 
 
 def test_no_score_brings_a_known_position_under_the_mask(monkeypatch):
@@ -263,6 +456,34 @@ def test_the_temperature_sharpens_the_codes():
         settings = {"temperature": temperature, "order": "random", "generator": seeded()}
         filled = inpaint(constant(logits), tokens, tokens == 0, **settings)
         assert filled.float().mean().item() == pytest.approx(right, abs=0.015)  # four standard errors
+
+
+# --- the settings of a run
+
+
+def test_the_defaults_of_a_run_are_those_of_the_decoder():
+    defaults = {name: p.default for name, p in inspect.signature(decode_steps).parameters.items()}
+    settings = asdict(DecodeConfig()) | {"stop_at": None, "temperature_end": None}  # 0 and -1 stand for None
+    shared = settings.keys() & defaults.keys()
+    assert len(shared) == 16 and {name: settings[name] for name in shared} == {name: defaults[name] for name in shared}
+
+
+def test_every_setting_of_a_run_reaches_the_decoder(monkeypatch):
+    given = {}
+    monkeypatch.setattr(study, "decode_steps", lambda *_, **settings: given.update(settings) or iter(()))
+    transformer = torch.nn.Linear(1, 1)
+    transformer.mask_id = K
+    pair = Pair(SimpleNamespace(encode_holed=lambda *_: a_batch()), transformer, "stub")
+    changed = {
+        "schedule": "linear", "steps": 3, "stop_at": 2, "codes": "argmax", "order": "halton", "temperature": 0.5,
+        "choice_temperature": 2.0, "temperature_end": 0.0, "choice_temperature_end": 1.0, "rounding": "ceil",
+        "count_base": "current", "budget": "entropy", "limit": 0.1, "remask": 0.2, "rounds": 4, "redo": 0.3,
+    }  # fmt: skip
+    images, holes = torch.zeros(IMAGES, 3, 64, 64, dtype=torch.uint8), torch.ones(IMAGES, 64, 64, dtype=torch.bool)
+    study._decode_batch(pair, images, holes, DecodeConfig(**changed), per_image())
+    assert {name: given[name] for name in changed} == changed
+    study._decode_batch(pair, images, holes, DecodeConfig(), per_image())
+    assert given["stop_at"] is None and given["temperature_end"] is None
 
 
 # --- the model
@@ -358,6 +579,15 @@ def test_logits_of_another_width_are_refused(columns):
         ({"temperature": -0.1}, "temperature must be at least 0 and finite, but it is -0.1"),
         ({"choice_temperature": torch.nan}, "choice_temperature must be at least 0 and finite.*nan"),
         ({"generator": [seeded()] * 3}, "3 generators for 4 images"),
+        ({"temperature_end": -1.0}, "temperature_end must be at least 0 and finite, but it is -1.0"),
+        ({"choice_temperature_end": torch.inf}, "choice_temperature_end must be at least 0 and finite"),
+        ({"count_base": "mask"}, "count_base must be 'hole' or 'current', but it is 'mask'"),
+        ({"budget": "free"}, f"budget must be one of schedule, {', '.join(BUDGETS)}, but it is 'free'"),
+        ({"limit": -1.0}, "limit must be at least 0 and finite, but it is -1.0"),
+        ({"remask": 1.5}, "remask must be at least 0 and at most 1, but it is 1.5"),
+        ({"remask": 0.5, "budget": "entropy"}, "it needs the budget 'schedule', but that is 'entropy'"),
+        ({"rounds": -1}, "rounds must be at least 0, but it is -1"),
+        ({"redo": torch.nan}, "redo must be at least 0 and at most 1, but it is nan"),
     ],
 )
 def test_bad_settings_are_refused_at_the_call(settings, sentence):

@@ -1,21 +1,15 @@
-"""Distances against SciPy, closed forms and naive loops; feature networks against pytorch-fid and known labels."""
+"""Distances against SciPy, pytorch-fid, closed forms and naive loops."""
 
-import hashlib
-import re
 import warnings
 
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from torch.nn import functional as F
 
-from lab5 import fid
 from lab5.fid import (
-    InceptionFeatures,
-    ToyFeatures,
-    attribute_loss,
     feature_stats,
+    floor_of_halves,
     frechet_distance,
     frechet_distance_from_stats,
     kid,
@@ -116,14 +110,15 @@ def test_arrays_and_float32_give_the_same_value_and_are_left_alone():
     assert torch.equal(a, before)
 
 
-def test_frechet_distance_is_pytorch_fids():
+@pytest.mark.parametrize("n, m", [(200, 150), (60, 70), (40, 200), (25, 31)])
+def test_frechet_distance_is_pytorch_fids(n, m):
     score = pytest.importorskip("pytorch_fid.fid_score")
-    a, b = draw(200, 24, seed=12), draw(150, 24, seed=13, shift=0.1)
+    a, b = draw(n, 64, seed=12), draw(m, 64, seed=13, shift=0.1)
     stats = [s.numpy() for s in (*feature_stats(a), *feature_stats(b))]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # sqrtm(disp=) is deprecated in SciPy 1.17, gone in 1.18
         theirs = score.calculate_frechet_distance(*stats)
-    assert frechet_distance(a, b) == pytest.approx(theirs, rel=1e-7)
+    assert frechet_distance(a, b) == pytest.approx(theirs, rel=1e-6)
 
 
 # --- KID --------------------------------------------------------------------------------------------------------
@@ -143,6 +138,35 @@ def test_kid_equals_a_naive_double_loop():
 
     expected = mean_kernel(a, a, True) + mean_kernel(b, b, True) - 2 * mean_kernel(a, b, False)
     assert kid(a, b) == pytest.approx(expected, rel=1e-10)
+
+
+def test_kid_of_pairs_leaves_every_pair_out():
+    a, b = draw(9, 5, seed=14).double().numpy(), draw(9, 5, seed=15, shift=0.3).double().numpy()
+    values = [
+        sum((float(np.dot(x, y)) / 5 + 1) ** 3 * sign for x, y, sign in
+            ((a[i], a[j], 1), (b[i], b[j], 1), (a[i], b[j], -1), (b[i], a[j], -1)))
+        for i in range(9) for j in range(9) if i != j
+    ]  # fmt: skip
+    assert kid(a, b, paired=True) == pytest.approx(sum(values) / len(values), rel=1e-10)
+    assert kid(a, a, paired=True) == pytest.approx(0, abs=1e-12) and kid(a, a) < -0.1
+    with pytest.raises(ValueError, match="found 9 and 8"):
+        kid(a, b[:8], paired=True)
+
+
+def test_kid_of_pairs_is_unbiased_at_every_n_and_that_of_independent_sets_is_not():
+    def mean(n: int, paired: bool) -> tuple[float, float]:
+        values = []
+        for seed in range(120):
+            a, noise = draw(n, 16, 100 + seed), draw(n, 16, 900 + seed)
+            values.append(kid(a, 0.8 * a + 0.6 * noise, paired=paired))  # of the law of a, and close to it
+        values = torch.tensor(values)
+        return values.mean().item(), values.std().item() / 120**0.5
+
+    for n in (10, 40):
+        value, error = mean(n, paired=True)
+        assert abs(value) < 3 * error
+        value, error = mean(n, paired=False)
+        assert value < -10 * error
 
 
 def test_kid_does_not_depend_on_its_blocks():
@@ -192,6 +216,44 @@ def test_spread_is_a_function_of_its_generator():
     assert first == again and first[0] == other[0] and first[1] != other[1]
 
 
+# --- the floor --------------------------------------------------------------------------------------------------
+
+
+def test_the_floor_of_frechet_is_the_closed_form_of_two_samples_of_one_gaussian():
+    # Of unit Gaussians and m images a side, E|mean_a - mean_b|² = 2F/m, and to first order the covariances add
+    # E|S_a - S_b|²/4 = F(F+1)/(2m).
+    x, m = torch.randn(4000, 8, generator=torch.Generator().manual_seed(32)), 2000
+    floor, spread = floor_of_halves(frechet_distance, x, repeats=40, generator=torch.Generator().manual_seed(33))
+    assert floor == pytest.approx(2 * 8 / m + 8 * 9 / (2 * m), rel=0.1)
+    assert 0 < spread < floor
+
+
+def test_the_floor_falls_with_n_for_frechet_and_is_zero_for_kid():
+    few, many = (torch.randn(n, 8, generator=torch.Generator().manual_seed(34)) for n in (100, 1000))
+    settings = [{"repeats": 40, "generator": torch.Generator().manual_seed(35)} for _ in range(3)]
+    ratio = floor_of_halves(frechet_distance, few, **settings[0])[0]
+    ratio /= floor_of_halves(frechet_distance, many, **settings[1])[0]
+    assert ratio == pytest.approx(10, rel=0.3)
+    floor, spread = floor_of_halves(kid, few, **settings[2])
+    assert abs(floor) < 3 * spread / 40**0.5
+
+
+def test_halves_are_disjoint_of_equal_size_and_drawn_by_the_generator():
+    x, seen = torch.arange(9.0)[:, None], []
+
+    def distance(a, b):
+        seen.append((a[:, 0].tolist(), b[:, 0].tolist()))
+        return 1.0
+
+    for seed in (1, 1, 2):
+        settings = {"repeats": 3, "generator": torch.Generator().manual_seed(seed)}
+        assert floor_of_halves(distance, x, **settings) == (1.0, 0.0)
+    assert all(len(a) == len(b) == 4 and not set(a) & set(b) for a, b in seen)
+    assert seen[:3] == seen[3:6] != seen[6:]
+    with pytest.raises(ValueError, match="need 4, found 3"):
+        floor_of_halves(distance, x[:3], generator=torch.Generator())
+
+
 # --- refusals ---------------------------------------------------------------------------------------------------
 
 
@@ -209,138 +271,3 @@ def test_features_that_cannot_be_compared_are_refused(distance):
         distance(good.flatten(), good)
     with pytest.raises(ValueError, match="found 5 and 4"):
         with_spread(distance, good, good[:4], generator=torch.Generator())
-
-
-# --- Inception --------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def inception_file(tmp_path_factory):
-    """A random state dict of the FID network, with statistics that keep the activations in a sensible range."""
-    inception = pytest.importorskip("pytorch_fid.inception")
-    torchvision = pytest.importorskip("torchvision")
-    network = torchvision.models.inception_v3(weights=None, num_classes=1008, aux_logits=False, init_weights=False)
-    network.Mixed_7b, network.Mixed_7c = inception.FIDInceptionE_1(1280), inception.FIDInceptionE_2(2048)
-    network.Mixed_5b = inception.FIDInceptionA(192, 32)
-    network.Mixed_5c, network.Mixed_5d = inception.FIDInceptionA(256, 64), inception.FIDInceptionA(288, 64)
-    for name, width in {"Mixed_6b": 128, "Mixed_6c": 160, "Mixed_6d": 160, "Mixed_6e": 192}.items():
-        setattr(network, name, inception.FIDInceptionC(768, width))
-    generator = torch.Generator().manual_seed(23)
-    for parameter in network.parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.kaiming_normal_(parameter, generator=generator)
-    file = tmp_path_factory.mktemp("inception") / fid.INCEPTION_FILE
-    torch.save(network.state_dict(), file)
-    return file
-
-
-def test_inception_features_are_pytorch_fids(inception_file, monkeypatch):
-    from pytorch_fid import inception
-
-    state = torch.load(inception_file, weights_only=True)
-    monkeypatch.setattr(inception, "load_state_dict_from_url", lambda *args, **kwargs: state)
-    theirs = inception.InceptionV3().eval()
-    monkeypatch.setenv("LAB5_INCEPTION_WEIGHTS", str(inception_file))
-    ours = InceptionFeatures()
-
-    images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(24))
-    with torch.no_grad():
-        expected = theirs(images)[0].flatten(1)
-    features = ours.features(images, batch=2)
-    assert features.shape == (3, 2048) and features.std(0).mean() > 1e-2 * expected.abs().mean() > 0
-    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
-
-    digest = hashlib.sha256(inception_file.read_bytes()).hexdigest()
-    assert ours.weights_hash == digest
-    assert "FID" not in ours.score_name and digest[:8] in ours.score_name  # other weights than the standard ones
-
-
-def test_the_standard_weights_are_called_fid(inception_file, monkeypatch):
-    digest = hashlib.sha256(inception_file.read_bytes()).hexdigest()
-    monkeypatch.setattr(fid, "INCEPTION_HASH", digest[:8])
-    assert InceptionFeatures(inception_file).score_name == f"FID (Inception {digest[:8]})"
-
-
-def test_missing_inception_weights_name_the_alternatives(tmp_path, monkeypatch):
-    monkeypatch.delenv("LAB5_INCEPTION_WEIGHTS", raising=False)
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    with pytest.raises(FileNotFoundError) as error:
-        InceptionFeatures()
-    for word in (fid.INCEPTION_FILE, "LAB5_INCEPTION_WEIGHTS", str(tmp_path / "hub")):
-        assert word in str(error.value)
-    with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path / "absent.pth"))):
-        InceptionFeatures(tmp_path / "absent.pth")
-
-
-def test_other_files_are_refused_as_inception_weights(tmp_path):
-    file = tmp_path / "weights.pth"
-    torch.save({"fc.weight": torch.zeros(2, 2)}, file)
-    with pytest.raises(ValueError, match="does not hold the weights"):
-        InceptionFeatures(file)
-
-
-# --- the toy classifier -----------------------------------------------------------------------------------------
-
-CORNERS = {"left": 3, "right": 2}
-
-
-def corner_images(n: int, seed: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Noise with a square at the left and one at the right, whose independent colours are the labels."""
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.rand(n, 3, 64, 64, generator=generator) * 0.3
-    labels = {name: torch.randint(classes, (n,), generator=generator) for name, classes in CORNERS.items()}
-    for name, column in (("left", 16), ("right", 40)):
-        images[torch.arange(n), labels[name], 26:34, column : column + 8] += 0.6
-    return images, labels
-
-
-def test_toy_classifier_learns_left_and_right_apart():
-    torch.manual_seed(0)
-    model = ToyFeatures(CORNERS, features=32, channels=(8, 16, 16, 16))
-    images, labels = corner_images(256, seed=25)
-    optimiser = torch.optim.Adam(model.parameters(), 5e-3)
-    for _ in range(30):
-        optimiser.zero_grad()
-        attribute_loss(model(images), labels).backward()
-        optimiser.step()
-    unseen, truth = corner_images(100, seed=26)
-    predicted = model.predict(unseen)
-    for name in CORNERS:
-        assert predicted[name].dtype == torch.int64
-        assert (predicted[name] == truth[name]).float().mean() > 0.95, name
-
-
-def test_toy_features_are_what_the_heads_read():
-    model = ToyFeatures(CORNERS)
-    images, _ = corner_images(5, seed=27)
-    features = model.features(images, batch=2)
-    assert features.shape == (5, 96) and not features.requires_grad
-    for name, logits in model(images).items():
-        torch.testing.assert_close(F.linear(features, model.heads[name].weight, model.heads[name].bias), logits)
-        assert torch.equal(model.predict(images, batch=3)[name], logits.argmax(1))
-
-
-def test_the_toy_score_is_not_called_fid():
-    assert ToyFeatures.score_name == "Frechet distance on toy-attribute features"
-
-
-def test_the_toy_classifier_is_small():
-    classes = dict.fromkeys("abcdefghijklmno", 4)
-    assert 100_000 < sum(p.numel() for p in ToyFeatures(classes).parameters()) < 200_000
-
-
-def test_attribute_loss_averages_over_attributes_and_wants_every_label():
-    logits = {"left": torch.zeros(4, 3), "right": torch.tensor([[9.0, -9.0]] * 4)}
-    zeros = torch.zeros(4, dtype=torch.int64)
-    labels = {"left": torch.tensor([0, 1, 2, 0]), "right": zeros, "unread": zeros}
-    assert attribute_loss(logits, labels).item() == pytest.approx(np.log(3) / 2, abs=1e-6)
-    with pytest.raises(ValueError, match="right"):
-        attribute_loss(logits, {"left": labels["left"]})
-
-
-@pytest.mark.parametrize("wrong", [-0.1, 1.5])
-def test_images_outside_the_unit_range_are_refused(wrong):
-    images = torch.full((2, 3, 64, 64), 0.5)
-    images[1, 0, 5, 5] = wrong
-    with pytest.raises(ValueError, match=r"images must be in \[0,1\]"):
-        ToyFeatures(CORNERS).features(images)

@@ -2,11 +2,13 @@
 
 import math
 from fractions import Fraction
+from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
-from lab5.gamma import SCHEDULES, gamma, masked_count
+from lab5.gamma import SCHEDULES, committed, gamma, masked_count, masked_counts
 
 # Tokens committed per step of a 100-token hole in 8 steps, computed apart from this code.
 COMMITTED = {
@@ -16,6 +18,9 @@ COMMITTED = {
     "cubic": [1, 1, 4, 7, 12, 18, 24, 33],
     "square_root": [36, 14, 12, 9, 9, 7, 7, 6],
     "raised_cosine": [4, 11, 16, 19, 20, 16, 11, 3],
+    "arccos": [8, 9, 8, 9, 9, 11, 14, 32],
+    "log": [55, 15, 9, 6, 5, 4, 4, 2],
+    "exp": [2, 2, 2, 4, 8, 14, 25, 43],
 }
 
 
@@ -25,7 +30,7 @@ def test_ends_are_exact_and_the_schedule_never_rises(schedule):
     assert gamma(schedule, 1.0) == 0.0
     shares = [gamma(schedule, i / 1000) for i in range(1001)]
     assert all(0 <= share <= 1 for share in shares)
-    assert all(later <= earlier for earlier, later in zip(shares, shares[1:], strict=False))
+    assert all(later <= earlier for earlier, later in pairwise(shares))
 
 
 @pytest.mark.parametrize(
@@ -37,6 +42,9 @@ def test_ends_are_exact_and_the_schedule_never_rises(schedule):
         ("cubic", 0.875),
         ("square_root", 1 - math.sqrt(0.5)),
         ("raised_cosine", 0.5),
+        ("arccos", 2 / 3),
+        ("log", 1 / 8),  # 1 of the 8 bits of a number below 256
+        ("exp", 1 - 1 / 16),
         ("stair", 0.5),
         ("one_shot", 0.0),
     ],
@@ -55,15 +63,95 @@ def test_a_tensor_of_ratios_gives_what_each_ratio_gives(schedule, dtype):
     assert torch.equal(shares.flatten(), torch.tensor(one_by_one, dtype=dtype))
 
 
+@pytest.mark.parametrize("tokens", [1, 2, 7, 100, 4096])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_schedule_falls_from_1_to_0_whatever_the_size_of_the_hole(schedule, tokens):
+    shares = [gamma(schedule, i / 50, tokens) for i in range(51)]
+    assert shares[0] == 1 and shares[-1] == 0
+    assert all(1 >= before >= after >= 0 for before, after in pairwise(shares))
+
+
+@pytest.mark.parametrize("schedule", ["log", "exp"])
+def test_log_and_exp_depend_on_the_size_of_the_hole_and_the_others_do_not(schedule):
+    assert gamma(schedule, 0.5, 100) != gamma(schedule, 0.5, 16)
+    assert gamma("cosine", 0.5, 100) == gamma("cosine", 0.5, 16)
+    # At r = 1/n "log" begins to fall; "exp" has unmasked 16^(3/4) = 8 of 16 tokens at r = 3/4.
+    assert gamma("log", 1 / 16, 16) == pytest.approx(1) and gamma("exp", 0.75, 16) == pytest.approx(0.5)
+
+
+# --- tokens per step
+
+
 @pytest.mark.parametrize("schedule", COMMITTED)
 def test_tokens_committed_per_step_match_the_published_table(schedule):
     masked = [masked_count(schedule, step, 8, 100) for step in range(9)]
-    assert [before - after for before, after in zip(masked, masked[1:], strict=False)] == COMMITTED[schedule]
+    assert [before - after for before, after in pairwise(masked)] == COMMITTED[schedule]
+    assert committed(schedule, 8, 100) == COMMITTED[schedule]
 
 
 def test_the_contracts_sequence_for_a_typical_hole():
     masked = [masked_count("cosine", step, 10, 85) for step in range(1, 11)]
     assert masked == [83, 80, 75, 68, 60, 49, 38, 26, 13, 0]
+    assert masked_counts("cosine", 10, 85) == masked
+
+
+def test_counted_from_the_current_mask_the_shares_compound():
+    assert masked_counts("cosine", 10, 85, count_base="current") == [83, 78, 69, 55, 38, 22, 9, 2, 0, 0]
+    holes = torch.tensor([0, 1, 31, 85])
+    per_image = [[masked_counts(s, 7, n, count_base="current") for n in holes.tolist()] for s in SCHEDULES]
+    for schedule, right in zip(SCHEDULES, per_image, strict=True):
+        counts = masked_counts(schedule, 7, holes, count_base="current")
+        assert torch.stack(counts, dim=1).tolist() == right
+
+
+def reader_of_muse(schedule, steps, hole):
+    """The loop of muse-maskgit-pytorch: masked before each step, at least one."""
+    masked = [max(int(gamma(schedule, float(r), hole) * hole + 1e-9), 1) for r in np.linspace(0, 1, steps)]
+    return [before - after for before, after in pairwise([*masked, 0])]
+
+
+def reader_of_valeoai(schedule, steps, hole):
+    """`adap_sche` of valeoai's Maskgit-pytorch: proportions, rounded, at least one, the rest in the last step."""
+    shares = np.array([gamma(schedule, float(r), hole) for r in np.linspace(1, 0, steps)])
+    counts = np.maximum(np.round(shares / shares.sum() * hole), 1)
+    counts[-1] += hole - counts.sum()
+    return counts.astype(int).tolist()
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "square", "arccos"])
+@pytest.mark.parametrize("steps, hole", [(8, 100), (12, 256), (18, 85)])
+def test_other_conventions_read_as_the_code_that_has_them(schedule, steps, hole):
+    assert committed(schedule, steps, hole, "start") == reader_of_muse(schedule, steps, hole)
+    assert committed(schedule, steps, hole, "share") == reader_of_valeoai(schedule, steps, hole)
+
+
+def test_the_same_name_means_other_counts_in_other_conventions():
+    assert committed("cosine", 10, 85, "end") == [2, 3, 5, 7, 8, 11, 11, 12, 13, 13]
+    assert committed("cosine", 10, 85, "start") == [2, 4, 6, 8, 11, 12, 13, 15, 13, 1]
+    assert committed("cosine", 10, 85, "share") == [1, 2, 5, 7, 9, 10, 12, 13, 13, 13]
+
+
+def test_numbers_are_read_in_every_convention():
+    # The same plan four times: 4, 3, 2 and 1 of 10 tokens.
+    assert committed([0.6, 0.3, 0.1, 0.0], 4, 10, "end") == [4, 3, 2, 1]
+    assert committed([1.0, 0.6, 0.3, 0.1], 4, 10, "start") == [4, 3, 2, 1]
+    assert committed([8, 6, 4, 2], 4, 10, "share") == [4, 3, 2, 1]
+    assert committed([4, 3, 2, 1], 4, 10, "count") == [4, 3, 2, 1]
+    assert committed([20] * 5, 5, 85, "count") == [20, 20, 20, 20, 5]  # twenty at a time, as PUT decodes
+    assert committed([20] * 5, 5, 50, "count") == [20, 20, 10, 0, 0]
+    assert committed([1, 1, 1], 3, 10, "count") == [1, 1, 8]
+    assert committed([0.55, 0.25, 0.0], 3, 10, rounding="ceil") == [4, 3, 3]
+
+
+@pytest.mark.parametrize("convention", ["end", "start", "share"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_in_every_convention_all_tokens_are_committed_and_none_twice(schedule, convention):
+    for steps in (1, 2, 7, 20):
+        for hole in (0, 1, 5, 85):
+            counts = committed(schedule, steps, hole, convention)
+            assert len(counts) == steps and sum(counts) == hole and min(counts) >= 0
+            if steps == 1:
+                assert counts == [hole]
 
 
 def test_the_stair_takes_a_tenth_per_step_and_reaches_the_floor():
@@ -123,3 +211,13 @@ def test_bad_input_is_refused_in_one_sentence():
         masked_count("cosine", 0, 0, 100)
     with pytest.raises(ValueError, match="'floor' or 'ceil'.*'round'"):
         masked_count("cosine", 1, 8, 100, rounding="round")
+    with pytest.raises(ValueError, match="count_base must be 'hole' or 'current', but it is 'whole'"):
+        masked_counts("cosine", 8, 100, count_base="whole")
+    with pytest.raises(ValueError, match="convention must be one of end, start, share, count.*'middle'"):
+        committed("cosine", 8, 100, "middle")
+    with pytest.raises(ValueError, match="a name or 8 numbers, one a step, but it has 2"):
+        committed([50, 50], 8, 100, "count")
+    with pytest.raises(ValueError, match="'count' takes a number for each step, but the schedule is 'cosine'"):
+        committed("cosine", 8, 100, "count")
+    with pytest.raises(ValueError, match="steps must be at least 1"):
+        committed("cosine", 0, 100)

@@ -9,9 +9,10 @@ PACKAGE = Path(__file__).parent.parent / "lab5"
 
 # From the bottom of the package to its top. A new room is put in its place here.
 ROOMS = """
-    settings config gamma attention transformer codebook vqgan painter toycats files data checkpoint fid critics
-    tokenizer objectives trainer training samplers decoder scores pipeline study plots widgets results progress
-    pages report doctor commands __main__
+    settings config gamma attention transformer codebook vqgan painter toycats files layouts data labfiles checkpoint
+    fid features critics tokenizer pasting maskings objectives trainer training samplers budgets remasking decoder
+    smallworld scores pipeline recipes study pitfalls_training pitfalls_decoding pitfalls plots widgets results
+    progress pages report doctor arguments labflags outputs commands inpainting distances __main__
 """.split()
 
 PICTURES = {"plots", "widgets"}  # for notebooks, the report and the command line

@@ -17,13 +17,14 @@ import pytest
 import torch
 from PIL import Image
 
-from lab5 import checkpoint, commands, doctor, pipeline, training
+from lab5 import checkpoint, commands, doctor, inpainting, pipeline, training
 from lab5.__main__ import main
-from lab5.config import ROOT, configure
-from lab5.fid import frechet_distance
+from lab5.config import ROOT, TransformerConfig, configure
 from lab5.pipeline import get_dataset, load_classifier
 from lab5.report import ReportError
+from lab5.scores import Scores
 from lab5.study import inpaint_images
+from lab5.transformer import BidirectionalTransformer
 
 SETTINGS = {
     "device": "cpu",
@@ -64,20 +65,6 @@ def never(*_, **__):
 # --- arguments and errors ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["report", "train", "inpaint", "fid", "study", "doctor"])
-def test_help_explains_every_option_with_its_default(command, capsys):
-    with pytest.raises(SystemExit, match="0"):
-        main([command, "--help"])
-    text = " ".join(capsys.readouterr().out.split("options:")[1].split())
-    options = re.split(r" (?=--?[a-z]+ )", text.partition("show this help message and exit")[2])
-    assert options and all("default" in option for option in options if option.strip())
-
-
-def test_help_and_the_choice_of_a_command_need_no_torch():
-    code = "import sys, lab5.__main__ as m; m._parser(); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
-
-
 @pytest.mark.parametrize("words, message", [
     (["train", "--profile", "huge"], "unknown profile 'huge'"),
     (["train", "--set", "stage1.stpes=3"], "there is no setting 'stage1.stpes'"),
@@ -89,7 +76,11 @@ def test_help_and_the_choice_of_a_command_need_no_torch():
     (["inpaint", *TINY, "--vqgan", "a.pt"], "--vqgan and --transformer belong together"),
     (["inpaint", *TINY, "--vqgan", "a.pt", "--transformer", "b.pt"], "there is no checkpoint at a.pt"),
     (["inpaint", *TINY, "--n", "9"], "--n must lie in 1..8, the number of test images, not 9"),
+    (["inpaint", *TINY, "--transformer", "b.pt"], "LAB5_VQGAN can name the vqgan"),
+    (["inpaint", *TINY, "--set", "decode.order=luck"], "decode.order must be one of"),
     (["fid", "/nowhere", "toycats-test"], "/nowhere is no folder"),
+    (["export", "vqgan", "/nowhere.pt", "out.pt"], "there is no checkpoint at /nowhere.pt"),
+    (["data", "--data", "/nowhere"], "/nowhere does not exist"),
     (["study", *TINY, "--set", "study.schedules=cosine,sine"], "study.schedules must be among"),
 ])  # fmt: skip
 def test_a_mistake_is_one_sentence_on_stderr_and_exit_code_2(words, message, at_home, capsys):
@@ -284,6 +275,71 @@ def test_control_c_ends_a_real_process_with_one_line_and_130(own_folders):
     assert rest.splitlines()[-1].startswith("lab5: interrupted") and "Traceback" not in rest
 
 
+# --- train, with the lab's flags --------------------------------------------------------------------------------
+
+
+BY_SET = ["--profile", "smoke", "--stage", "transformer", "--set", "data.train=32", "--set", "data.val=8",
+          "--set", "data.test=8"]  # fmt: skip
+
+
+def test_train_takes_the_labs_flags_and_a_vqgan_that_is_given(at_home, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(commands, "train_vqgan", never)
+    flags = "--epochs 3 --warmup-epochs 1 --batch-size 4 --accum-grad 2 --learning-rate 1e-3 --gamma-type square"
+    words = [*BY_SET, "--vqgan", str(at_home / "pretrained" / "vqgan.safetensors"), *flags.split(), "--partial", "0.5",
+             "--num_workers", "4", "--device", "cpu"]  # fmt: skip
+    assert main(["train", *words, "--out", str(tmp_path)]) == 0
+    entry = json.loads((tmp_path / "training.json").read_text())["transformer"]
+    found = entry["config"]["stage2"]
+    assert (found["steps"], found["warmup"], found["batch"], found["accumulate"]) == (3 * 16 // 8, 16 // 8, 4, 2)
+    assert (found["lr"], found["masking"], entry["config"]["data"]["train"]) == (1e-3, "square", 16)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["training.json", "transformer.safetensors"]
+    shown = capsys.readouterr()
+    assert "vqgan: " in shown.out and "val_psnr_db" in shown.out
+    translated, needless = [line for line in shown.err.splitlines() if line.startswith("lab5: ")]
+    assert "the lab's flags stand for" in translated and "--num_workers sets nothing here" in needless
+    again = translated.partition("stand for ")[2].split()
+    monkeypatch.setattr(training, "fit", never)
+    plain = [word for word in BY_SET if word != "data.train=32"]
+    plain.remove("--set")
+    assert main(["train", *plain, "--vqgan", str(at_home / "pretrained" / "vqgan.safetensors"), *again]) == 0
+    assert "transformer: reused" in capsys.readouterr().err, "the translation is the same training"
+
+
+def test_a_training_begins_with_the_checkpoint_that_is_named(at_home, tmp_path, monkeypatch, capsys):
+    began, real = [], pipeline.checkpoint.load_transformer
+    monkeypatch.setattr(pipeline.checkpoint, "load_transformer", lambda path: began.append(path) or real(path))
+    file = tmp_path / "begin.safetensors"
+    shutil.copy(at_home / "pretrained" / "transformer.safetensors", file)
+    flags = f"--epochs 3 --start-from-epoch 2 --batch-size 16 --checkpoint-path {file}"
+    assert main(["train", *BY_SET, "--vqgan", str(at_home / "pretrained" / "vqgan.safetensors"), *flags.split()]) == 0
+    assert "2/2" in capsys.readouterr().err, "one epoch of 32 images"
+    assert began.count(file) == 2, "to look at its shape, and to begin"
+
+
+@pytest.mark.parametrize("words, message", [
+    (["--set", "stage2.lr=1", "--learning-rate", "2"], "stage2.lr is set twice"),
+    (["--data", "toycats", "--train_d_path", "{here}/train"], "data.path is set twice"),
+    (["--set", "stage2.steps=4", "--epochs", "1"], "stage2.steps is set twice"),
+    (["--scheduler", "cosmic"], "stage2.schedule: unknown learning-rate schedule 'cosmic'; there are"),
+    (["--gamma-type", "sine"], "stage2.masking: unknown masking 'sine'; there are"),
+    (["--stage", "vqgan", "--vqgan", "a.pt"], "--stage vqgan trains stage one, and --vqgan says"),
+    (["--vqgan", "/nowhere.pt"], "there is no checkpoint at /nowhere.pt"),
+    (["--vqgan", "{home}/vqgan.safetensors", "--set", "transformer.codes=9", "--set", "vqgan.codes=9"],
+     "vqgan.safetensors has 64 codes, but transformer.codes = 9"),
+    (["--vqgan", "{home}/vqgan.safetensors", "--set", "vqgan.latent=8", "--set", "transformer.hints=24"],
+     "transformer.hints = 24 must be 0 or 48 for"),
+    (["--checkpoint-path", "{home}/transformer.safetensors", "--set", "transformer.width=32"],
+     "is no transformer to begin with: it has width = 64, not 32"),
+    (["--checkpoint-path", "{home}/vqgan.safetensors"], "has no TransformerConfig"),
+])  # fmt: skip
+def test_what_cannot_be_trained_is_refused_before_anything_is(words, message, at_home, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(training, "fit", never)
+    (tmp_path / "train").mkdir()
+    words = [word.format(home=at_home / "pretrained", here=tmp_path) for word in words]
+    assert main(["train", *BY_SET, "--set", "seed=77", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
 # --- inpaint ----------------------------------------------------------------------------------------------------
 
 
@@ -307,20 +363,21 @@ def test_inpaint_writes_the_pictures_and_prints_them_beside_the_baselines(at_hom
     out = capsys.readouterr().out
     assert pair.weights in out and "Frechet distance on toy-attribute features" in out
     table = [line.split() for line in out.splitlines()[-7:]]
-    assert table[0] == ["method", "score", "kid", "hole_psnr_db", "attribute_accuracy", "n"]
+    assert table[0] == ["images", "method", *Scores._fields]
     names = ["this", "reconstruction", "do_nothing", "mean_colour", "telea", "navier_stokes"]
-    assert [line[0] for line in table[1:]] == names and {line[-1] for line in table[1:]} == {"5"}
+    assert [line[1] for line in table[1:]] == names
+    assert {line[0] for line in table[1:]} == {"all"} and {line[-1] for line in table[1:]} == {"5"}
 
 
 @pytest.mark.parametrize("words, seed", [([], 0), (["--set", "seed=3"], 3), (["--set", "seed=3", "--seed", "5"], 5)])
 def test_inpaint_decodes_with_its_seed_and_never_sees_the_truth(words, seed, at_home, tmp_path, monkeypatch):
-    seen, real = [], commands.decode_holes
+    seen, real = [], inpainting.decode_holes
 
     def spy(*arguments):
         seen.extend(arguments)
         return real(*arguments)
 
-    monkeypatch.setattr(commands, "decode_holes", spy)
+    monkeypatch.setattr(inpainting, "decode_holes", spy)
     assert main(["inpaint", *TINY, "--n", "3", "--out", str(tmp_path), "--set", "decode.stop_at=2", *words]) == 0
     data = get_dataset(CONFIG)
     assert torch.equal(seen[1], data.masked_test[:3]) and torch.equal(seen[2], data.holes[:3])
@@ -371,61 +428,11 @@ def test_weights_can_be_the_profiles_own_or_two_files(at_home, tmp_path, monkeyp
 def test_without_known_truth_there_are_pictures_and_no_scores(at_home, tmp_path, monkeypatch, capsys):
     data = get_dataset(CONFIG)
     unknown = replace(data, whole=torch.arange(8) >= 3)  # of the first four images one is known
-    monkeypatch.setattr(commands, "get_dataset", lambda config: unknown)
+    monkeypatch.setattr(inpainting, "get_dataset", lambda config: unknown)
     assert main(["inpaint", *TINY, "--n", "4", "--out", str(tmp_path)]) == 0
     assert "no scores" in capsys.readouterr().out
     assert main(["inpaint", *TINY, "--n", "5", "--out", str(tmp_path), "--overwrite"]) == 0
     assert {line.split()[-1] for line in capsys.readouterr().out.splitlines()[-6:]} == {"2"}, "two of five are known"
-
-
-# --- fid --------------------------------------------------------------------------------------------------------
-
-
-def write_images(folder: Path, images: torch.Tensor) -> Path:
-    folder.mkdir()
-    for i, image in enumerate(images):
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{i}.png")
-    return folder
-
-
-def test_fid_prints_n_and_name_and_score_and_kid_with_its_spread(at_home, tmp_path, capsys):
-    data = get_dataset(configure("smoke", device="cpu"))
-    folder = write_images(tmp_path / "a", data.train[:6])
-    assert main(["fid", str(folder), "toycats-test", "--features", "toy", "--profile", "smoke"]) == 0
-    n, score, kid = capsys.readouterr().out.splitlines()
-    features = load_classifier(at_home / "pretrained" / "classifier.safetensors").features
-    expected = frechet_distance(features(data.train[:6] / 255), features(data.test[:6] / 255))
-    assert n == "n = 6" and re.match(r"KID = -?\d+\.\d+ ± \d+\.\d+", kid)
-    assert score == f"Frechet distance on toy-attribute features = {expected:.4f}", "a proxy is not called FID"
-    assert main(["fid", "toycats-test", str(folder), "--features", "toy", "--profile", "smoke", "--n", "5"]) == 0
-    assert capsys.readouterr().out.startswith("n = 5\n")
-
-
-def test_sets_of_different_n_are_refused_with_the_way_out(at_home, tmp_path, capsys):
-    images = get_dataset(CONFIG).train
-    a, b = write_images(tmp_path / "a", images[:6]), write_images(tmp_path / "b", images[6:11])
-    words = ["fid", str(a), str(b), "--features", "toy"]
-    assert main(words) == 2
-    error = capsys.readouterr().err
-    assert "a has 6 images and" in error and "b has 5" in error and "--n" in error
-    assert main([*words, "--n", "5"]) == 0 and "n = 5" in capsys.readouterr().out
-    assert main([*words, "--n", "3"]) == 2 and "at least 4 images, found 3" in capsys.readouterr().err
-
-
-def test_images_that_cannot_be_compared_are_named(at_home, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("LAB5_INCEPTION_WEIGHTS", str(tmp_path / "none.pth"))
-    images = get_dataset(CONFIG).train
-    folder, small = write_images(tmp_path / "a", images[:4]), write_images(tmp_path / "b", images[:4, :, :32, :32])
-    assert main(["fid", str(folder), str(small), "--features", "toy"]) == 2
-    assert "64x64" in capsys.readouterr().err
-    assert main(["fid", str(folder), str(small)]) == 2
-    assert "no Inception weights at" in capsys.readouterr().err
-    Image.new("RGB", (20, 10)).save(small / "4.png")
-    assert main(["fid", str(folder), str(small)]) == 2
-    assert "several sizes (20x10, 32x32)" in capsys.readouterr().err
-    (folder / "2.png").write_bytes(b"no picture")
-    assert main(["fid", str(folder), str(small)]) == 2
-    assert "2.png in" in capsys.readouterr().err
 
 
 # --- study ------------------------------------------------------------------------------------------------------
@@ -452,6 +459,44 @@ def test_study_prints_mean_and_deviation_per_plan_and_keeps_its_rows(at_home, tm
 def test_one_seed_has_no_deviation(at_home, tmp_path, capsys):
     assert main(["study", *TINY, "--seeds", "1", "--set", "study.steps=1", "--table", str(tmp_path / "a.csv")]) == 0
     assert re.fullmatch(r"one_shot\s+1\s+1\s+\d+\.\d{3}\s+\d+\.\d{3}", capsys.readouterr().out.splitlines()[-1])
+
+
+# --- data and export --------------------------------------------------------------------------------------------
+
+
+def test_data_prints_what_is_in_a_dataset(at_home, capsys):
+    assert main(["data", *TINY]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("toycats: toycats\n")
+    (used,) = [line.split() for line in out.splitlines() if line.startswith("images used")]
+    assert used[-3:] == ["32", "8", "8"]
+
+
+def test_export_writes_what_the_lab_reads_and_only_once(at_home, tmp_path, capsys):
+    model = BidirectionalTransformer(TransformerConfig(12, width=32, layers=1, hidden=16))
+    checkpoint.save_transformer(tmp_path / "mine.safetensors", model)
+    words = ["export", "transformer", str(tmp_path / "mine.safetensors"), str(tmp_path / "lab.pt")]
+    assert main([*words, "--layout", "fused", "--wrapper", "model"]) == 0
+    assert f"{tmp_path / 'lab.pt'}: the transformer of" in capsys.readouterr().out
+    assert "blocks.0.Attention.qkv.weight" in torch.load(tmp_path / "lab.pt", weights_only=True)["model"]
+    before = (tmp_path / "lab.pt").read_bytes()
+    assert main(words) == 2 and "is there already" in capsys.readouterr().err
+    assert (tmp_path / "lab.pt").read_bytes() == before
+    assert main([*words, "--overwrite"]) == 0
+    assert "blocks.0.Attention.query.weight" in torch.load(tmp_path / "lab.pt", weights_only=True)
+    converted = ["export", "transformer", str(tmp_path / "lab.pt"), str(tmp_path / "other.pt"), "--layout", "fused"]
+    assert main(converted) == 0, "the lab's own files change their layout"
+
+
+def test_what_the_lab_cannot_read_is_not_exported(at_home, tmp_path, capsys):
+    for network in ("transformer", "vqgan"):
+        file = at_home / "pretrained" / f"{network}.safetensors"
+        assert main(["export", network, str(file), str(tmp_path / "lab.pt")]) == 2
+    error = capsys.readouterr().err
+    assert "heads = 1 where the lab has 16" in error and "codes = 64 where the lab has 1024" in error
+    assert main(["export", "vqgan", "any", str(tmp_path / "lab.pt"), "--wrapper", "model"]) == 2
+    assert "--layout and --wrapper are the transformer's" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- doctor -----------------------------------------------------------------------------------------------------

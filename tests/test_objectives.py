@@ -5,7 +5,6 @@ import math
 from dataclasses import replace
 
 import pytest
-import scipy.stats
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -13,13 +12,14 @@ from torch.nn import functional as F
 from lab5.codebook import CodeAverages
 from lab5.config import Stage1Config, Stage2Config, VQGANConfig
 from lab5.data import TRAIN_STATS, normalise
-from lab5.fid import ToyFeatures
-from lab5.gamma import gamma
+from lab5.features import ToyFeatures
 from lab5.objectives import (
+    LOSSES,
     MASKINGS,
     AttributeObjective,
     MVTMObjective,
     VQGANObjective,
+    all_cross_entropy,
     epoch_batch,
     masked_cross_entropy,
     mvtm_loss,
@@ -99,113 +99,20 @@ def test_a_batch_that_the_examples_cannot_fill_is_refused(batch):
         epoch_batch(10, batch, 1, seed=0)
 
 
-# --- which tokens are masked ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("masking", MASKINGS)
-def test_every_masking_hides_at_least_one_token_of_each_image(masking):
-    tiny = torch.zeros(5, N, dtype=torch.bool)
-    tiny[torch.arange(5), torch.arange(5)] = True  # holes of one token
-    masked = MASKINGS[masking](3000, N, tiny, seeded())
-    assert masked.shape == (3000, N) and masked.dtype == torch.bool
-    assert masked.any(1).all()
-    alone = MASKINGS[masking](2000, 1, torch.ones(1, 1, dtype=torch.bool), seeded())
-    assert alone.all()  # of one token, that one
-
-
-@pytest.mark.parametrize("masking", ["cosine", "linear", "square"])
-def test_gamma_of_a_uniform_ratio_is_the_share_of_tokens_masked_and_not_kept(masking):
-    masked = MASKINGS[masking](4000, N, None, seeded())
-    # P(count <= c) = P(gamma(u) <= c / N) for a rounding up, and gamma falls: = 1 - gamma^-1(c / N).
-    inverse = {
-        "cosine": lambda share: 2 / math.pi * math.acos(share),
-        "linear": lambda share: 1 - share,
-        "square": lambda share: math.sqrt(1 - share),
-    }[masking]
-    counts = masked.sum(1).double()
-    for c in (26, 64, 128, 192, 240):
-        assert gamma(masking, inverse(c / N)) == pytest.approx(c / N)
-        assert abs((counts <= c).double().mean() - (1 - inverse(c / N))) < 0.03, c
-    mean = {"cosine": 2 / math.pi, "linear": 1 / 2, "square": 2 / 3}[masking]  # kept instead: 0.36, 0.5 and 0.33
-    assert counts.mean() / N == pytest.approx(mean, abs=0.02)
-
-
-@pytest.mark.parametrize("masking", ["cosine", "uniform", "bernoulli"])
-def test_no_position_is_masked_more_often_than_another(masking):
-    masked = MASKINGS[masking](6000, 32, None, seeded()).double()
-    counts = masked.sum(0)
-    assert (counts / counts.mean() - 1).abs().max() < 0.06
-
-
-def test_uniform_counts_are_uniform_from_one_to_all():
-    counts = MASKINGS["uniform"](8000, 8, None, seeded()).sum(1)
-    assert scipy.stats.chisquare(torch.bincount(counts, minlength=9)[1:].numpy()).pvalue > 1e-3
-
-
-def test_bernoulli_masks_each_token_with_probability_one_half():
-    counts = MASKINGS["bernoulli"](4000, N, None, seeded()).sum(1).double()
-    assert counts.mean() / N == pytest.approx(0.5, abs=0.003)
-    assert counts.std() == pytest.approx(math.sqrt(N) / 2, rel=0.05)
-
-
-def test_hole_masks_lie_inside_a_given_hole_and_a_quarter_and_more_are_all_of_it():
-    holes = holes_of(3)
-    masked = MASKINGS["hole"](4000, N, holes, seeded())
-    inside = (masked[:, None] <= holes[None]).all(2)  # image, hole
-    assert inside.any(1).all()
-    size = holes.sum(1)
-    whole = (masked[:, None] == holes[None]).all(2).any(1).double().mean()
-    # One in four by decree; of the others, those with ceil(cos(pi u / 2) M) = M.
-    rest = sum(2 / math.pi * math.acos(1 - 1 / m) for m in size.tolist()) / 3
-    assert whole == pytest.approx(0.25 + 0.75 * rest, abs=0.025)
-    share = masked.sum(1) / (inside * size).amax(1)
-    assert share.mean() == pytest.approx(0.25 + 0.75 * 2 / math.pi, abs=0.03)
-
-
-def test_hole_masks_use_every_hole():
-    holes = torch.eye(4, N, dtype=torch.bool)
-    masked = MASKINGS["hole"](400, N, holes, seeded())
-    assert torch.equal(masked.unique(dim=0).sum(0), holes.sum(0))
-
-
-def test_mixed_masks_are_half_of_them_in_a_hole_and_half_anywhere():
-    holes = torch.zeros(1, N, dtype=torch.bool)
-    holes[0, :80] = True
-    masked = MASKINGS["mixed"](4000, N, holes, seeded())
-    within = ~masked[:, 80:].any(1)
-    assert within.double().mean() == pytest.approx(0.5, abs=0.03)
-    assert masked[~within].double().mean() == pytest.approx(2 / math.pi, abs=0.03)
-
-
-def test_the_same_generator_state_gives_the_same_mask_and_the_next_another():
-    for masking in MASKINGS:
-        first, again = (mvtm_mask(tokens_of(4), masking, seeded(5), holes_of(3)) for _ in range(2))
-        assert torch.equal(first, again)
-        generator = seeded(5)
-        mvtm_mask(tokens_of(4), masking, generator, holes_of(3))
-        assert not torch.equal(mvtm_mask(tokens_of(4), masking, generator, holes_of(3)), first)
-
-
-def test_unknown_maskings_and_missing_holes_are_refused():
-    with pytest.raises(ValueError, match="'cosin'; there are cosine, linear"):
-        mvtm_mask(tokens_of(1), "cosin", seeded())
-    for masking in ("hole", "mixed"):
-        with pytest.raises(ValueError, match="needs holes .* found none"):
-            mvtm_mask(tokens_of(1), masking, seeded())
-
-
 # --- the loss of stage two --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("masking", MASKINGS)
-def test_a_uniform_model_loses_the_logarithm_of_the_number_of_codes(masking):
-    loss = mvtm_loss(Stub(uniform), tokens_of(6), masking=masking, generator=seeded(), holes=holes_of(4))
+def test_a_uniform_model_loses_the_logarithm_of_the_number_of_codes(masking, loss):
+    loss = mvtm_loss(Stub(uniform), tokens_of(6), masking=masking, generator=seeded(), holes=holes_of(4), loss=loss)
     assert loss.item() == pytest.approx(math.log(K), rel=1e-6)
     # With classes and positions confused it would be ln(N) / 4 at N = 256.
     assert loss.item() != pytest.approx(math.log(N) / 4, rel=0.1)
 
 
-def test_the_mask_id_is_never_a_class():
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_mask_id_is_never_a_class(loss):
     tokens = tokens_of(4)
 
     def eager(shown):
@@ -213,7 +120,7 @@ def test_the_mask_id_is_never_a_class():
         logits[..., K] = 1e4
         return logits
 
-    losses = [mvtm_loss(Stub(answer), tokens, generator=seeded()).item() for answer in (uniform, eager)]
+    losses = [mvtm_loss(Stub(answer), tokens, generator=seeded(), loss=loss).item() for answer in (uniform, eager)]
     assert losses[0] == losses[1] == pytest.approx(math.log(K))
 
 
@@ -228,27 +135,48 @@ def test_the_loss_looks_only_at_masked_tokens():
     assert loss.item() == pytest.approx(50, rel=1e-3) and accuracy == 0
 
 
-def test_the_model_is_shown_known_tokens_and_the_mask_id_and_never_the_answer():
+def test_the_loss_on_all_tokens_looks_at_known_ones_too_and_its_accuracy_does_not():
+    tokens = tokens_of(4)
+    masked = mvtm_mask(tokens, "cosine", seeded())
+    share = masked.float().mean().item()
+    for right, loss_of_it, accuracy_of_it in ((masked, 1 - share, 1), (~masked, share, 0)):
+        answer = torch.where(right, tokens, (tokens + 1) % K)
+        loss, accuracy = all_cross_entropy(sure_of(answer), tokens, masked)
+        assert loss.item() == pytest.approx(50 * loss_of_it, rel=1e-3) and accuracy == accuracy_of_it
+
+
+def test_an_unknown_loss_or_masking_is_refused_before_the_first_step():
+    with pytest.raises(ValueError, match="unknown loss 'hidden'; there are masked, all"):
+        mvtm_loss(Stub(uniform), tokens_of(1), generator=seeded(), loss="hidden")
+    for change, message in (({"loss": "hidden"}, "unknown loss 'hidden'"), ({"masking": "cosin"}, "masking 'cosin'")):
+        with pytest.raises(ValueError, match=message):
+            MVTMObjective(tokens_of(4), replace(Stage2Config(), **change), seed=0)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_model_is_shown_known_tokens_and_the_mask_id_and_never_the_answer(loss):
     tokens, model = tokens_of(4), Stub(uniform)
     before = tokens.clone()
-    mvtm_loss(model, tokens, masking="linear", generator=seeded())
+    mvtm_loss(model, tokens, masking="linear", generator=seeded(), loss=loss)
     masked = mvtm_mask(tokens, "linear", seeded())
     assert torch.equal(model.shown[0], torch.where(masked, K, tokens))
     assert torch.equal(tokens, before)
 
 
-def test_the_loss_is_torchs_cross_entropy_of_the_masked_positions():
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_loss_is_the_closed_form_over_the_positions_that_it_is_on(loss, smoothing):
     tokens, masked = tokens_of(5), mvtm_mask(tokens_of(5), "uniform", seeded(1))
     logits = torch.randn(5, N, K + 1, generator=seeded(2))
-    for smoothing in (0.0, 0.1):
-        loss, accuracy = masked_cross_entropy(Stub(lambda shown: logits), tokens, masked, smoothing)
-        total, right = 0.0, 0
-        for image, position in masked.nonzero().tolist():
-            log_p = logits[image, position, :K].double().log_softmax(0)
-            total -= (1 - smoothing) * log_p[tokens[image, position]] + smoothing * log_p.mean()
-            right += int(log_p.argmax() == tokens[image, position])
-        assert loss.item() == pytest.approx(total.item() / masked.sum().item(), rel=1e-5)
-        assert accuracy.item() == pytest.approx(right / masked.sum().item())
+    found, accuracy = LOSSES[loss](Stub(lambda shown: logits), tokens, masked, smoothing)
+    over = masked if loss == "masked" else torch.ones_like(masked)
+    total, right = 0.0, 0
+    for image, position in over.nonzero().tolist():
+        log_p = logits[image, position, :K].double().log_softmax(0)
+        total -= (1 - smoothing) * log_p[tokens[image, position]] + smoothing * log_p.mean()
+        right += int(masked[image, position] and log_p.argmax() == tokens[image, position])
+    assert found.item() == pytest.approx(total.item() / over.sum().item(), rel=1e-5)
+    assert accuracy.item() == pytest.approx(right / masked.sum().item())
 
 
 def test_a_stage_two_step_is_a_function_of_its_number_and_the_generator():
@@ -260,6 +188,52 @@ def test_a_stage_two_step_is_a_function_of_its_number_and_the_generator():
     chosen = tokens[epoch_batch(40, 8, 3, seed=2)].long()
     masked = mvtm_mask(chosen, "mixed", seeded(1), holes)
     assert torch.equal(model.shown[0], chosen.masked_fill(masked, K))
+
+
+class Hinted(Stub):
+    """One that takes hints as well, and remembers them."""
+
+    def forward(self, tokens, where=None, hints=None):
+        self.hints = hints
+        return super().forward(tokens, where)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_with_hints_nine_of_ten_images_come_with_a_part_of_a_hole_and_its_hints(loss):
+    tokens, holes = tokens_of(300), holes_of(5)
+    config = Stage2Config(batch=300, masking="count:1", loss=loss)  # without a hole, all is masked
+
+    def hints(image, hole):
+        return torch.stack([image, hole], 1)[:, None].expand(-1, N, -1) + 1.0
+
+    model = Hinted(uniform)
+    MVTMObjective(tokens, config, 2, holes, hints)(model, 1, seeded())
+    masked = model.shown[0] == K
+    without = masked.all(1)
+    assert without.float().mean() == pytest.approx(0.1, abs=0.05)
+    assert (model.hints[without] == 0).all()
+    image, hole = model.hints[:, 0].long().unbind(1)
+    assert torch.equal(image[~without] - 1, epoch_batch(300, 300, 1, seed=2)[~without])
+    assert (masked <= holes[hole - 1])[~without].all()
+
+
+SHOWN = {  # of four images, written down when there were trainings to go on with: theirs must stay what they were
+    ("mixed", False): "...x.x.......... .x..x......x.... xx.xxxxxxxxxxx.x .........x......",
+    ("mixed", True): "......x.xxx..... ...........x.... .........xxx.... ...........x....",
+    ("cosine", False): "xxxxxxxxxx.xxxxx xxxxxxxxxxx.xxxx ..x......xx...x. xx..x..xx.xx..xx",
+    ("cosine", True): ".........xxx.... ..........x..... .........xxx.... .....xxxxxxxxxx.",
+}
+
+
+@pytest.mark.parametrize(("masking", "hinted"), SHOWN)
+def test_the_default_training_draws_what_it_has_always_drawn(masking, hinted):
+    tokens, place = torch.randint(K, (5, 16), generator=seeded()), torch.arange(16)
+    holes = (place >= torch.tensor([[2], [5], [9]])) & (place < torch.tensor([[8], [15], [12]]))
+    hints = (lambda image, hole: torch.zeros(len(image), 16, 1)) if hinted else None
+    model, generator = Hinted(uniform), seeded(7)
+    MVTMObjective(tokens, Stage2Config(batch=4, masking=masking), 1, holes, hints)(model, 1, generator)
+    rows = ["".join("x" if masked else "." for masked in row) for row in (model.shown[0] == K).tolist()]
+    assert " ".join(rows) == SHOWN[masking, hinted]
 
 
 # --- validation -------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """A training is done once, goes on where it was cut short, and is never taken for another; pairs belong together."""
 
+import dataclasses
 import json
 
 import pytest
@@ -7,7 +8,9 @@ import torch
 
 from lab5 import checkpoint, pipeline, training
 from lab5.config import Config, configure
-from lab5.fid import ToyFeatures
+from lab5.data import token_mask
+from lab5.features import EncoderFeatures, ToyFeatures
+from lab5.objectives import MVTMObjective
 from lab5.pipeline import (
     get_dataset,
     get_features,
@@ -20,9 +23,8 @@ from lab5.pipeline import (
     train_transformer,
     train_vqgan,
     training_holes,
-    validation_tokens,
+    validation,
 )
-from lab5.scores import EncoderFeatures
 from lab5.tokenizer import Tokenizer
 from lab5.toycats import ATTRIBUTES
 from lab5.trainer import TrainStep
@@ -88,7 +90,8 @@ def test_the_second_time_nothing_is_trained_and_history_and_weights_are_the_same
 
 
 @pytest.mark.parametrize("change", [
-    {"seed": 1}, {"stage1.steps": 9}, {"stage1.lr": 0.1}, {"vqgan.latent": 16}, {"data.seed": 6}, {"data.train": 31},
+    {"seed": 1}, {"stage1.steps": 9}, {"stage1.lr": 0.1}, {"vqgan.latent": 16, "transformer.hints": 0},
+    {"data.seed": 6}, {"data.train": 31},
 ])  # fmt: skip
 def test_another_setting_is_another_folder(change):
     config, other = tiny(), tiny(**change)
@@ -193,10 +196,10 @@ def test_token_cache_holds_the_images_and_their_mirror_images():
 def test_validation_holes_stay_the_same_and_are_not_those_of_training():
     config = tiny()
     data, tokenizer = get_dataset(config), Tokenizer(small_vqgan())
-    tokens, masked = validation_tokens(tokenizer, data)
+    tokens, masked, _ = validation(tokenizer, data, False)
     assert torch.equal(tokens.long(), tokenizer.encode(data.val))
-    assert torch.equal(masked, validation_tokens(tokenizer, data)[1])
-    training_set = {tuple(mask.tolist()) for mask in training_holes(config)}
+    assert torch.equal(masked, validation(tokenizer, data, False)[1])
+    training_set = {tuple(mask.tolist()) for mask in token_mask(training_holes(config))}
     assert not training_set & {tuple(mask.tolist()) for mask in masked}
 
 
@@ -281,3 +284,112 @@ def test_weights_of_another_name_are_refused():
     config = tiny()
     with pytest.raises(ValueError, match="'pretrained' or 'trained', not 'best'"):
         open_pair(config, get_dataset(config), "best")
+
+
+# --- hints and a start ------------------------------------------------------------------------------------------------
+
+
+def hinted() -> Config:
+    return tiny(**{"transformer.hints": tiny().vqgan.latent + 16})
+
+
+def test_a_transformer_learns_from_hints_of_its_own_images_and_holes(monkeypatch):
+    config = hinted()
+    data, tokenizer = get_dataset(config), Tokenizer(small_vqgan())
+    seen = []
+    true_hints = Tokenizer.hints
+
+    def spy(self, images, holes, fill="navier_stokes"):
+        seen.append((images, holes))
+        return true_hints(self, images, holes, fill)
+
+    monkeypatch.setattr(Tokenizer, "hints", spy)
+    run = train_transformer(config, data, tokenizer).run()
+    both = torch.cat([data.train, data.train.flip(3)])
+    images = torch.cat([images for images, _ in seen if len(images) == config.stage2.batch])
+    assert len(images) == 20 and (images[:, None] == both).all((2, 3, 4)).any(1).all()
+    assert bool(run.model.hint_emb.weight.abs().sum() > 0), "it has moved from zero"
+
+
+def test_nine_of_ten_images_come_with_hints_and_their_masked_tokens_lie_in_their_holes():
+    config = hinted()
+    holes = token_mask(training_holes(config))
+    calls = []
+
+    class Watcher(torch.nn.Module):
+        mask_id = 4
+
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, tokens, where, hints):
+            calls.append((where, hints))
+            return torch.zeros(int(where.sum()), 5) + self.weight
+
+    def hints(images, chosen):
+        return holes[chosen][:, :, None].float() + 1  # 2 in the hole, 1 outside, never 0
+
+    objective = MVTMObjective(torch.zeros(64, 256, dtype=torch.int64), config.stage2, 0, holes, hints)
+    for draw in range(1, 101):
+        objective(Watcher(), draw, torch.Generator().manual_seed(draw))
+    where, given = (torch.cat(parts) for parts in zip(*calls, strict=True))
+    with_hints = given.amax((1, 2)) > 0
+    assert 0.85 < with_hints.float().mean() < 0.95
+    assert bool((given[with_hints].squeeze(-1)[where[with_hints]] == 2).all()), "masked, but not in the hole"
+    assert bool(where.any(1).all())
+
+
+def test_a_training_can_begin_with_a_file_that_knows_no_hints(tmp_path):
+    config = hinted()
+    data, tokenizer = get_dataset(config), Tokenizer(small_vqgan())
+    plain = small_transformer(tiny(**{"transformer.hints": 0}), seed=3)
+    file = tmp_path / "start.safetensors"
+    checkpoint.save_transformer(file, plain)
+    change = {"transformer.hints": config.transformer.hints, "stage2.start": str(file), "stage2.lr": 1e-9}
+    begun = train_transformer(tiny(**change), data, tokenizer)
+    assert begun.folder != train_transformer(config, data, tokenizer).folder
+    model = begun.run().model
+    torch.testing.assert_close(model.pos_emb, plain.pos_emb, atol=1e-5, rtol=0)
+    checkpoint.save_transformer(file, small_transformer(tiny(**{"transformer.hints": 0}), seed=4))
+    assert train_transformer(tiny(**change), data, tokenizer).folder != begun.folder, "other weights under its name"
+
+
+def test_a_start_that_is_missing_or_of_another_shape_is_refused(tmp_path):
+    config = tiny(**{"stage2.start": str(tmp_path / "none.safetensors")})
+    data, tokenizer = get_dataset(config), Tokenizer(small_vqgan())
+    with pytest.raises(FileNotFoundError, match="none.safetensors is no file"):
+        train_transformer(config, data, tokenizer)
+    file = tmp_path / "start.safetensors"
+    checkpoint.save_transformer(file, small_transformer(tiny(**{"transformer.layers": 1})))
+    with pytest.raises(ValueError, match="start.safetensors does not fit"):
+        train_transformer(tiny(**{"stage2.start": str(file)}), data, tokenizer).run()
+
+
+def test_a_vqgan_that_is_given_is_used_as_it_is(tmp_path, monkeypatch):
+    file = tmp_path / "given.safetensors"
+    checkpoint.save_vqgan(file, small_vqgan(seed=5))
+    monkeypatch.setattr(training, "fit", never)
+    config = tiny(**{"stage1.file": str(file)})
+    given = train_vqgan(config, get_dataset(config)).run()
+    assert given.reused and len(given) == 0 and list(given) == given.history == [] and given.seconds == 0
+    for name, tensor in small_vqgan(seed=5).state_dict().items():
+        assert torch.equal(given.model.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"vqgan.codes": 9, "transformer.codes": 9}, "given.safetensors has 64 codes, but transformer.codes = 9"),
+    ({"vqgan.latent": 8, "transformer.hints": 24}, "transformer.hints = 24 must be 0 or 48 for"),
+])  # fmt: skip
+def test_a_vqgan_that_does_not_fit_the_transformer_is_refused(tmp_path, change, message):
+    file = tmp_path / "given.safetensors"
+    checkpoint.save_vqgan(file, small_vqgan())
+    config = tiny(**{"stage1.file": str(file)} | change)
+    with pytest.raises(ValueError, match=message):
+        train_vqgan(config, get_dataset(config))
+
+
+def test_the_pretrained_pair_is_not_for_photographs():
+    config = tiny()
+    with pytest.raises(ValueError, match="knows toy cats only: for photos take weights 'trained'"):
+        open_pair(config, dataclasses.replace(get_dataset(config), name="photos"))

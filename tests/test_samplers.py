@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import scipy.ndimage
+import scipy.special
 import scipy.stats
 import torch
 
@@ -240,9 +241,91 @@ def test_rings_in_an_image_without_known_tokens_are_one_ring():
     assert (scores.max() - scores.min()) < 1
 
 
-def test_rings_need_a_square_grid():
-    with pytest.raises(ValueError, match="square grid of positions, but there are 15"):
-        ORDERS["rings"](random_proposal(positions=15), seeded())
+@pytest.mark.parametrize("name", ["rings", "halton"])
+def test_orders_on_a_grid_need_a_square_one(name):
+    with pytest.raises(ValueError, match=f"'{name}' needs a square grid of positions, but there are 15"):
+        ORDERS[name](random_proposal(positions=15), seeded())
+
+
+@pytest.mark.parametrize("code_temperature", [1.0, 0.5])
+@pytest.mark.parametrize("temperature", [0.25, 4.5])
+def test_the_moment_sampler_chooses_in_proportion_to_its_moments(temperature, code_temperature):
+    """sum_v q(v) p(v)^(1/temperature), with q = p at code temperature 1 and p^2 / sum p^2 at one half."""
+    p = np.array([[0.6, 0.3, 0.1], [0.4, 0.35, 0.25], [0.9, 0.05, 0.05], [1 / 3, 1 / 3, 1 / 3]])
+    q = p ** (1 / code_temperature)
+    moments = (q / q.sum(axis=1, keepdims=True) * p ** (1 / temperature)).sum(axis=1)
+    log_p = torch.tensor(p).log().float().expand(40_000, -1, -1)
+    proposal = proposal_of(log_p, temperature=temperature)._replace(code_temperature=code_temperature)
+    assert_frequencies(ORDERS["moment"](proposal, seeded()).argmax(dim=1), moments / moments.sum())
+
+
+@pytest.mark.parametrize("code_temperature", [1.0, 0.0])
+def test_without_noise_the_moment_sampler_takes_the_largest_probability(code_temperature):
+    proposal = random_proposal(temperature=0.0)._replace(code_temperature=code_temperature)
+    assert torch.equal(ORDERS["moment"](proposal, seeded()), ORDERS["max_probability"](proposal, seeded()).double())
+
+
+@pytest.mark.parametrize("code_temperature", [1.0, 0.0])
+def test_the_moment_samplers_scores_are_continuous_in_the_temperature(code_temperature):
+    """Both temperatures have cases of their own at 0, to which the formula must tend."""
+    at_zero, close = (
+        random_proposal(temperature=t)._replace(code_temperature=max(code_temperature, t)) for t in (0.0, 1e-3)
+    )
+    torch.testing.assert_close(
+        ORDERS["moment"](close, seeded()), ORDERS["moment"](at_zero, seeded()), rtol=0, atol=0.02
+    )
+
+
+@pytest.mark.parametrize("codes, choice, exponent", [(1.0, 4.5, 1 + 1 / 4.5), (0.5, 0.25, 6), (2.0, 1.0, 1.5)])
+def test_the_moment_samplers_exponents_add_up(codes, choice, exponent):
+    proposal = random_proposal(temperature=choice)._replace(code_temperature=codes)
+    assert samplers.moment_temperature(proposal) == pytest.approx(1 / exponent)
+
+
+@pytest.mark.parametrize("codes, choice", [(0.0, 1.0), (1.0, 0.0), (0.0, 0.0)])
+def test_the_moment_sampler_is_greedy_where_a_temperature_is_zero(codes, choice):
+    assert samplers.moment_temperature(random_proposal(temperature=choice)._replace(code_temperature=codes)) == 0
+
+
+@pytest.mark.parametrize("side", [1, 2, 4, 16])
+def test_the_halton_order_is_the_first_visits_of_scipys_sequence(side):
+    points = scipy.stats.qmc.Halton(2, scramble=False).random(20_000)[1:]  # its first point is the corner
+    cells = np.floor(points * side + 1e-9).astype(int) @ [side, 1]
+    _, first = np.unique(cells, return_index=True)
+    assert samplers.halton_order(side) == tuple(cells[np.sort(first)])
+
+
+def test_the_halton_order_begins_anywhere_and_goes_round():
+    order = np.array(samplers.halton_order(4))
+    starts = set()
+    for once in np.arange(0.5, 16) / 16:
+        proposal = random_proposal()._replace(once=torch.tensor([once, 0.0]))
+        scores = ORDERS["halton"](proposal, seeded())
+        visited = scores.argsort(dim=1, descending=True).numpy()
+        start = int(np.flatnonzero(order == visited[0, 0])[0])
+        assert np.array_equal(visited[0], np.roll(order, -start))
+        assert np.array_equal(visited[1], order)
+        starts.add(start)
+    assert starts == set(range(16))
+
+
+def test_the_halton_order_spreads_better_than_chance():
+    """Every quarter of the grid has a fair share of the first 32 of 256 positions."""
+    quarter = (np.arange(256) // 128) * 2 + np.arange(256) % 16 // 8
+    counts = np.bincount(quarter[list(samplers.halton_order(16)[:32])], minlength=4)
+    assert counts.max() - counts.min() <= 2
+
+
+def test_entropy_is_scipys():
+    proposal = random_proposal()
+    right = scipy.special.entr(proposal.log_probabilities.double().exp().numpy()).sum(axis=-1)
+    assert np.allclose(proposal.entropy, right, atol=1e-5)
+
+
+def test_the_lowest_scores_are_counted_per_image_and_ties_go_to_the_first():
+    scores = torch.tensor([[3.0, 1.0, 2.0, 1.0], [5.0, 5.0, 5.0, 5.0], [0.0, 1.0, 2.0, 3.0]])
+    right = torch.tensor([[0, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]]).bool()
+    assert torch.equal(samplers.lowest(scores, torch.tensor([3, 2, 0])), right)
 
 
 @pytest.mark.parametrize("name", ORDERS)

@@ -9,6 +9,7 @@ import torch
 from lab5 import study as study_module
 from lab5.config import DecodeConfig, StudyConfig, configure
 from lab5.data import open_dataset
+from lab5.pasting import paste_known
 from lab5.pipeline import Pair
 from lab5.scores import Scorer
 from lab5.study import (
@@ -114,7 +115,7 @@ def test_a_second_pass_keeps_known_tokens_and_reads_nothing_under_the_hole(pair,
     ours = inpaint_images(pair, dataset.test, dataset.holes, decode, 0)
     tokens, unknown = pair.tokenizer.encode_holed(dataset.test, dataset.holes, decode.fill)
     assert len(seen) == 2 and all(torch.equal(x[~unknown], tokens[~unknown]) for x in seen)
-    together = torch.where(dataset.holes[:, None], whole(pair.tokenizer, seen[0]), dataset.test)
+    together = paste_known(whole(pair.tokenizer, seen[0]), dataset.test, dataset.holes, "poisson")
     assert torch.equal(seen[1][unknown], pair.tokenizer.encode(together)[unknown])
     hidden = torch.where(dataset.holes[:, None], 255 - dataset.test, dataset.test)
     assert torch.equal(inpaint_images(pair, hidden, dataset.holes, decode, 0), ours)
@@ -180,8 +181,8 @@ def test_a_stop_in_the_settings_does_not_cut_the_study_short(pair, scorer):
 
 def test_an_unknown_schedule_is_refused_before_anything_is_decoded(pair, scorer, monkeypatch):
     monkeypatch.setattr(study_module, "decode_holes", None)
-    with pytest.raises(ValueError, match="must be among linear, .*but it has arccos"):
-        run(pair, scorer, replace(STUDY, schedules=("cosine", "arccos")))
+    with pytest.raises(ValueError, match="must be among linear, .*but it has sine"):
+        run(pair, scorer, replace(STUDY, schedules=("cosine", "sine")))
 
 
 def test_seconds_are_those_of_the_decoding_and_not_of_the_scoring(pair, dataset, monkeypatch):

@@ -275,3 +275,24 @@ def test_evidence_never_reads_pixels_under_the_hole(tokenizer, images, holes):
     other = torch.where(holes[:, None], 255 - images, images)
     ours, theirs = (tokenizer.evidence(x, holes, "navier_stokes", 1.0) for x in (images, other))
     assert torch.equal(ours, theirs)
+
+
+# --- hints ------------------------------------------------------------------------------------------------------------
+
+
+def test_hints_are_the_latents_of_the_filled_image_and_the_missing_pixels_of_each_block(tokenizer, images, holes):
+    hints = tokenizer.hints(images, holes, "telea")
+    latent = tokenizer.vqgan.config.latent
+    assert hints.shape == (len(images), 256, latent + 16)
+    filled = fill_holes(images, holes, "telea")
+    maps = tokenizer.vqgan.latents(normalise(filled)) / tokenizer.vqgan.codebook.embedding.weight.std()
+    row, column = 5, 9
+    torch.testing.assert_close(hints[:, 16 * row + column, :latent], maps[:, :, row, column], rtol=1e-4, atol=1e-5)
+    block = holes[:, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4].flatten(1).float()
+    assert torch.equal(hints[:, 16 * row + column, latent:], block)
+    assert torch.equal(hints[:, :, latent:].any(2), token_mask(holes))
+
+
+def test_hints_never_read_pixels_under_the_hole(tokenizer, images, holes):
+    junk = torch.where(holes[:, None], 255 - images, images)
+    assert torch.equal(tokenizer.hints(junk, holes), tokenizer.hints(images, holes))

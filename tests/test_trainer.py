@@ -2,15 +2,17 @@
 
 import copy
 import math
-from dataclasses import replace
+import sys
+from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from lab5 import checkpoint
-from lab5.config import TrainConfig, TransformerConfig
-from lab5.trainer import TrainStep, fit, learning_rate
+from lab5.config import Stage2Config, TrainConfig, TransformerConfig
+from lab5.trainer import LR_SCHEDULES, TrainStep, fit, learning_rate, learning_rates, logged
 from lab5.transformer import BidirectionalTransformer
 
 CONFIG = TrainConfig(steps=8, batch=4, lr=1e-2, warmup=2, amp="off", ema=0.0, clip=0.0)
@@ -74,9 +76,9 @@ def draws_of(seed, draw):
 # --- the learning rate ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("schedule", ["constant", "warmup_cosine", "warmup_linear"])
+@pytest.mark.parametrize("schedule", LR_SCHEDULES)
 def test_the_learning_rate_rises_in_a_line_and_reaches_its_peak_at_the_end_of_the_warm_up(schedule):
-    config = TrainConfig(steps=110, batch=1, lr=2e-3, warmup=10, schedule=schedule)
+    config = TrainConfig(steps=110, batch=1, lr=2e-3, warmup=10, schedule=schedule, milestones=(50,), decay_every=40)
     rates = [learning_rate(config, step) for step in range(1, 111)]
     assert rates[:10] == pytest.approx([2e-3 * step / 10 for step in range(1, 11)])
     assert max(rates) == rates[9] == pytest.approx(2e-3)
@@ -104,6 +106,80 @@ def test_without_warm_up_the_first_step_is_at_full_speed_nearly():
 def test_an_unknown_schedule_is_refused_at_the_first_step_and_not_after_the_warm_up():
     with pytest.raises(ValueError, match="'cosine'; there are constant, warmup_cosine, warmup_linear"):
         learning_rate(replace(CONFIG, schedule="cosine"), 1)
+
+
+DECAYS = {"multi_step": {"milestones": (3, 10, 11)}, "step": {"decay_every": 4}}
+
+
+@pytest.mark.parametrize("name", DECAYS)
+def test_decays_come_when_torchs_schedulers_have_them(name):
+    config = TrainConfig(steps=20, batch=1, lr=2e-3, warmup=0, schedule=name, decay=0.3, **DECAYS[name])
+    optimiser = torch.optim.SGD([torch.zeros((), requires_grad=True)], lr=2e-3)
+    if name == "multi_step":
+        scheduler = torch.optim.lr_scheduler.MultiStepLR(optimiser, [3, 10, 11], 0.3)
+    else:
+        scheduler = torch.optim.lr_scheduler.StepLR(optimiser, 4, 0.3)
+    expected = []
+    for _ in range(20):
+        expected.append(optimiser.param_groups[0]["lr"])
+        optimiser.step()
+        scheduler.step()
+    assert learning_rates(config) == pytest.approx(expected)
+    assert len(set(learning_rates(config))) > 3
+
+
+def test_a_warm_up_delays_the_intervals_of_step_and_not_the_milestones():
+    config = TrainConfig(steps=20, batch=1, lr=1.0, warmup=3, decay=0.5, decay_every=5, milestones=(8, 13))
+    rates = [1 / 3, 2 / 3, 1, *[1.0] * 5, *[0.5] * 5, *[0.25] * 5, 0.125, 0.125]
+    assert learning_rates(replace(config, schedule="step")) == pytest.approx(rates)
+    assert learning_rates(replace(config, schedule="multi_step")) == pytest.approx(rates[:18] + [0.25, 0.25])
+
+
+def losses_of(values):
+    """An objective whose losses are given, one for each step, whatever the model does."""
+    return lambda model, draw, generator: (model[0].weight.sum() * 0 + values[draw - 1], {})
+
+
+def test_on_a_plateau_the_rate_falls_when_a_window_has_no_lower_mean_than_the_best_before():
+    config = replace(CONFIG, steps=14, warmup=0, lr=1.0, schedule="plateau", decay_every=2, decay=0.5)
+    #         means   4     3     3.5   2     2     1     9
+    losses = [5, 3, 4, 2, 1, 6, 2, 2, 3, 1, 1, 1, 9, 9]
+    rates = [step.lr for step in run(mlp(), losses_of(losses), config)]
+    assert rates == [1] * 6 + [0.5] * 4 + [0.25] * 4
+
+
+def test_the_rates_of_a_plan_are_those_of_the_run_and_a_plateau_has_no_plan():
+    for schedule in LR_SCHEDULES:
+        config = replace(CONFIG, schedule=schedule, milestones=(4,), decay_every=3)
+        if schedule == "plateau":
+            with pytest.raises(ValueError, match="'plateau' follow the losses"):
+                learning_rates(config)
+        else:
+            assert [step.lr for step in run(mlp(), config=config)] == learning_rates(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schedule": "multi_step", "milestones": (9,)}, r"rise from 3, .* to 8, the last step; found \(9,\)"),
+        ({"schedule": "multi_step", "milestones": (2, 5)}, r"found \(2, 5\)"),  # one within the warm-up
+        ({"schedule": "multi_step", "milestones": (6, 5)}, r"found \(6, 5\)"),
+        ({"schedule": "multi_step", "milestones": (5, 5)}, r"found \(5, 5\)"),
+        ({"schedule": "step", "decay_every": 9}, r"decay_every must lie in 1\.\.8, the number of steps; found 9"),
+        ({"schedule": "plateau", "decay_every": 0}, r"decay_every must lie in 1\.\.8"),
+        ({"schedule": "step", "decay_every": 3, "decay": 1.0}, "decay must lie between 0 and 1, .*; found 1"),
+        ({"optimiser": "sgd"}, "unknown optimiser 'sgd'; there are adamw, adam"),
+    ],
+)
+def test_a_decay_that_would_never_come_is_refused_before_the_first_step(changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        run(mlp(), config=replace(CONFIG, **changes), save_to=tmp_path / "state")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_settings_of_other_schedules_are_not_looked_at():
+    config = replace(CONFIG, milestones=(99, 1), decay_every=0, decay=7.0)
+    assert [step.lr for step in run(mlp(), config=config)] == learning_rates(CONFIG)
 
 
 def test_the_learning_rate_moves_once_a_step_however_many_batches_are_in_it():
@@ -142,6 +218,25 @@ def test_it_is_torchs_adamw_step_for_step(clip, accumulate):
     assert not close(ours, mlp(), 1e-3)
     for p, q in zip(ours.parameters(), plain.parameters(), strict=True):  # Adam itself is blind to a wrong scale
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_adam_is_torchs_and_has_its_decay_in_the_gradient():
+    config = replace(CONFIG, optimiser="adam", weight_decay=0.3, betas=(0.8, 0.95))
+    ours, plain, other = mlp(), mlp(), mlp()
+    run(ours, config=config)
+    run(other, config=replace(config, optimiser="adamw"))
+    weights, biases = ([p for p in plain.parameters() if (p.dim() > 1) == wide] for wide in (True, False))
+    groups = [{"params": weights, "weight_decay": 0.3}, {"params": biases, "weight_decay": 0.0}]
+    optimiser = torch.optim.Adam(groups, betas=(0.8, 0.95), foreach=False, fused=False)
+    for step in range(1, 9):
+        inputs, targets = batch_of(draws_of(0, step))
+        optimiser.zero_grad()
+        (plain(inputs) - targets).square().mean().backward()
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(config, step)
+        optimiser.step()
+    assert close(ours, plain)
+    assert not close(ours, other, 1e-3)
 
 
 def test_gradients_longer_than_the_clip_are_shortened_to_it():
@@ -315,6 +410,34 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path, build, objective, 
     assert counting.calls == 24
 
 
+@pytest.mark.parametrize("stop", [3, 4, 9])
+@pytest.mark.parametrize("changes", [{"schedule": "plateau", "decay_every": 2, "decay": 0.5}, {"optimiser": "adam"}],
+                         ids=["plateau", "adam"])  # fmt: skip
+def test_a_plateau_and_adam_go_on_bit_for_bit_too(tmp_path, changes, stop):
+    config, file = replace(CONFIG, ema=0.9, steps=12, **changes), tmp_path / "state.safetensors"
+    whole, parts = mlp(0.5), mlp(0.5)
+    straight = run(whole, config=config)
+    for step in fit(parts, regression, config, seed=0, save_to=file):
+        if step.step == stop:
+            break
+    parts = mlp(0.5)
+    rest = run(parts, config=config, save_to=file)
+    assert [(s.step, s.loss, s.lr) for s in rest] == [(s.step, s.loss, s.lr) for s in straight[stop:]]
+    assert same(parts, whole)
+    if "schedule" in changes:  # and there was something to remember
+        assert len({step.lr for step in straight[2:]}) > 2
+
+
+def test_a_state_of_before_there_were_plateaus_is_still_read(tmp_path):
+    file, model = tmp_path / "state.safetensors", mlp()
+    for step in fit(mlp(), regression, CONFIG, seed=0, save_to=file):
+        if step.step == 3:
+            break
+    tensors, meta = checkpoint.load(file)
+    checkpoint.save(file, tensors, {name: value for name, value in meta.items() if name != "plateau"})
+    assert [step.step for step in run(model, save_to=file)] == [4, 5, 6, 7, 8]
+
+
 def test_a_finished_run_is_not_trained_again_and_gives_its_averaged_weights(tmp_path):
     config, file = replace(CONFIG, ema=0.9), tmp_path / "state.safetensors"
     first, second = mlp(), mlp()
@@ -388,3 +511,56 @@ def test_a_failure_at_the_first_step_writes_nothing(tmp_path):
         run(model, fails_at(1, lambda loss: loss * math.nan), replace(CONFIG, ema=0.9), save_to=tmp_path / "state")
     assert list(tmp_path.iterdir()) == []
     assert same(model, mlp())
+
+
+# --- TensorBoard ------------------------------------------------------------------------------------------------------
+
+
+class Written(list):
+    """In the place of TensorBoard's writer."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self.folder, self.open = folder, False
+        Written.last = self
+
+    def __enter__(self):
+        self.open = True
+        return self
+
+    def __exit__(self, *error):
+        self.open = False
+
+    def add_scalar(self, name, value, step):
+        assert self.open
+        self.append((name, value, step))
+
+
+def test_logged_steps_are_the_same_steps_and_written_as_they_come(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Written))
+    steps = [TrainStep(n, 3, 4.0 / n, 0.1 * n, 1.0, {"accuracy": n / 3}) for n in (1, 2, 3)]
+    seen = []
+    for step in logged(iter(steps), tmp_path):
+        seen.append(step)
+        assert len(Written.last) == 3 * len(seen)
+    assert seen == steps and Written.last.folder == tmp_path and not Written.last.open
+    assert Written.last[3:6] == [("loss", 2.0, 2), ("learning_rate", 0.2, 2), ("accuracy", 2 / 3, 2)]
+
+
+def test_without_tensorboard_logging_is_refused_before_a_step_is_made(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ModuleNotFoundError, match="pip install tensorboard"):
+        logged(fit(mlp(), raises(AssertionError("a step")), CONFIG, seed=0), tmp_path / "log")
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- the name of a training -------------------------------------------------------------------------------------------
+
+
+def test_settings_that_came_later_count_only_where_they_are_set():
+    config = Stage2Config()
+    later = {"optimiser", "milestones", "decay_every", "decay", "loss"}
+    assert asdict(config).keys() - config.as_dict().keys() == later
+    assert config.as_dict() == {name: value for name, value in asdict(config).items() if name not in later}
+    changed = replace(config, loss="all", decay=0.5, lr=1.0)
+    assert changed.as_dict() == config.as_dict() | {"loss": "all", "decay": 0.5, "lr": 1.0}

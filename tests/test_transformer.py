@@ -195,3 +195,50 @@ def test_bad_shapes_and_settings_are_refused():
         BidirectionalTransformer(replace(SMALL, norm="middle"))
     with pytest.raises(ValueError, match="width is 16 and heads is 3"):
         BidirectionalTransformer(replace(SMALL, heads=3))
+
+
+# --- hints ------------------------------------------------------------------------------------------------------------
+
+
+def hinted_model():
+    """With a table of hints that is not zero, as a training leaves it."""
+    generator = torch.Generator().manual_seed(7)
+    model = BidirectionalTransformer(replace(SMALL, hints=5), generator=generator).eval()
+    model.hint_emb.weight.data.normal_(0, 0.5, generator=generator)
+    return model
+
+
+def test_a_network_without_hints_has_the_labs_parameters_and_one_with_them_starts_as_the_same_function():
+    plain = BidirectionalTransformer(SMALL, generator=torch.Generator().manual_seed(1)).eval()
+    hinted = BidirectionalTransformer(replace(SMALL, hints=5), generator=torch.Generator().manual_seed(1)).eval()
+    assert set(hinted.state_dict()) - set(plain.state_dict()) == {"hint_emb.weight"}
+    hinted.load_state_dict(plain.state_dict(), strict=False)
+    tokens, hints = random_tokens(), torch.randn(4, 9, 5, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(hinted(tokens, hints=hints), plain(tokens)), "an untrained table says nothing"
+
+
+def test_no_hints_and_zeros_are_the_same_and_others_are_not():
+    model, tokens = hinted_model(), random_tokens()
+    hints = torch.zeros(4, 9, 5)
+    torch.testing.assert_close(model(tokens, hints=hints), model(tokens))
+    hints[1, 3] = 1
+    changed = (model(tokens, hints=hints) - model(tokens)).abs().amax((1, 2)) > 1e-4
+    assert changed.tolist() == [False, True, False, False]
+
+
+def test_hints_are_added_to_the_embedding_before_its_norm():
+    model, tokens = hinted_model(), random_tokens()
+    hints = torch.randn(4, 9, 5, generator=torch.Generator().manual_seed(3))
+    other = BidirectionalTransformer(SMALL).eval()
+    other.load_state_dict({name: t for name, t in model.state_dict().items() if name != "hint_emb.weight"})
+    x = model.LN(model.tok_emb(tokens) + model.pos_emb + hints @ model.hint_emb.weight.T)
+    weights = model.attention_weights(tokens, hints)
+    torch.testing.assert_close(weights[0], other.blocks[0].attention_weights(x))
+    where = torch.zeros(4, 9, dtype=torch.bool)
+    where[2, 4:] = True
+    torch.testing.assert_close(model(tokens, where, hints), model(tokens, hints=hints)[where])
+
+
+def test_hints_for_a_network_that_has_not_learned_any_are_refused():
+    with pytest.raises(ValueError, match="built for tokens alone"):
+        BidirectionalTransformer(SMALL)(random_tokens(), hints=torch.zeros(4, 9, 5))

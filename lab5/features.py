@@ -1,0 +1,197 @@
+"""Images to features: Inception's, an attribute classifier's for toy cats, and the VQGAN encoder's.
+
+Every network carries the name that a score on its features must have, because a Fréchet distance is called FID only
+when the standard Inception network measured it.
+
+It knows no distances, no datasets, and not where the images came from.
+"""
+
+import hashlib
+import os
+from http.client import HTTPException
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lab5.data import normalise
+from lab5.vqgan import VQGAN
+
+INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
+INCEPTION_HASH = "6726825d"  # start of the file's sha256
+INCEPTION_URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{INCEPTION_FILE}"
+
+
+@runtime_checkable
+class Features(Protocol):
+    """A feature extractor with the name that its score must carry."""
+
+    score_name: str
+
+    def features(self, images: Float[Tensor, "n 3 64 64"]) -> Float[Tensor, "n F"]: ...
+
+
+# --- Inception ------------------------------------------------------------------------------------------------
+
+
+class InceptionFeatures(nn.Module):
+    """pool3 features of the Inception network that FID is defined by, as the pytorch-fid package computes them.
+
+    `weights` is the file; without it the environment's LAB5_INCEPTION_WEIGHTS names it, and without that torch hub's
+    cache is looked at. `download` fetches the file into that cache where neither names one and none is there, and
+    keeps it only if its hash is right. Raises FileNotFoundError without weights, ValueError for those of another
+    network. Other values of the same parameters are taken, but never called FID.
+    """
+
+    def __init__(self, weights: str | Path | None = None, *, download: bool = False):
+        super().__init__()
+        file = _inception_file(weights, download)
+        self.weights_hash = hashlib.sha256(file.read_bytes()).hexdigest()
+        genuine = self.weights_hash.startswith(INCEPTION_HASH)
+        label = f"Inception {self.weights_hash[:8]}"
+        self.score_name = f"FID ({label})" if genuine else f"Frechet distance on features of {label}"
+        self.network = _fid_inception(file).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def features(self, images: Float[Tensor, "n 3 H W"], batch: int = 50) -> Float[Tensor, "n 2048"]:
+        """Features of images in [0,1], on the CPU. Round them to 8 bits first if they stand for saved files."""
+        _check_unit_range(images)
+        device = next(self.parameters()).device
+        return torch.cat([self(part.to(device)).cpu() for part in images.split(batch)])
+
+    def forward(self, images: Float[Tensor, "n 3 H W"]) -> Float[Tensor, "n 2048"]:
+        large = F.interpolate(images, size=(299, 299), mode="bilinear", align_corners=False)
+        return self.network(2 * large - 1)
+
+
+def _inception_file(weights: str | Path | None, download: bool) -> Path:
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
+    named = weights or os.environ.get("LAB5_INCEPTION_WEIGHTS")
+    file = Path(named or cached)
+    failed = _download(file) if download and not named and not file.is_file() else ""
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"no Inception weights at {file}{failed}: pass the path of {INCEPTION_FILE} (a release file of "
+            f"pytorch-fid), name it in LAB5_INCEPTION_WEIGHTS, put it at {cached}, or allow its download"
+        )
+    return file
+
+
+def _download(file: Path) -> str:
+    """The release file, whole and of the right hash, or no file and what went wrong."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(INCEPTION_URL, str(file), hash_prefix=INCEPTION_HASH)
+    except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError is torch's for a wrong hash
+        return f", and the download from {INCEPTION_URL} failed with {error}"
+    return ""
+
+
+def _fid_inception(file: Path) -> nn.Module:
+    """pytorch-fid's `fid_inception_v3` with weights from a file, without the final classifier."""
+    import torchvision  # takes a second to import, and only Inception needs it
+    from pytorch_fid import inception as fid
+
+    network = torchvision.models.inception_v3(weights=None, num_classes=1008, aux_logits=False, init_weights=False)
+    network.Mixed_5b = fid.FIDInceptionA(192, pool_features=32)
+    network.Mixed_5c = fid.FIDInceptionA(256, pool_features=64)
+    network.Mixed_5d = fid.FIDInceptionA(288, pool_features=64)
+    network.Mixed_6b = fid.FIDInceptionC(768, channels_7x7=128)
+    network.Mixed_6c = fid.FIDInceptionC(768, channels_7x7=160)
+    network.Mixed_6d = fid.FIDInceptionC(768, channels_7x7=160)
+    network.Mixed_6e = fid.FIDInceptionC(768, channels_7x7=192)
+    network.Mixed_7b = fid.FIDInceptionE_1(1280)
+    network.Mixed_7c = fid.FIDInceptionE_2(2048)
+    try:
+        network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+    except Exception as error:  # a pickle that is damaged or asks for code fails in many ways
+        raise ValueError(f"{file} does not hold the weights of pytorch-fid's Inception network") from error
+    network.fc = nn.Identity()
+    return network
+
+
+# --- stand-ins: not FID ---------------------------------------------------------------------------------------
+
+
+class ToyFeatures(nn.Module):
+    """A small classifier of the toy cats' attributes; its last hidden layer stands in for Inception's.
+
+    `attributes` maps a name to its number of classes; each has a linear head on the same F features. The last
+    map is flattened, not averaged, so that heads can tell the left eye from the right one. 64x64 images only.
+    """
+
+    score_name = "Frechet distance on toy-attribute features"
+
+    def __init__(self, attributes: dict[str, int], features: int = 96, channels: tuple[int, ...] = (24, 48, 64, 64)):
+        super().__init__()
+        self.attributes = dict(attributes)
+        layers: list[nn.Module] = []
+        for wide_in, wide_out in zip((3, *channels), channels, strict=False):  # 64 -> 32 -> 16 -> 8 -> 4
+            convolution = nn.Conv2d(wide_in, wide_out, 3, stride=2, padding=1)
+            layers += [convolution, nn.GroupNorm(8, wide_out), nn.SiLU()]
+        side = 64 >> len(channels)
+        self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels[-1] * side**2, features), nn.SiLU())
+        self.heads = nn.ModuleDict({name: nn.Linear(features, classes) for name, classes in attributes.items()})
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("scale", torch.ones(features))
+
+    @torch.no_grad()
+    def calibrate(self, images: Float[Tensor, "n 3 64 64"]) -> None:
+        """Make every feature of unit variance over these images, so that none rules a distance by its scale."""
+        hidden = self.body(2 * images - 1)
+        self.mean.copy_(hidden.mean(0))
+        self.scale.copy_(hidden.std(0).clamp(min=0.05 * hidden.std(0).mean()))
+
+    def forward(self, images: Float[Tensor, "n 3 64 64"]) -> dict[str, Float[Tensor, "n _"]]:
+        """Logits of every attribute for images in [0,1]."""
+        hidden = self.body(2 * images - 1)
+        return {name: head(hidden) for name, head in self.heads.items()}
+
+    @torch.no_grad()
+    def features(self, images: Float[Tensor, "n 3 64 64"], batch: int = 256) -> Float[Tensor, "n F"]:
+        """The penultimate layer for images in [0,1], standardised as `calibrate` found it, on the CPU."""
+        return (self._hidden(images, batch) - self.mean.cpu()) / self.scale.cpu()
+
+    def _hidden(self, images: Float[Tensor, "n 3 64 64"], batch: int) -> Float[Tensor, "n F"]:
+        _check_unit_range(images)
+        device = next(self.parameters()).device
+        return torch.cat([self.body(2 * part.to(device) - 1).cpu() for part in images.split(batch)])
+
+    @torch.no_grad()
+    def predict(self, images: Float[Tensor, "n 3 64 64"], batch: int = 256) -> dict[str, Int[Tensor, " n"]]:
+        """The likeliest class of every attribute, on the CPU."""
+        hidden = self._hidden(images, batch).to(next(self.parameters()).device)
+        return {name: head(hidden).argmax(1).cpu() for name, head in self.heads.items()}
+
+
+def attribute_loss(
+    logits: dict[str, Float[Tensor, "n _"]], attributes: dict[str, Int[Tensor, " n"]]
+) -> Float[Tensor, ""]:
+    """Cross-entropy in nats, averaged over images and attributes."""
+    if missing := sorted(logits.keys() - attributes.keys()):
+        raise ValueError(f"the classifier has heads for {missing}, but the labels hold only {sorted(attributes)}")
+    return torch.stack([F.cross_entropy(logits[name], attributes[name]) for name in logits]).mean()
+
+
+class EncoderFeatures:
+    """What the VQGAN's encoder sees, averaged over 4x4 neighbourhoods: for photographs without Inception weights."""
+
+    score_name = "Frechet distance on VQGAN-encoder features"
+
+    def __init__(self, vqgan: VQGAN, batch: int = 64):
+        self.vqgan, self.batch = vqgan, batch
+
+    @torch.no_grad()
+    def features(self, images: Float[Tensor, "n 3 64 64"]) -> Float[Tensor, "n F"]:
+        device = next(self.vqgan.parameters()).device
+        maps = [self.vqgan.latents(normalise(part).to(device)) for part in images.split(self.batch)]
+        return torch.cat([F.adaptive_avg_pool2d(part, 4).flatten(1).cpu() for part in maps])
+
+
+def _check_unit_range(images: Tensor) -> None:
+    low, high = images.aminmax()
+    if low < 0 or high > 1:
+        raise ValueError(f"images must be in [0,1] for features; found {low.item():.3g} to {high.item():.3g}")

@@ -1,0 +1,267 @@
+"""A world so small that everything about it is known: the proof of the decoder, and a lesson about it.
+
+Few positions, few codes, and a probability for every picture: the marginals that a perfect model would predict are
+sums, and so is the law of what a decoding returns. It shows what the sampler itself does to the distribution, with
+no network to blame.
+
+It does not use the decoder, whose results it is there to judge.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from itertools import product
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lab5.gamma import masked_counts
+
+Law = dict[tuple[int, ...], float]
+ENUMERATED = ("random", "confidence", "lab", "max_probability", "margin", "entropy", "moment")  # by `exact_law`
+
+
+class World:
+    """N positions with K codes each, and the probability of each of the K^N pictures.
+
+    `probabilities` has an axis of length K per position; it need not sum to 1. Raises ValueError for axes of
+    different lengths, and unless all are above zero: after an impossible picture there would be no conditionals.
+    """
+
+    def __init__(self, probabilities: Float[Tensor, "..."]):
+        shape = tuple(probabilities.shape)
+        if not shape or set(shape) != {shape[0]}:
+            raise ValueError(f"probabilities must have an axis of K codes for each position, but have shape {shape}.")
+        if not (probabilities > 0).all() or not probabilities.isfinite().all():
+            raise ValueError("probabilities must all be finite and above zero, but some are not.")
+        self.probabilities = probabilities.double() / probabilities.double().sum()
+        self.positions, self.codes = len(shape), shape[0]
+        self.mask_id = self.codes
+        self.pictures = _all_tokens(self.codes, self.positions)
+
+    @cached_property
+    def table(self) -> Float[Tensor, "inputs N K"]:
+        """The answers to all (K + 1)^N inputs, the last position counting fastest: see `conditionals`."""
+        inputs = _all_tokens(self.codes + 1, self.positions)
+        clash = (inputs[:, None] != self.pictures) & (inputs[:, None] != self.mask_id)
+        elsewhere = clash.sum(dim=2, keepdim=True) - clash.long()
+        possible = self.probabilities.flatten()[:, None] * (elsewhere == 0)
+        joint = torch.einsum("bsn,snk->bnk", possible, F.one_hot(self.pictures, self.codes).double())
+        return joint / joint.sum(dim=-1, keepdim=True)
+
+    def conditionals(self, tokens: Int[Tensor, "B N"]) -> Float[Tensor, "B N K"]:
+        """The law of each position's code, given the codes that are visible at the *other* positions."""
+        places = (self.codes + 1) ** torch.arange(self.positions).flip(0)
+        return self.table[(tokens * places).sum(dim=1)]
+
+    def model(self) -> Callable[[Tensor], Tensor]:
+        """A perfect model of this world: tokens (B, N) to the logarithms of `conditionals`, with its `mask_id`."""
+
+        def perfect(tokens: Int[Tensor, "B N"]) -> Float[Tensor, "B N K"]:
+            return self.conditionals(tokens).log()
+
+        perfect.mask_id = self.mask_id
+        return perfect
+
+    def given(self, tokens: Sequence[int]) -> Float[Tensor, "..."]:
+        """The probabilities of the pictures that agree with these tokens, mask_id where unknown."""
+        visible = torch.tensor(tokens)
+        agree = ((self.pictures == visible) | (visible == self.mask_id)).all(dim=1)
+        kept = self.probabilities * agree.view_as(self.probabilities)
+        return kept / kept.sum()
+
+    def frequencies(self, tokens: Int[Tensor, "B N"]) -> Float[Tensor, "..."]:
+        """How often each picture occurs among these, shaped as the probabilities are."""
+        found = torch.zeros_like(self.probabilities)
+        return found.index_put(tuple(tokens.T), found.new_tensor(1 / len(tokens)), accumulate=True)
+
+
+def _all_tokens(ids: int, positions: int) -> Int[Tensor, "inputs N"]:
+    return torch.cartesian_prod(*[torch.arange(ids)] * positions).view(-1, positions)
+
+
+def neighbours(rows: int, columns: int, codes: int = 2, coupling: float = 1.0, favour: float = 0.3) -> World:
+    """Positions on a grid that like to be as their neighbours are: exp(coupling) for each pair of equal ones.
+
+    Code 0 is `favour` nats more likely than the others at the first position and ever less so further on, so that no
+    two positions are alike.
+    """
+    pictures = _all_tokens(codes, rows * columns).view(-1, rows, columns)
+    pairs = (pictures.diff(dim=1) == 0).sum(dim=(1, 2)) + (pictures.diff(dim=2) == 0).sum(dim=(1, 2))
+    lean = favour / torch.arange(1, rows * columns + 1)
+    energy = coupling * pairs + ((pictures.flatten(1) == 0) * lean).sum(dim=1)
+    return World(energy.double().exp().view([codes] * (rows * columns)))
+
+
+# --- the law of a decoding ------------------------------------------------------------------------------------------
+
+
+def exact_law(
+    world: World,
+    *,
+    schedule: str = "cosine",
+    steps: int = 8,
+    order: str | Sequence[int] = "confidence",
+    temperature: float = 1.0,
+    choice_temperature: float = 4.5,
+    tokens: Sequence[int] | None = None,
+) -> Float[Tensor, "..."]:
+    """The law of what `decode_steps` returns with these settings and the world's perfect model, without sampling.
+
+    All codes that can be drawn are enumerated, and all sets of positions that can be chosen: adding Gumbel noise and
+    taking the highest is drawing without replacement, whose probabilities are products (Plackett-Luce). `order` is a
+    name in ENUMERATED, or the positions themselves, first to last. `tokens` is the picture to begin with, mask_id
+    where it is unknown; without it all is. The answer has the shape of the world's probabilities, which a good sampler
+    comes close to. Raises ValueError for an unknown order.
+    """
+    if isinstance(order, str) and order not in ENUMERATED:
+        names = ", ".join(ENUMERATED)
+        raise ValueError(f"order must be a sequence of positions or one of {names}, but it is {order!r}.")
+    start = tuple(tokens) if tokens is not None else (world.mask_id,) * world.positions
+    law: Law = {start: 1.0}
+    for step, left in enumerate(masked_counts(schedule, steps, start.count(world.mask_id)), start=1):
+        after: Law = defaultdict(float)
+        for before, weight in law.items():
+            choice_at = choice_temperature * (1 - step / steps)
+            for outcome, chance in _one_step(world, before, left, order, temperature, choice_at):
+                after[outcome] += weight * chance
+        law = after
+    result = torch.zeros_like(world.probabilities)
+    for picture, weight in law.items():
+        result[picture] = weight
+    return result
+
+
+def _one_step(
+    world: World, tokens: tuple[int, ...], left: int, order: str | Sequence[int], at: float, choice_at: float
+) -> Iterator[tuple[tuple[int, ...], float]]:
+    """What the tokens can become in a step that leaves so many masked, and with which probability."""
+    unknown = [n for n, token in enumerate(tokens) if token == world.mask_id]
+    laws = [world.conditionals(torch.tensor([tokens]))[0, n].tolist() for n in unknown]
+    # The moment sampler draws at the temperature that choosing after drawing would amount to, if it chooses.
+    exponent = _inverse(at) + (_inverse(choice_at) if order == "moment" and left else 0)
+    drawn = [_power(p, exponent) for p in laws]
+    for codes in product(range(world.codes), repeat=len(unknown)):
+        chance = math.prod(q[code] for q, code in zip(drawn, codes, strict=True))
+        if chance == 0:
+            continue
+        if isinstance(order, str):
+            scores, noise = _scores(order, laws, codes, at, choice_at)
+        else:
+            scores, noise = [-order.index(n) for n in unknown], 0.0
+        for chosen, share in first(scores, noise, len(unknown) - left).items():
+            outcome = list(tokens)
+            for i in chosen:
+                outcome[unknown[i]] = codes[i]
+            yield tuple(outcome), chance * share
+
+
+def _scores(
+    order: str, laws: list[list[float]], codes: Sequence[int], at: float, choice_at: float
+) -> tuple[list[float], float]:
+    """What the order ranks the positions by, and the temperature of the Gumbel noise on it."""
+    of_the_drawn = [p[code] for p, code in zip(laws, codes, strict=True)]
+    match order:
+        case "random":
+            return [0.0 for _ in laws], 1.0
+        case "confidence":
+            return [math.log(p) for p in of_the_drawn], choice_at
+        case "lab":
+            return of_the_drawn, choice_at
+        case "max_probability":
+            return [max(p) for p in laws], 0.0
+        case "margin":
+            return [sorted(p)[-1] - sorted(p)[-2] for p in laws], 0.0
+        case "entropy":
+            return [sum(v * math.log(v) for v in p) for p in laws], 0.0
+    if at == 0 or choice_at == 0:  # moment
+        return [math.log(max(p)) for p in laws], choice_at
+    moments = [sum(q * v ** (1 / choice_at) for q, v in zip(_power(p, 1 / at), p, strict=True)) for p in laws]
+    return [math.log(moment) for moment in moments], 1.0
+
+
+def _inverse(temperature: float) -> float:
+    return 1 / temperature if temperature else math.inf
+
+
+def _power(p: Sequence[float], exponent: float) -> list[float]:
+    """p^exponent, normalised; all on the most probable code where the exponent is infinite."""
+    if exponent == math.inf:
+        return [float(code == p.index(max(p))) for code in range(len(p))]
+    powers = [value**exponent for value in p]
+    return [value / sum(powers) for value in powers]
+
+
+def first(scores: Sequence[float], noise: float, count: int) -> dict[tuple[int, ...], float]:
+    """Which `count` items have the highest score + noise x Gumbel, and with which probability (Plackett-Luce).
+
+    Without noise the highest, of equal ones the last, as the decoder has it.
+    """
+    if noise == 0:
+        ranked = sorted(range(len(scores)), key=lambda i: (scores[i], i), reverse=True)
+        return {tuple(sorted(ranked[:count])): 1.0}
+    weights = [math.exp((score - max(scores)) / noise) for score in scores]
+    sets: dict[tuple[int, ...], float] = {(): 1.0}
+    for _ in range(count):
+        larger: dict[tuple[int, ...], float] = defaultdict(float)
+        for chosen, chance in sets.items():
+            rest = [i for i in range(len(scores)) if i not in chosen]
+            total = sum(weights[i] for i in rest)
+            for i in rest:
+                larger[tuple(sorted((*chosen, i)))] += chance * weights[i] / total
+        sets = larger
+    return sets
+
+
+# --- MaskGIT's hidden temperature -----------------------------------------------------------------------------------
+
+
+def first_committed(probabilities: Sequence[float], positions: int, choice_temperature: float) -> list[float]:
+    """The law of the code that MaskGIT's order commits first, of so many independent positions of one law.
+
+    A code is drawn everywhere, and one position is chosen in proportion to p(code)^(1/choice_temperature): exact, by
+    enumeration of how many positions drew each code. With one position nothing is chosen, and the law is p; with many
+    it tends to p^(1 + 1/choice_temperature) (arXiv 2510.04525).
+    """
+    weights = _power(probabilities, 1 / choice_temperature)
+    law = [0.0] * len(probabilities)
+    for counts in _compositions(positions, len(probabilities)):
+        ways = math.lgamma(positions + 1) - sum(math.lgamma(n + 1) for n in counts)
+        chance = math.exp(ways + sum(n * math.log(p) for n, p in zip(counts, probabilities, strict=True)))
+        total = sum(n * w for n, w in zip(counts, weights, strict=True))
+        for code, n in enumerate(counts):
+            law[code] += chance * n * weights[code] / total
+    return law
+
+
+def hidden_exponent(law: Sequence[float], probabilities: Sequence[float]) -> float:
+    """The exponent e for which `law` comes closest to p^e: the slope of log law over log p."""
+    x, y = (torch.tensor(values, dtype=torch.float64).log() for values in (probabilities, law))
+    x, y = x - x.mean(), y - y.mean()
+    return float((x * y).sum() / (x * x).sum())
+
+
+def _compositions(total: int, parts: int) -> Iterator[tuple[int, ...]]:
+    """All ways to share `total` among `parts`, order counting."""
+    if parts == 1:
+        yield (total,)
+        return
+    for n in range(total + 1):
+        for rest in _compositions(total - n, parts - 1):
+            yield (n, *rest)
+
+
+# --- distances between laws -----------------------------------------------------------------------------------------
+
+
+def total_variation(a: Float[Tensor, "..."], b: Float[Tensor, "..."]) -> float:
+    """Half the summed differences: 0 for equal laws, 1 for laws with nothing in common."""
+    return float((a - b).abs().sum() / 2)
+
+
+def kl(a: Float[Tensor, "..."], b: Float[Tensor, "..."]) -> float:
+    """Kullback-Leibler divergence of b from a in nats, sum a log(a / b); infinite where b lacks what a has."""
+    return max(0.0, float(torch.special.xlogy(a, a / b).sum()))  # equal laws may miss 0 by a rounding
