@@ -27,6 +27,9 @@ COLOURS = {
     "square_root": "#E69F00",
     "cubic": "#56B4E9",
     "stair": "#8C6D1F",
+    "arccos": "#882255",
+    "log": "#44AA99",
+    "exp": "#332288",
     "one_shot": "#444444",
 }
 INK, PALE = "#222222", "#8a8a8a"

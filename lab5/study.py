@@ -163,7 +163,7 @@ def run_study(
             setting = replace(decode, schedule=schedule, steps=steps, stop_at=0)
             common = _common(pair, scorer, setting, seed)
             rows = [row for row in done if all(str(row[key]) == str(common[key]) for key in KEY)]
-            if len(rows) != steps:
+            if len(rows) != steps + decode.rounds:
                 done = [row for row in done if row not in rows]  # those of a decoding of which some are missing
                 rows = _decode_and_score(pair, scorer, setting, seed, common)
                 done += rows

@@ -22,10 +22,9 @@ from lab5.data import TRAIN_STATS, Dataset, open_dataset, open_masked, summary, 
 REAL = Path(os.environ.get("LAB5_DATASET") or Path(__file__).parents[2] / "shared" / "lab5_dataset.zip")
 SIZES = {"n_train": 12000, "n_val": 3000, "n_test": 747, "seed": 0}
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not REAL.exists(), reason=f"no lab dataset at {REAL}; LAB5_DATASET names another place"),
-]
+pytestmark = pytest.mark.skipif(
+    not REAL.exists(), reason=f"the lab's dataset is not at {REAL}; LAB5_DATASET names another place"
+)
 
 
 @pytest.fixture(scope="module")
