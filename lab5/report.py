@@ -7,6 +7,7 @@ It does not know what a notebook does or what its numbers mean, nor how a page l
 
 import ast
 import importlib.metadata
+import os
 import platform
 import sys
 import time
@@ -95,7 +96,8 @@ def _run(paths: list[Path], values: dict[Path, dict[str, Any]], out: Path, limit
         except (PapermillExecutionError, CellTimeoutError, DeadKernelError) as error:
             stopped = f"{path.name} stopped in {progress.where}: {_reason(error, limit)}."
         progress.finish(stopped)
-        copy_figures(path.stem, out / "figures", since=started)
+        if "LAB5_FIGURES_DIR" not in _environment(out):
+            copy_figures(path.stem, out / "figures", since=started)
         metrics = read_metrics(out)
         metrics["seconds"].pop(path.stem, None)
         if stopped:
@@ -171,6 +173,14 @@ def _own_kernel(environment: dict[str, str]) -> type[AsyncKernelManager]:
     return OwnKernel
 
 
+def _environment(out: Path) -> dict[str, str]:
+    """What notebooks are told of the run. One in a folder of its own keeps its figures to itself."""
+    told = {"LAB5_REPORT_DIR": str(out), "LAB5_HEADLESS": "1"}
+    if out == ROOT / "report" or "LAB5_FIGURES_DIR" in os.environ:
+        return told
+    return told | {"LAB5_FIGURES_DIR": str(out / "figures")}
+
+
 def _execute(path: Path, executed: Path, parameters: dict[str, Any], progress: Progress, limit: float) -> None:
     cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code" and cell.source]
     progress.start(path.stem, len(cells) + bool(parameters))  # papermill adds a cell with the parameters
@@ -184,7 +194,7 @@ def _execute(path: Path, executed: Path, parameters: dict[str, Any], progress: P
         progress_bar=False,
         stderr_file=progress,
         execution_timeout=limit,
-        kernel_manager_class=_own_kernel({"LAB5_REPORT_DIR": str(executed.parent), "LAB5_HEADLESS": "1"}),
+        kernel_manager_class=_own_kernel(_environment(executed.parent)),
         on_cell_execute=progress.cell,
     )
 

@@ -275,3 +275,14 @@ def test_only_figures_of_this_run_go_beside_the_pages(own_folders):
 def test_show_wants_a_text_alternative():
     with pytest.raises(ValueError, match="text alternative"):
         show(Figure(), " ")
+
+
+def test_a_report_elsewhere_leaves_the_figures_of_the_repository_alone(write_notebook, tmp_path, monkeypatch):
+    monkeypatch.delenv("LAB5_FIGURES_DIR")
+    draw = "from matplotlib.figure import Figure\nfrom lab5.results import show\nshow(Figure(), 'nothing', '01_a-cover')"
+    notebooks = write_notebook("01_a", ("markdown", "# Is it?"), ("parameters", "profile = 'smoke'"), draw)
+    out = tmp_path / "elsewhere"
+    run_report("smoke", notebooks=notebooks, out=out)
+    assert (out / "figures" / "01_a-cover.png").exists()
+    assert not (results.ROOT / "figures" / "01_a-cover.png").exists()
+    assert 'src="figures/01_a-cover.png"' in (out / "index.html").read_text()
