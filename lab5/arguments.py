@@ -34,7 +34,7 @@ def parser() -> ArgumentParser:
     )  # fmt: skip
     settings.add_argument(
         "--recipe", metavar="NAME",
-        help="train and decode as one of the five reports, the paper or this project does; lab5/recipes.py lists them",
+        help="settings of a report, of the paper or of this project, as listed in lab5/recipes.py (default: none)",
     )  # fmt: skip
     pair = ArgumentParser(add_help=False, parents=[settings])
     pair.add_argument(
@@ -75,7 +75,7 @@ def _add_report(commands, parents: list) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--data", metavar="PATH",
-        help="= -p dataset PATH; photographs are filled by networks trained on them (default: toycats)",
+        help="dataset for the notebooks; photographs are filled by networks trained on them (default: toycats)",
     )  # fmt: skip
     out = ROOT / "report"
     parser.add_argument("--out", type=Path, default=out, metavar="FOLDER", help=f"where to write (default: {out})")

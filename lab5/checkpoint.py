@@ -9,7 +9,7 @@ It does not know how a model was trained or what it is used for.
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +23,7 @@ from lab5.labfiles import (
     LAYOUTS,
     WRAPPERS,
     State,
+    check_weights,
     fuse_attention,
     is_pickle,
     lab_config,
@@ -76,7 +77,7 @@ def load(path: str | Path) -> tuple[State, dict[str, Any]]:
         with safetensors.safe_open(path, framework="pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}
             return state, {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
-    except (safetensors.SafetensorError, json.JSONDecodeError) as error:
+    except (safetensors.SafetensorError, ValueError, RecursionError) as error:  # the last two are of the JSON
         raise ValueError(f"{path} is truncated or is not one of our safetensors files: {error}") from error
 
 
@@ -100,12 +101,13 @@ def _existing(path: str | Path) -> Path:
 def load_vqgan(path: str | Path) -> VQGAN:
     """Stage one in eval mode, from our file or from the course's VQGAN.pt (315 float32 tensors, the lab's shape).
 
-    Raises FileNotFoundError, or ValueError for files that hold anything else, or NaN or infinity.
+    Weights in other floating-point types become float32. Raises FileNotFoundError, or ValueError for files that hold
+    anything else, or NaN or infinity.
     """
     if is_pickle(_existing(path)):
-        return _fill(VQGAN(VQGANConfig()), unpickle(path, "vqgan."), path)
+        return fill(lambda: VQGAN(VQGANConfig()), unpickle(path, "vqgan."), path)
     state, config = _ours(path, VQGANConfig)
-    return _fill(VQGAN(config), state, path)
+    return fill(lambda: VQGAN(config), state, path)
 
 
 def load_transformer(path: str | Path) -> BidirectionalTransformer:
@@ -117,9 +119,10 @@ def load_transformer(path: str | Path) -> BidirectionalTransformer:
     """
     if is_pickle(_existing(path)):
         state = rename_attention(unpickle(path, "transformer."), path)
-        return _fill(BidirectionalTransformer(lab_config(state, path)), state, path)
-    state, config = _ours(path, TransformerConfig)
-    return _fill(BidirectionalTransformer(config), state, path)
+        config = lab_config(state, path)
+    else:
+        state, config = _ours(path, TransformerConfig)
+    return fill(lambda: BidirectionalTransformer(config), state, path)
 
 
 def export_transformer(
@@ -174,9 +177,17 @@ def _ours(path: str | Path, config_class: type) -> tuple[State, Any]:
     if config_class.__name__ not in meta:
         raise ValueError(f"{path} has no {config_class.__name__}; its header holds {', '.join(meta) or 'nothing'}")
     try:
-        return state, config_class(**{name: _tuples(value) for name, value in meta[config_class.__name__].items()})
-    except (AttributeError, TypeError) as error:
+        config = config_class(**{name: _tuples(value) for name, value in meta[config_class.__name__].items()})
+    except (AttributeError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} has a {config_class.__name__} of another version: {error}") from error
+    for name, default in vars(config_class()).items():
+        if not _is_like(getattr(config, name), default):
+            found = f"{name} = {getattr(config, name)!r:.60} in its {config_class.__name__}"
+            raise ValueError(f"{path} has {found}, which takes values such as {default!r:.60}")
+    # Building takes time that grows with the blocks, each of which has tensors: a header may ask for a million.
+    if (blocks := _blocks(config)) > len(state):
+        raise ValueError(f"{path} has only {len(state)} tensors for the {blocks} blocks of its {config_class.__name__}")
+    return state, config
 
 
 def _tuples(value: Any) -> Any:
@@ -184,8 +195,34 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
-def _fill(model: Model, state: State, path: str | Path) -> Model:
-    """Strictly: the same names, the same shapes, finite numbers."""
+def _is_like(value: Any, default: Any) -> bool:
+    """Whether a setting has the type of its default, and is not negative: both configs hold sizes and shares."""
+    if isinstance(default, tuple):
+        return isinstance(value, tuple) and all(_is_like(item, default[0]) for item in value)
+    if isinstance(default, float) and type(value) is int:
+        return value >= 0
+    return type(value) is type(default) and (isinstance(value, str) or value >= 0)
+
+
+def _blocks(config: TransformerConfig | VQGANConfig) -> int:
+    if isinstance(config, TransformerConfig):
+        return config.layers
+    return sum(map(len, (config.middle, *config.encoder, *config.decoder)))
+
+
+def fill(build: Callable[[], Model], state: State, path: str | Path) -> Model:
+    """The network that `build` makes, in eval mode, with these weights in float32.
+
+    Raises ValueError, with `path`, where it cannot be built, and for other names or shapes, NaN and infinity. It takes
+    no memory for a network that the tensors do not fit.
+    """
+    check_weights(state, path)
+    try:
+        with torch.device("meta"):  # shapes alone: a header may ask for any
+            model = build()
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path} describes a network that cannot be built: {reason}") from error
     own = model.state_dict()
     wrong = [
         f"{len(names)} {kind} ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"
@@ -198,7 +235,8 @@ def _fill(model: Model, state: State, path: str | Path) -> Model:
     ]
     if wrong:
         raise ValueError(f"{path} does not fit {type(model).__name__}: tensors {'; '.join(wrong)}")
+    state = {name: tensor.detach().float() for name, tensor in state.items()}
     if broken := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
         raise ValueError(f"{path} holds NaN or infinity in {len(broken)} tensors, the first is {broken[0]}")
-    model.load_state_dict(state)
+    model.to_empty(device="cpu").load_state_dict(state)
     return model.eval()

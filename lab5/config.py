@@ -8,7 +8,9 @@ It does not know what the numbers are used for. The settings themselves are the 
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +96,28 @@ PROFILES: dict[str, Config] = {
 }
 
 
+# What values settings of these names may have, in whichever section; of a tuple, each item. NaN passes none.
+RANGES: dict[str, tuple[Callable[[Any], bool], set[str]]] = {
+    "at least 1": (
+        lambda x: x >= 1,
+        {"steps", "batch", "accumulate", "passes", "seeds", "train", "val", "test"}
+        | {"latent", "stem", "encoder", "middle", "decoder", "width", "layers", "heads", "hidden", "features"}
+        | {"vqgan.codes", "transformer.codes"},
+    ),
+    "at least 2": (lambda x: x >= 2, {"images"}),
+    "above 0 and finite": (lambda x: 0 < x < inf, {"lr"}),
+    "at least 0 and finite": (
+        lambda x: 0 <= x < inf,
+        {"seed", "threads", "warmup", "weight_decay", "clip", "groups", "hints"}
+        | {"evidence", "temperature", "choice_temperature", "choice_temperature_end"},
+    ),
+    "at least 0 and below 1": (
+        lambda x: 0 <= x < 1,
+        {"betas", "ema", "dropout", "attention_dropout", "label_smoothing"},
+    ),
+}
+
+
 def configure(profile: str = "auto", **changes: Any) -> Config:
     """The settings of a profile, with changes such as `**{"decode.steps": 12}` or `seed=3`.
 
@@ -137,7 +161,7 @@ def _typed(name: str, old: Any, value: Any) -> Any:
     if isinstance(value, str) and not isinstance(old, str):
         value = _read(value, isinstance(old, tuple))
     if isinstance(old, tuple) and isinstance(value, list | tuple):
-        return tuple(_typed(name, old[0], item) for item in value)
+        return tuple(_typed(name, old[0] if old else 0, item) for item in value)  # an empty one is of counts
     if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not type(old):
@@ -157,17 +181,23 @@ def _read(text: str, is_tuple: bool) -> Any:
 
 def _check(config: Config) -> None:
     """Refuse what cannot work together, before anything is trained or written."""
+    for name, value in _settings(config).items():
+        for words, (fits, settings) in RANGES.items():
+            if settings & {name, name.rpartition(".")[2]} and not all(map(fits, _flat(value))):
+                raise ValueError(f"{name} must be {words}, not {value}")
+        if value == () and not name.endswith(".milestones"):
+            raise ValueError(f"{name} needs at least one value")
     vqgan, transformer, decode = config.vqgan, config.transformer, config.decode
-    counts = {"transformer.heads": transformer.heads, "decode.steps": decode.steps, "decode.passes": decode.passes}
     images = {"stage1": config.data.train, "stage2": config.data.train, "classifier": config.classifier.images}
     for name, n in images.items():
         stage: TrainConfig = getattr(config, name)
-        counts |= {f"{name}.{count}": getattr(stage, count) for count in ("steps", "batch", "accumulate")}
+        if len(stage.betas) != 2:
+            raise ValueError(f"{name}.betas must be two values, not {stage.betas}")
         if stage.batch > n:
             raise ValueError(f"{name}.batch = {stage.batch} is more than the {n} images that there are to train on")
-    for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1, not {count}")
+    widths = _flat((vqgan.stem, vqgan.encoder, vqgan.middle, vqgan.decoder))
+    if vqgan.groups and (odd := [width for width in widths if width % vqgan.groups]):
+        raise ValueError(f"vqgan.groups = {vqgan.groups} must divide every width of the vqgan, but not {odd[0]}")
     if vqgan.codes != transformer.codes:
         raise ValueError(f"vqgan.codes = {vqgan.codes} must equal transformer.codes = {transformer.codes}")
     if transformer.positions != 256:
@@ -179,6 +209,19 @@ def _check(config: Config) -> None:
         raise ValueError(f"transformer.width = {transformer.width} must be a multiple of heads = {transformer.heads}")
     if not 0 <= decode.stop_at <= decode.steps:
         raise ValueError(f"decode.stop_at = {decode.stop_at} must lie in 0..{decode.steps}; 0 means all decode.steps")
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """Every setting under its full name."""
+    found: dict[str, Any] = {}
+    for name, value in vars(config).items():
+        found |= {f"{name}.{key}": item for key, item in vars(value).items()} if is_dataclass(value) else {name: value}
+    return found
+
+
+def _flat(value: Any) -> list:
+    """The single values of a setting."""
+    return [single for item in value for single in _flat(item)] if isinstance(value, tuple) else [value]
 
 
 # --- folders ----------------------------------------------------------------------------------------------------------

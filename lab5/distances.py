@@ -17,13 +17,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image
 from torch import Tensor
 
 from lab5.config import Config, data_folder
 from lab5.features import InceptionFeatures, ToyFeatures
 from lab5.fid import feature_stats, frechet_distance, frechet_distance_from_stats, kid, with_spread
-from lab5.files import SIZE, cached, list_images
+from lab5.files import SIZE, cached, list_images, read_images
 from lab5.pipeline import get_dataset, load_classifier
 
 TOYCATS_TEST = "toycats-test"
@@ -204,11 +203,10 @@ def _check_images(side: ImageSet, features: str) -> None:
 def _folder_images(folder: Path) -> UInt8[Tensor, "n 3 H W"]:
     """All images of a folder, in the order of their names."""
     images = []
-    for file in list_images(folder)[0]:
-        try:
-            images.append(np.asarray(Image.open(folder / file).convert("RGB")))
-        except OSError as error:
-            raise ValueError(f"{file} in {folder} is not a readable image") from error
+    for name, image in read_images(folder, list_images(folder)[0]):
+        if image.mode.startswith(("I", "F")):
+            raise ValueError(f"{name} in {folder} has pixels of type {image.mode}; save it with 8 bits per channel")
+        images.append(np.asarray(image.convert("RGB")))
     if len(sizes := {f"{image.shape[1]}x{image.shape[0]}" for image in images}) > 1:
         raise ValueError(f"{folder} holds images of several sizes ({', '.join(sorted(sizes))}); a set needs one size")
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()

@@ -30,6 +30,7 @@ ATTENTION_NAMES = {
 }  # fmt: skip
 LAYOUTS = ("separate", "fused")  # of the attention in what is exported
 WRAPPERS = ("transformer_state_dict", "model")  # entries that hold a transformer's state dict beside other things
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # of weights, which all become float32
 ATTENTION = re.compile(r"(blocks\.\d+\.Attention)\.(\w+)\.(weight|bias)")
 
 State = dict[str, Tensor]
@@ -58,7 +59,18 @@ def unpickle(path: str | Path, prefix: str) -> State:
     if not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in entries):
         found = ", ".join(str(name) for name, _ in list(entries)[:6])
         raise ValueError(f"{path} must hold a state dict, bare or as transformer_state_dict or model; found {found}")
-    return {name.removeprefix(prefix): t for name, t in content.items() if name.startswith(prefix)} or content
+    state = {name.removeprefix(prefix): t for name, t in content.items() if name.startswith(prefix)} or content
+    check_weights(state, path)
+    return state
+
+
+def check_weights(state: State, path: str | Path) -> None:
+    """Refuse what is no weight: whole numbers, say, which would become floats in silence, and tensors without axes."""
+    for name, tensor in state.items():
+        plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
+        if not (plain and tensor.ndim and tensor.dtype in FLOATS):
+            found = f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
+            raise ValueError(f"{path} must hold plain floating-point tensors of at least one axis; {name} is {found}")
 
 
 def rename_attention(state: State, path: str | Path) -> State:
@@ -95,6 +107,8 @@ def lab_config(state: State, path: str | Path) -> TransformerConfig:
     except (KeyError, ValueError) as error:
         found = ", ".join(list(state)[:4]) or "nothing"
         raise ValueError(f"{path} holds no transformer of the lab's ({error}); it has {found}, ...") from error
+    if layers > len(state):
+        raise ValueError(f"{path} has only {len(state)} tensors for {layers} layers, as its blocks are numbered")
     config = TransformerConfig()
     if width % config.heads:
         raise ValueError(f"{path} has width {width}, which the lab's {config.heads} heads do not divide")

@@ -190,9 +190,10 @@ def load_classifier(path: Path | None = None) -> ToyFeatures:
     state, meta = checkpoint.load(path)
     if meta.get("kind") != "classifier":
         raise ValueError(f"{path} is not an attribute classifier but {meta.get('kind', 'something else')!r}")
-    model = ToyFeatures(**meta["shape"])
-    model.load_state_dict(state)
-    return model.eval()
+    shape = meta.get("shape")
+    if not isinstance(shape, dict) or shape.keys() != {"attributes", "features"}:
+        raise ValueError(f"{path} must say in its header what shape the classifier has: its attributes and features")
+    return checkpoint.fill(lambda: ToyFeatures(**shape), state, path)
 
 
 def get_features(config: Config, tokenizer: Tokenizer) -> Features:

@@ -227,6 +227,41 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, transformer, bad, as_
         load_transformer(tmp_path / "t")
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("as_pickle", [False, True])
+def test_weights_of_another_precision_become_float32(tmp_path, transformer, dtype, as_pickle):
+    state = {name: tensor.to(dtype) for name, tensor in transformer.state_dict().items()}
+    if as_pickle:
+        torch.save(state, tmp_path / "t")
+    else:
+        save(tmp_path / "t", state, {"TransformerConfig": vars(SMALL)})
+    for name, tensor in load_transformer(tmp_path / "t").state_dict().items():
+        assert tensor.dtype == torch.float32 and torch.equal(tensor, state[name].float())
+
+
+def test_a_loaded_network_is_on_the_cpu_can_learn_and_has_tensors_of_its_own(tmp_path, transformer, tokens):
+    state = dict(transformer.state_dict())
+    shared = state["LN.weight"]
+    state["LN.weight"] = state["LN.bias"] = shared  # one memory for two, as PyTorch's files may have it
+    torch.save(state, tmp_path / "t")
+    random = torch.get_rng_state()
+    loaded = load_transformer(tmp_path / "t")
+    assert torch.equal(torch.get_rng_state(), random), "reading draws nothing"
+    assert loaded.LN.weight.data_ptr() != loaded.LN.bias.data_ptr()
+    loaded(tokens).mean().backward()
+    assert all(p.device.type == "cpu" and p.requires_grad and p.is_contiguous() for p in loaded.parameters())
+
+
+def test_a_network_of_any_size_in_a_header_is_refused_before_it_takes_memory(tmp_path, transformer, monkeypatch):
+    """10**7 wide it would be 1.6 petabytes: nothing may be made of it but shapes."""
+    made = []
+    monkeypatch.setattr(torch.nn.Module, "to_empty", lambda self, **_: made.append(self))
+    save(tmp_path / "t", transformer.state_dict(), {"TransformerConfig": vars(SMALL) | {"width": 10**7}})
+    with pytest.raises(ValueError, match="does not fit BidirectionalTransformer: tensors .* of another shape"):
+        load_transformer(tmp_path / "t")
+    assert not made
+
+
 # --- pickles ----------------------------------------------------------------------------------------------------
 
 
@@ -284,6 +319,13 @@ def test_a_state_dict_of_another_network_is_refused(tmp_path):
     torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "model.pt")
     with pytest.raises(ValueError, match="no transformer of the lab's.*weight, bias"):
         load_transformer(tmp_path / "model.pt")
+
+
+def test_a_broken_file_is_refused_before_a_large_network_is_built(tmp_path, monkeypatch):
+    (tmp_path / "VQGAN.pt").write_bytes(b"PK\x03\x04" + bytes(99))
+    monkeypatch.setattr(checkpoint, "VQGAN", None)
+    with pytest.raises(ValueError, match="VQGAN.pt cannot be read"):
+        load_vqgan(tmp_path / "VQGAN.pt")
 
 
 # --- the lab's transformers -------------------------------------------------------------------------------------

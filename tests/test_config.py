@@ -1,6 +1,6 @@
 """Settings come from a profile and changes to it; what cannot be is refused with a sentence that names it."""
 
-from dataclasses import FrozenInstanceError, asdict, fields, is_dataclass
+from dataclasses import FrozenInstanceError, asdict, fields, is_dataclass, replace
 
 import pytest
 import torch
@@ -8,6 +8,7 @@ import torch
 from lab5 import config as config_module
 from lab5.config import PROFILES, Config, VQGANConfig, configure, data_folder, pretrained_folder
 
+NAN, INF = float("nan"), float("inf")
 SECTIONS = [f.name for f in fields(Config) if is_dataclass(getattr(PROFILES["quick"], f.name))]
 
 
@@ -79,9 +80,9 @@ def test_strings_of_a_command_line_become_values_of_the_settings_type(name, text
 
 
 def test_lists_become_tuples_so_that_settings_can_be_hashed():
-    config = configure("quick", device="cpu", **{"vqgan.encoder": [[8, 8], [16]], "stage1.betas": [0.9, 1]})
+    config = configure("quick", device="cpu", **{"vqgan.encoder": [[8, 8], [16]], "stage1.betas": [0.9, 0]})
     assert config.vqgan.encoder == ((8, 8), (16,))
-    assert config.stage1.betas == (0.9, 1.0) and type(config.stage1.betas[1]) is float
+    assert config.stage1.betas == (0.9, 0.0) and type(config.stage1.betas[1]) is float
     assert hash(config) != hash(PROFILES["quick"])
 
 
@@ -155,6 +156,61 @@ def test_a_value_of_another_type_is_refused_by_the_settings_name(name, value):
 def test_settings_that_contradict_each_other_are_refused_by_name(changes, named):
     with pytest.raises(ValueError, match=named):
         configure("quick", device="cpu", **changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "accepted", "refused"),
+    [
+        ("stage1.lr", (1e-12, 3.0), (0.0, -1e-3, NAN, INF)),
+        ("stage2.betas", ((0.0, 0.999),), ((0.9, 1.0), (-0.1, 0.9), (NAN, 0.9))),
+        ("classifier.ema", (0.0, 0.9999), (1.0, -0.1, NAN)),
+        ("transformer.dropout", (0.0, 0.9), (1.0, -0.1, NAN)),
+        ("transformer.attention_dropout", (0.0, 0.9), (1.0, -0.1, NAN)),
+        ("stage2.label_smoothing", (0.0, 0.9), (1.0, -0.1, NAN)),
+        ("stage2.warmup", (0, 9999), (-1,)),
+        ("stage1.clip", (0.0, 5.0), (-1.0, NAN)),
+        ("stage2.weight_decay", (0.0, 0.1), (-0.1, INF)),
+        ("decode.evidence", (0.0, 2.0), (-1.0, NAN)),
+        ("decode.temperature", (0.0, 2.0), (-1.0, NAN, INF)),
+        ("decode.temperature_end", (0.0, -1.0), ()),  # below 0 it stays as at the first step
+        ("decode.choice_temperature", (0.0, 9.0), (-1.0, NAN)),
+        ("decode.choice_temperature_end", (0.0, 9.0), (-1.0, NAN)),
+        ("data.train", (32, 10**6), (0, -5)),
+        ("data.val", (1,), (0,)),
+        ("data.test", (1,), (0,)),
+        ("threads", (0, 4), (-1,)),
+        ("seed", (0, 10**6), (-1,)),
+        ("study.seeds", (1,), (0,)),
+        ("study.images", (2,), (1, 0)),
+        ("study.steps", ((1,), (8, 1)), ((8, 0), (-1,), ())),
+        ("study.schedules", (("linear",),), ((),)),
+        ("vqgan.groups", (0, 16), (-16, 5, 32)),
+        ("vqgan.middle", ((64, 48),), ((), (0,))),
+        ("vqgan.encoder", (((16,), (8,)),), (((16,), (-8,)),)),
+    ],
+)
+def test_every_range_ends_where_it_should(name, accepted, refused):
+    for value in accepted:
+        assert value_of(configure("quick", device="cpu", **{name: value}), name) == value
+    for value in refused:
+        with pytest.raises(ValueError, match=rf"^{name} .*(must|needs)"):
+            configure("quick", device="cpu", **{name: value})
+
+
+def test_the_ranges_are_those_of_settings_that_exist():
+    known = {f"{section}.{f.name}" for section in SECTIONS for f in fields(getattr(PROFILES["quick"], section))}
+    known |= {name.rpartition(".")[2] for name in known} | {f.name for f in fields(Config)}
+    assert set().union(*(names for _, names in config_module.RANGES.values())) <= known
+
+
+def test_items_of_a_setting_that_is_empty_are_counts(monkeypatch):
+    """The items of a tuple have the type of its first; an empty one has none."""
+    quick = PROFILES["quick"]
+    empty = replace(quick, stage2=replace(quick.stage2, milestones=()))
+    monkeypatch.setitem(PROFILES, "quick", empty)
+    assert configure("quick", device="cpu", **{"stage2.milestones": "3,7"}).stage2.milestones == (3, 7)
+    with pytest.raises(ValueError, match="^stage2.milestones takes"):
+        configure("quick", device="cpu", **{"stage2.milestones": "soon"})
 
 
 def test_changes_are_judged_together_and_not_one_by_one():

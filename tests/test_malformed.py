@@ -32,7 +32,7 @@ from lab5.checkpoint import load_transformer, load_vqgan
 from lab5.config import TransformerConfig, VQGANConfig, configure
 from lab5.data import normalise, open_dataset, open_masked, token_mask
 from lab5.decoder import decode_steps
-from lab5.features import InceptionFeatures
+from lab5.features import InceptionFeatures, ToyFeatures
 from lab5.fid import feature_stats, frechet_distance, frechet_distance_from_stats, kid, with_spread
 from lab5.gamma import masked_count
 from lab5.pipeline import load_classifier
@@ -395,6 +395,23 @@ def tensor(name: str, value: torch.Tensor) -> Callable[[State, dict], None]:
     return lambda state, _: state.update({name: value})
 
 
+def our_vqgan_with(**changes: Any) -> Make:
+    return our_vqgan(lambda _, header: header["VQGANConfig"].update(changes))
+
+
+def our_classifier(change: Callable[[State, dict], Any]) -> Make:
+    """A classifier's file, after a change of its tensors or its header."""
+
+    def make(at: Path) -> Action:
+        state = dict(ToyFeatures({"fur": 3}, 4).state_dict())
+        header = {"kind": "classifier", "shape": {"attributes": {"fur": 3}, "features": 4}}
+        change(state, header)
+        checkpoint.save(at / "weights.safetensors", state, header)
+        return lambda: load_classifier(at / "weights.safetensors")
+
+    return make
+
+
 class Harmful:
     """What a pickle can do: call anything."""
 
@@ -462,6 +479,55 @@ CHECKPOINTS: list[tuple[str, Make, str]] = [
     ("a VQGAN without its codebook", our_vqgan(lambda state, _: state.pop("codebook.embedding.weight")), "1 missing"),
     ("a VQGAN of three levels", our_vqgan(lambda _, header: header["VQGANConfig"].update(encoder=((8,),) * 3)),
      "2 encoder and 3 decoder levels, not 3 and 3"),
+    ("whole numbers in our weights", our_transformer(tensor("bias", torch.zeros(256, 11, dtype=torch.int64))),
+     r"weights.safetensors must hold plain floating-point .*; bias is int64 of shape \(256, 11\)"),
+    ("complex numbers in our weights", our_transformer(tensor("bias", torch.zeros(256, 11, dtype=torch.complex64))),
+     "weights.safetensors must hold plain floating-point .*; bias is complex64"),
+    ("yes and no in the lab's weights", pickled(lab_state(bias=torch.zeros(256, 11, dtype=torch.bool))),
+     "weights.pt must hold plain floating-point .*; bias is bool"),
+    ("whole numbers in the lab's weights", pickled(lab_state(bias=torch.zeros(256, 11, dtype=torch.uint8))),
+     "weights.pt must hold plain floating-point .*; bias is uint8"),
+    ("complex numbers in the lab's VQGAN", pickled({"x": torch.zeros(2, dtype=torch.complex64)}, load_vqgan),
+     "weights.pt must hold plain floating-point .*; x is complex64"),
+    ("a tensor without memory", pickled(lab_state(bias=torch.zeros(256, 11, device="meta"))),
+     "weights.pt must hold .*; bias is"),
+    ("embeddings without an axis", pickled(lab_state(tok_emb__weight=torch.zeros(()))),
+     r"weights.pt must hold .* at least one axis; tok_emb.weight is float32 of shape \(\)"),
+    ("positions without an axis", pickled(lab_state(pos_emb=torch.zeros(()))), "weights.pt must hold .*; pos_emb is"),
+    ("a query without an axis", pickled(lab_state(**{QUERY.replace(".", "__"): torch.zeros(())})),
+     f"weights.pt must hold .*; {QUERY} is"),
+    ("doubles that float32 cannot hold", pickled(lab_state(bias=torch.full((256, 11), 1e300, dtype=torch.float64))),
+     "weights.pt holds NaN or infinity in 1 tensors, the first is bias"),
+    ("a block of a far number", pickled(lab_state(blocks__99999999__y=torch.zeros(2))),
+     "weights.pt has only 26 tensors for 100000000 layers"),
+    ("a width that is a word", config(width="wide"), "weights.safetensors has width = 'wide' in its TransformerConfig"),
+    ("a width of ten million", config(width=10**7), "weights.safetensors does not fit .* of another shape"),
+    ("a width beyond all memory", config(width=16 * 10**18), "weights.safetensors describes a network that cannot be"),
+    ("a width below zero", config(width=-32), "weights.safetensors has width = -32 in its TransformerConfig"),
+    ("a width that is a fraction", config(width=32.0), "weights.safetensors has width = 32.0 in its"),
+    ("a million layers", config(layers=10**6), "weights.safetensors has only 25 tensors for the 1000000 blocks"),
+    ("a dropout that is a word", config(attention_dropout="x"), "has attention_dropout = 'x' in its TransformerConfig"),
+    ("a dropout of NaN", config(dropout=float("nan")), "weights.safetensors has dropout = nan in its Trans"),
+    ("a dropout of 2", config(dropout=2), "weights.safetensors describes a network that cannot be built: dropout"),
+    ("a header nested too deeply", weights(safetensors.torch.save({"x": torch.zeros(2)}, {"a": "[" * 10**5})),
+     "weights.pt is truncated or is not one of our"),
+    ("a VQGAN whose groups are a word", our_vqgan_with(groups="x"), "weights.safetensors has groups = 'x' in its VQ"),
+    ("a VQGAN whose groups divide no width", our_vqgan_with(groups=5), "weights.safetensors describes a network that"),
+    ("a VQGAN without a middle", our_vqgan_with(middle=()), "weights.safetensors describes a network that cannot be"),
+    ("a VQGAN with a flat encoder", our_vqgan_with(encoder=(8, 8)), r"weights.safetensors has encoder = \(8, 8\) in"),
+    ("a VQGAN with a list for a width", our_vqgan_with(stem=[8]), r"weights.safetensors has stem = \(8,\) in its"),
+    ("a VQGAN of no codes", our_vqgan_with(codes=0), "weights.safetensors describes a network that cannot be built"),
+    ("a VQGAN of a hundred thousand blocks", our_vqgan_with(middle=(8,) * 10**5), "tensors for the 100005 blocks"),
+    ("a classifier without its shape", our_classifier(lambda _, header: header.pop("shape")),
+     "weights.safetensors must say in its header what shape the classifier has"),
+    ("a classifier whose shape is a word", our_classifier(lambda _, header: header.update(shape="round")),
+     "weights.safetensors must say in its header what shape"),
+    ("a classifier whose features are a word", our_classifier(lambda _, header: header["shape"].update(features="x")),
+     "weights.safetensors describes a network that cannot be built"),
+    ("a classifier with other tensors", our_classifier(tensor("mean", torch.zeros(9))),
+     r"weights.safetensors does not fit ToyFeatures: tensors 1 of another shape \(mean\)"),
+    ("a classifier without a tensor", our_classifier(lambda state, _: state.pop("scale")),
+     r"weights.safetensors does not fit ToyFeatures: tensors 1 missing \(scale\)"),
     ("no Inception weights", lambda at: lambda: InceptionFeatures(at / "inception.pth"), "no Inception weights at"),
     ("other weights for Inception", pickled(lab_state(), InceptionFeatures),
      "does not hold the weights of pytorch-fid's"),
@@ -502,6 +568,27 @@ SETTINGS: list[tuple[str, Make, str]] = [
     ("a training of no steps", settings(stage2__steps=0), "stage2.steps must be at least 1, not 0"),
     ("an empty batch", settings(stage1__batch=0), "stage1.batch must be at least 1, not 0"),
     ("batches that are never summed", settings(stage2__accumulate=0), "stage2.accumulate must be at least 1, not 0"),
+    ("a learning rate of 0", settings(stage1__lr="0"), "stage1.lr must be above 0 and finite, not 0.0"),
+    ("a learning rate of NaN", settings(stage2__lr="NaN"), "stage2.lr must be above 0 and finite, not nan"),
+    ("an infinite learning rate", settings(classifier__lr=float("inf")), "classifier.lr must be above 0 and finite"),
+    ("one beta", settings(stage1__betas="0.9"), r"stage1.betas must be two values, not \(0.9,\)"),
+    ("a beta of 1", settings(stage2__betas="0.9,1"), "stage2.betas must be at least 0 and below 1"),
+    ("averages that never move", settings(stage2__ema=1.0), "stage2.ema must be at least 0 and below 1, not 1.0"),
+    ("a dropout of all", settings(transformer__dropout=1), "transformer.dropout must be at least 0 and below 1"),
+    ("smoothing of all", settings(stage2__label_smoothing=1), "stage2.label_smoothing must be at least 0 and below 1"),
+    ("a warm-up below 0", settings(stage1__warmup=-1), "stage1.warmup must be at least 0 and finite, not -1"),
+    ("a decoding temperature below 0", settings(decode__temperature=-1), "decode.temperature must be at least 0"),
+    ("evidence below 0", settings(decode__evidence=-1), "decode.evidence must be at least 0 and finite, not -1.0"),
+    ("no validation images", settings(data__val=0), "data.val must be at least 1, not 0"),
+    ("threads below 0", settings(threads=-1), "threads must be at least 0 and finite, not -1"),
+    ("a seed below 0", settings(seed=-1), "seed must be at least 0 and finite, not -1"),
+    ("a study of no seeds", settings(study__seeds=0), "study.seeds must be at least 1, not 0"),
+    ("a study of one image", settings(study__images=1), "study.images must be at least 2, not 1"),
+    ("a study with 0 steps", settings(study__steps="4,0"), r"study.steps must be at least 1, not \(4, 0\)"),
+    ("a study without steps", settings(study__steps=[]), "study.steps needs at least one value"),
+    ("a study without schedules", settings(study__schedules=()), "study.schedules needs at least one value"),
+    ("groups that do not divide", settings(vqgan__groups=3), "vqgan.groups = 3 must divide every width .* not 8"),
+    ("milestones that are words", settings(stage2__milestones="soon"), "stage2.milestones takes values such as 1000"),
     ("a batch of more than all", settings(data__train=8), "batch = .* is more than the 8 images"),
 ]
 
@@ -578,6 +665,12 @@ COMMANDS: list[tuple[str, Make, str]] = [
     ("a set of text", command("fid", "a", "a", files={"a/x.txt": b"hello"}), "a holds no images"),
     ("a set with a broken image", command("fid", "a", "a", files={"a/x.png": b"hello"}),
      "x.png in a is not a readable"),
+    ("a set with a picture of 60000 x 60000", command("fid", "a", "a", files={"a/x.png": bomb(60_000)}),
+     "x.png in a is larger than the 80 million pixels"),
+    ("a set with an animation", command("fid", "a", "a", files={"a/x.png": moving("PNG")}),
+     "x.png in a is an animation of 2 frames"),
+    ("a set with a picture of 16 bits", command("fid", "a", "a", files={"a/x.png": SIXTEEN_BITS}),
+     "x.png in a has pixels of type I;16"),
     ("a set of several sizes", command("fid", "a", "a", files={"a/x.png": png(KNOWN), "a/y.png": png(KNOWN[:9])}),
      "a holds images of several sizes .64x64, 64x9."),
     ("a csv without a row", compared("gt.csv", HEADER), "gt.csv holds no images"),

@@ -279,7 +279,7 @@ def test_show_wants_a_text_alternative():
 
 def test_a_report_elsewhere_leaves_the_figures_of_the_repository_alone(write_notebook, tmp_path, monkeypatch):
     monkeypatch.delenv("LAB5_FIGURES_DIR")
-    draw = "from matplotlib.figure import Figure\nfrom lab5.results import show\nshow(Figure(), 'nothing', '01_a-cover')"
+    draw = "from matplotlib.figure import Figure\nfrom lab5.results import show\nshow(Figure(), 'dots', '01_a-cover')"
     notebooks = write_notebook("01_a", ("markdown", "# Is it?"), ("parameters", "profile = 'smoke'"), draw)
     out = tmp_path / "elsewhere"
     run_report("smoke", notebooks=notebooks, out=out)
