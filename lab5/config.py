@@ -65,9 +65,9 @@ PROFILES: dict[str, Config] = {
         vqgan=SMALL_VQGAN,
         transformer=SMALL_TRANSFORMER,
         stage1=Stage1Config(steps=450, batch=16, lr=1e-3, warmup=50, amp="off", ema=0.99),
-        stage2=Stage2Config(steps=300, batch=32, lr=1e-3, warmup=50, amp="off", ema=0.99),
+        stage2=Stage2Config(steps=220, batch=32, lr=1e-3, warmup=40, amp="off", ema=0.99),
         decode=INPAINTING,
-        study=StudyConfig(steps=(1, 4, 8), seeds=5, images=48),
+        study=StudyConfig(steps=(1, 4, 8), seeds=5, images=32),
     ),
     # How the committed weights were made, in about three hours on one core: `make pretrained` says in which two steps.
     "pretrained": Config(

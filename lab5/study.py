@@ -137,6 +137,7 @@ def baselines(
     return {
         "reconstruction": tokenizer.decode(tokenizer.encode(images)),
         "do_nothing": tokenizer.decode(tokenizer.encode(fill_holes(images, holes, "grey"))),
+        "grey_fill": fill_holes(images, holes, "grey"),
         "mean_colour": fill_holes(images, holes, "mean"),
         "telea": fill_holes(images, holes, "telea"),
         "navier_stokes": fill_holes(images, holes, "navier_stokes"),

@@ -167,7 +167,7 @@ def test_leaked_and_unseen_images_are_scored_apart_each_beside_its_baselines(dat
     assert list(groups) == list(dict.fromkeys(row[0] for row in rows))
     for group, n in (("all", "4"), ("leaked", "2"), ("unseen", "2")):
         assert [row[1] for row in groups[group]] == [
-            "this", "reconstruction", "do_nothing", "mean_colour", "telea", "navier_stokes"
+            "this", "reconstruction", "do_nothing", "grey_fill", "mean_colour", "telea", "navier_stokes"
         ]  # fmt: skip
         assert {row[-1] for row in groups[group]} == {n}
     floor = groups["all"][1]

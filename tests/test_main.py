@@ -362,9 +362,9 @@ def test_inpaint_writes_the_pictures_and_prints_them_beside_the_baselines(at_hom
         assert np.array_equal(read(path), picture.permute(1, 2, 0).numpy())
     out = capsys.readouterr().out
     assert pair.weights in out and "Frechet distance on toy-attribute features" in out
-    table = [line.split() for line in out.splitlines()[-7:]]
+    table = [line.split() for line in out.splitlines()[-8:]]
     assert table[0] == ["images", "method", *Scores._fields]
-    names = ["this", "reconstruction", "do_nothing", "mean_colour", "telea", "navier_stokes"]
+    names = ["this", "reconstruction", "do_nothing", "grey_fill", "mean_colour", "telea", "navier_stokes"]
     assert [line[1] for line in table[1:]] == names
     assert {line[0] for line in table[1:]} == {"all"} and {line[-1] for line in table[1:]} == {"5"}
 
