@@ -7,8 +7,9 @@ from torch.nn import functional as F
 from lab5.checkpoint import load_transformer, load_vqgan
 from lab5.config import configure, pretrained_folder
 from lab5.data import open_dataset
+from lab5.pasting import paste_known
 from lab5.pipeline import Pair, load_classifier
-from lab5.scores import Scorer, psnr_db
+from lab5.scores import Scorer, hole_psnr_db, psnr_db
 from lab5.study import decode_holes, inpaint_images
 from lab5.tokenizer import Tokenizer, fill_holes
 
@@ -37,6 +38,12 @@ def score(cats):
 @pytest.fixture(scope="module")
 def inpainted(cats, pair):
     return inpaint_images(pair, cats.test, cats.holes, configure("quick").decode, seed=0)
+
+
+@pytest.fixture(scope="module")
+def kept(cats, inpainted):
+    """With the known pixels of the image, as the classical inpainters keep them."""
+    return paste_known(inpainted, cats.test, cats.holes, "poisson")
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +90,21 @@ def test_the_score_grows_with_the_size_of_a_grey_hole(cats, score):
 
     values = [score(framed(width)) for width in (2, 6, 12, 20)]
     assert values == sorted(values) and values[0] > 0
+
+
+def test_the_pretrained_pair_is_at_most_half_as_far_from_the_truth_as_the_best_classical_inpainter(cats, score, kept):
+    classical = min(score(fill_holes(cats.test, cats.holes, name)) for name in ("telea", "navier_stokes"))
+    assert score(kept) <= classical / 2
+
+
+def test_the_pretrained_pair_comes_within_twice_the_reconstruction_floor(score, kept, reconstruction):
+    assert score(kept) <= 2 * score(reconstruction)
+
+
+def test_the_pretrained_pair_is_nearer_to_the_truth_in_the_hole_than_classical_inpainters(cats, inpainted):
+    ours = hole_psnr_db(inpainted, cats.test, cats.holes)
+    for name in ("telea", "navier_stokes"):
+        assert ours > 2 + hole_psnr_db(fill_holes(cats.test, cats.holes, name), cats.test, cats.holes)
 
 
 def test_cats_return_from_their_tokens_at_30_db(cats, reconstruction):
