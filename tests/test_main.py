@@ -260,7 +260,12 @@ def test_a_copy_that_fails_leaves_what_was_there(at_home, tmp_path, monkeypatch,
 
 def test_control_c_ends_a_real_process_with_one_line_and_130(own_folders):
     words = [sys.executable, "-m", "lab5", "train", *TINY, "--stage", "vqgan", "--set", "stage1.steps=100000"]
-    with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+
+    def heed():  # a shell that runs the tests in the background has told all its children to ignore it
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(words, cwd=ROOT, preexec_fn=heed, **pipes) as process:
         shown = ""
         while "loss=" not in shown:  # the training is running
             shown += process.stderr.read(1)
