@@ -6,6 +6,7 @@ replaced only by a complete successor. The lab's files are PyTorch pickles, whic
 It does not know how a model was trained or what it is used for.
 """
 
+import hashlib
 import io
 import json
 import os
@@ -79,6 +80,14 @@ def load(path: str | Path) -> tuple[State, dict[str, Any]]:
             return state, {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
     except (safetensors.SafetensorError, ValueError, RecursionError) as error:  # the last two are of the JSON
         raise ValueError(f"{path} is truncated or is not one of our safetensors files: {error}") from error
+
+
+def weights_hash(model: nn.Module) -> str:
+    """SHA-256 of all weights with their names, in hex."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def save_vqgan(path: str | Path, model: VQGAN, **meta: Any) -> None:

@@ -33,6 +33,7 @@ from lab5.pipeline import (
     get_features,
     given_vqgan,
     load_pair,
+    load_start,
     open_pair,
     train_classifier,
     train_transformer,
@@ -97,19 +98,7 @@ def _check_training(config: Config, stage: str, vqgan: Path | None) -> None:
         except ValueError as error:
             raise ValueError(f"stage2.masking: {error}") from error
         if config.stage2.start:
-            _check_start(config)
-
-
-def _check_start(config: Config) -> None:
-    """A transformer to begin with must be of the shape that is trained; it may know nothing of hints yet."""
-    theirs, ours = checkpoint.load_transformer(Path(config.stage2.start)).config, config.transformer
-    fixed = ["codes", "positions", "width", "layers", "heads", "hidden", "norm"] + ["hints"] * bool(theirs.hints)
-    differ = [
-        f"{name} = {getattr(theirs, name)}, not {getattr(ours, name)}"
-        for name in fixed if getattr(theirs, name) != getattr(ours, name)
-    ]  # fmt: skip
-    if differ:
-        raise ValueError(f"{config.stage2.start} is no transformer to begin with: it has {'; '.join(differ)}")
+            load_start(config)
 
 
 def count_train_images(config: Config) -> int:

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from lab5.checkpoint import weights_hash
 from lab5.config import Config, data_folder
 from lab5.features import InceptionFeatures, ToyFeatures
 from lab5.fid import feature_stats, frechet_distance, frechet_distance_from_stats, kid, with_spread
@@ -127,12 +128,8 @@ def _features(side: ImageSet, network: Network, batch: int | None, keep: bool) -
 
 
 def _weights_hash(network: Network) -> str:
-    if isinstance(network, InceptionFeatures):
-        return network.weights_hash
-    digest = hashlib.sha256()
-    for name, tensor in network.state_dict().items():
-        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    """Of Inception, that of its file."""
+    return network.weights_hash if isinstance(network, InceptionFeatures) else weights_hash(network)
 
 
 def _write_stats(path: Path, features: Float[Tensor, "n F"]) -> None:

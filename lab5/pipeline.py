@@ -8,6 +8,7 @@ It does not know how anything is trained, decoded or drawn.
 
 import dataclasses
 import hashlib
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,6 +85,7 @@ def train_transformer(config: Config, data: Dataset, tokenizer: Tokenizer) -> Tr
     if config.stage2.start:
         settings["start"] = _file_hash(Path(config.stage2.start))
     hinted = bool(config.transformer.hints)
+    held_out = cache(lambda: validation(tokenizer, data, hinted))  # looked at ten times in a training
 
     def objective() -> MVTMObjective:
         images, holes = torch.cat([data.train, data.train.flip(3)]), training_holes(config)
@@ -104,7 +106,7 @@ def train_transformer(config: Config, data: Dataset, tokenizer: Tokenizer) -> Tr
         load=checkpoint.load_transformer,
         seed=config.seed,
         device=config.device,
-        check=lambda model: {f"val_{k}": v for k, v in validate(model, *validation(tokenizer, data, hinted)).items()},
+        check=lambda model: {f"val_{k}": v for k, v in validate(model, *held_out()).items()},
     )
 
 
@@ -118,17 +120,23 @@ def _begin_transformer(config: Config) -> BidirectionalTransformer:
     """Random weights, or those of `stage2.start`, which may know nothing of hints yet."""
     model = BidirectionalTransformer(config.transformer)
     if config.stage2.start:
-        state = checkpoint.load_transformer(Path(config.stage2.start)).state_dict()
-        own = model.state_dict()
-        wrong = [name for name in own | state if name != "hint_emb.weight" and _shape(own, name) != _shape(state, name)]
-        if wrong:
-            raise ValueError(f"{config.stage2.start} does not fit transformer.*: {len(wrong)} tensors, as {wrong[0]}")
-        model.load_state_dict(own | state)
+        model.load_state_dict(model.state_dict() | load_start(config).state_dict())
     return model
 
 
-def _shape(state: dict[str, Tensor], name: str) -> tuple[int, ...] | None:
-    return tuple(state[name].shape) if name in state else None
+def load_start(config: Config) -> BidirectionalTransformer:
+    """The network of `stage2.start`. Raises ValueError where it is of another shape than the one to train."""
+    model = checkpoint.load_transformer(Path(config.stage2.start))
+    theirs, ours = model.config, config.transformer
+    fixed = ["codes", "positions", "width", "layers", "heads", "hidden", "norm"] + ["hints"] * bool(theirs.hints)
+    differ = [
+        f"{name} = {getattr(theirs, name)}, not {getattr(ours, name)}"
+        for name in fixed if getattr(theirs, name) != getattr(ours, name)
+    ]  # fmt: skip
+    if differ:
+        found = "; ".join(differ)
+        raise ValueError(f"{config.stage2.start} does not fit and is no transformer to begin with: it has {found}")
+    return model
 
 
 def validation(

@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
+from lab5.checkpoint import weights_hash
 from lab5.data import BLOCK, denormalise, normalise, token_mask
 from lab5.files import GREY
 from lab5.vqgan import VQGAN
@@ -80,10 +81,7 @@ class Tokenizer:
     @property
     def weights_hash(self) -> str:
         """The first 12 digits of the SHA-256 of all weights."""
-        digest = hashlib.sha256()
-        for name, tensor in self.vqgan.state_dict().items():
-            digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:12]
+        return weights_hash(self.vqgan)[:12]
 
     @torch.no_grad()
     def encode(self, images: UInt8[Tensor, "n 3 64 64"]) -> Int[Tensor, "n N"]:
