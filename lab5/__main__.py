@@ -1,12 +1,13 @@
 """The command line: `python -m lab5` with report, train, inpaint, fid, study, export, data and doctor.
 
 Results go to stdout, progress and complaints to stderr. Exit codes: 0 done, 1 a report that stopped or a doctor
-that misses something, 2 bad input, 130 interrupted.
+that misses something, 2 bad input, 130 interrupted (Ctrl-C), 143 terminated (SIGTERM).
 
 It brings the words together with what they start, and knows nothing of how that is done. Rooms are imported where they
 are used, so that --help answers at once, and doctor also where a package is missing.
 """
 
+import signal
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -22,13 +23,14 @@ def main(words: Sequence[str] | None = None) -> int:
     args = parser().parse_args(words)
     try:
         return COMMANDS[args.command](args) or 0
-    except KeyboardInterrupt:
-        return _complain("interrupted; given again, the command goes on from the last saved state of a training", 130)
+    except KeyboardInterrupt as stop:
+        code = 143 if stop.args == ("SIGTERM",) else 130
+        return _complain("interrupted; given again, the command goes on from the last saved state of a training", code)
     except ImportError as error:
         if args.debug:
             raise
         return _complain(f"{error}; python -m lab5 doctor says what is missing", 2)
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         if args.debug:
             raise
         return _complain(error, 2)
@@ -49,6 +51,8 @@ def _say(line: Exception | str) -> None:
 def _report(args: Namespace) -> int:
     from lab5.report import ReportError, run_report
 
+    if args.grid:
+        return _sweep(args)
     try:
         print(run_report(args.profile, only=args.only, parameters=_parameters(args), out=args.out))
     except ReportError as error:
@@ -56,6 +60,17 @@ def _report(args: Namespace) -> int:
             raise
         return _complain(error, 1)
     return 0
+
+
+def _sweep(args: Namespace) -> int:
+    from lab5.sweep import read_grid, run_sweep
+
+    grid = read_grid(args.grid)
+    overview, failed = run_sweep(
+        args.profile, grid, out=args.out, only=args.only, parameters=_parameters(args), jobs=args.jobs
+    )
+    print(overview)
+    return _complain("; ".join(failed), 1) if failed else 0
 
 
 def _parameters(args: Namespace) -> dict[str, str]:
@@ -76,7 +91,7 @@ def _train(args: Namespace) -> None:
         told.pop("data.train", None)  # it was the number of which --partial is a share
         config = _configure(args, told, lab)
     _translate(args, lab)
-    commands.train(config, args.stage, args.out, labflags.stage_one(args))
+    commands.train(config, args.stage, args.out, labflags.stage_one(args), args.log)
 
 
 def _inpaint(args: Namespace) -> None:
@@ -103,9 +118,9 @@ def _fid(args: Namespace) -> None:
 
 
 def _study(args: Namespace) -> None:
-    from lab5.commands import study
+    from lab5.studying import study
 
-    study(_configure(args, _told(args), {}), args.table, **_networks(args))
+    study(_configure(args, _told(args), {}), args.table, grid=args.grid, jobs=args.jobs, **_networks(args))
 
 
 def _export(args: Namespace) -> None:
@@ -123,7 +138,7 @@ def _data(args: Namespace) -> None:
 def _doctor(args: Namespace) -> int:
     from lab5.doctor import examine
 
-    return 0 if examine() else 1
+    return 0 if examine(args.data) else 1
 
 
 COMMANDS = {
@@ -194,5 +209,11 @@ def _networks(args: Namespace) -> dict[str, Any]:
     return {"weights": args.weights, "vqgan": labflags.stage_one(args), "transformer": args.transformer}
 
 
+def _terminate(*_: object) -> None:
+    """As Ctrl-C does, so that what is under way ends cleanly; without it SIGTERM ends Python at once."""
+    raise KeyboardInterrupt("SIGTERM")
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _terminate)
     sys.exit(main())

@@ -58,7 +58,8 @@ def parser() -> ArgumentParser:
     about = "Open a dataset, verify it, and say in a table what is in it."
     commands.add_parser("data", parents=[settings], help="what is in a dataset", description=about)
     about = "Say what this machine has and what is missing: one line each; exit code 1 if something needed is missing."
-    commands.add_parser("doctor", parents=[debug], help="what this machine has, and what is missing", description=about)
+    doctor = commands.add_parser("doctor", parents=[debug], help="what this machine has and lacks", description=about)
+    doctor.add_argument("--data", default="toycats", metavar="PATH", help="a dataset to look for (default: toycats)")
     return top
 
 
@@ -76,6 +77,15 @@ def _add_report(commands, parents: list) -> None:
     parser.add_argument(
         "--data", metavar="PATH",
         help="dataset for the notebooks; photographs are filled by networks trained on them (default: toycats)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--grid", nargs="+", metavar="NAME=VALUES",
+        help="a report for every combination, such as seed=0,1,2 schedule=cosine,linear, in folders within --out, "
+        "and a page that compares them (default: one report)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--jobs", type=int, default=0, metavar="N",
+        help="reports of a grid at once (default: one for each two cores, one alone on a GPU)",
     )  # fmt: skip
     out = ROOT / "report"
     parser.add_argument("--out", type=Path, default=out, metavar="FOLDER", help=f"where to write (default: {out})")
@@ -95,6 +105,11 @@ def _add_train(commands, parents: list) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="FOLDER",
         help="copy the finished networks there, with training.json beside them (default: they stay in data/runs)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--log", type=Path, metavar="FOLDER",
+        help="also write losses and learning rates there, for TensorBoard, or Weights & Biases offline, to show; "
+        "needs the package tensorboard (default: none)",
     )  # fmt: skip
     lab = _Lab(parser)
     lab.add("--train_d_path", Path, "FOLDER", "= --data: the folder that holds this one and that of --val_d_path")
@@ -192,20 +207,33 @@ def _add_fid(commands, parents: list) -> None:
     lab = _Lab(parser)
     lab.add("--predicted-path", str, "FOLDER", "= FIRST")
     lab.add("--gtcsv-path", str, "FILE", "= SECOND, a .csv or any other set")
-    lab.add("--batch-size", int, "B", "images at a time, 50; it does not change the result")
+    lab.add("--batch-size", int, "B", "images at a time, 16; it does not change the result")
     lab.add("--device", str, "NAME", "= device, such as cpu or cuda:0")
     lab.add("--dims", int, "F", "2048, the features that define FID; others are refused")
     lab.add_needless("--num-workers", "--num_workers")
 
 
 def _add_study(commands, parents: list) -> None:
-    about = "Decode with every schedule, T and seed, and print mean and SD over seeds for every T and stop t."
-    parser = commands.add_parser("study", parents=parents, help="compare mask schedules", description=about)
-    parser.add_argument("--seeds", type=int, metavar="N", help="decodings of each plan (default: as the profile)")
-    table = data_folder() / "runs" / "study.csv"
+    about = (
+        "Decode test images in many ways with several seeds, score every result, and print what each way is worth, "
+        "with its interval, and what that says to the claims of five reports. Finished decodings are kept."
+    )
+    parser = commands.add_parser("study", parents=parents, help="compare ways of decoding", description=about)
     parser.add_argument(
-        "--table", type=Path, default=table, metavar="FILE",
-        help=f"a CSV file that keeps the rows; what is in it is not computed again (default: {table})",
+        "--grid", choices=("quick", "wide"), default="quick",
+        help="quick: schedules, T and every t; wide: also samplers, orders, temperatures, what is done around the "
+        "hole, recipes and trainings, which takes up to an hour in the quick profile (default: quick)",
+    )  # fmt: skip
+    parser.add_argument("--seeds", type=int, metavar="N", help="decodings of each plan (default: as the profile)")
+    parser.add_argument(
+        "--jobs", type=int, default=1, metavar="N",
+        help="processes that share the work, and the threads (default: 1)",
+    )  # fmt: skip
+    table = data_folder() / "runs" / "study-GRID.csv"
+    parser.add_argument(
+        "--table", type=Path, metavar="FILE",
+        help="the rows as a CSV file; with FILE = x.csv there are also x-effects.csv and x-claims.csv "
+        f"(default: {table})",
     )  # fmt: skip
 
 

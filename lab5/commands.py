@@ -1,10 +1,10 @@
-"""What the command line does: train, study, data and export, from settings to files and lines of text.
+"""What the command line does: train, data and export, from settings to files and lines of text.
 
 Results are printed on stdout, progress on stderr. Files appear whole or not at all. Bad input raises ValueError
 or FileNotFoundError, with one sentence, before anything is computed where that is possible.
 
 It knows no arguments, and computes nothing itself: each command is a few calls of the rooms below. The commands
-inpaint and fid have rooms of their own.
+inpaint, study and fid have rooms of their own.
 """
 
 import dataclasses
@@ -30,7 +30,6 @@ from lab5.outputs import print_table
 from lab5.pipeline import (
     Pair,
     get_dataset,
-    get_features,
     given_vqgan,
     load_pair,
     load_start,
@@ -40,22 +39,22 @@ from lab5.pipeline import (
     train_vqgan,
     validation,
 )
-from lab5.scores import Scorer
-from lab5.study import len_study, run_study, summary
 from lab5.tokenizer import Tokenizer, reconstruction_psnr_db
 from lab5.toycats import render
-from lab5.trainer import learning_rate
+from lab5.trainer import learning_rate, logged
 from lab5.training import Given, Training
 
 # --- train ------------------------------------------------------------------------------------------------------------
 
 
-def train(config: Config, stage: str, out: Path | None, vqgan: Path | None = None) -> None:
+def train(
+    config: Config, stage: str, out: Path | None, vqgan: Path | None = None, log: Path | None = None
+) -> None:
     """Train the "vqgan", with it the "transformer" or the "classifier", or "all"; or find them trained.
 
     A `vqgan` that is given takes the place of the one that would be trained. Each is measured on images it has not
-    seen. With `out` the files are copied there at the end, all together. For photographs "all" goes without the
-    classifier, which reads toy cats.
+    seen. With `out` the files are copied there at the end, all together; `log` is as in `watched`. For photographs
+    "all" goes without the classifier, which reads toy cats.
     """
     _check_training(config, stage, vqgan)
     given = None if vqgan is None else given_vqgan(config, vqgan)
@@ -63,17 +62,17 @@ def train(config: Config, stage: str, out: Path | None, vqgan: Path | None = Non
         out.mkdir(parents=True, exist_ok=True)  # complain now, not after the training
         _read_entries(out)
     data = get_dataset(config)
-    trained = [watched(train_vqgan(config, data)) if given is None else given]
+    trained = [watched(train_vqgan(config, data), log) if given is None else given]
     tokenizer = Tokenizer(trained[0].model)
     psnr = reconstruction_psnr_db(tokenizer.vqgan, data.val)
     quality: dict[str, dict[str, float]] = {"vqgan": {"val_psnr_db": psnr, "n": len(data.val)}}
     if stage in ("transformer", "all"):
-        trained.append(watched(train_transformer(config, data, tokenizer)))
+        trained.append(watched(train_transformer(config, data, tokenizer), log))
         tokens, *rest = validation(tokenizer, data, bool(config.transformer.hints))
         found = validate(trained[-1].model, tokens, *rest)
         quality["transformer"] = {f"val_{name}": value for name, value in found.items()} | {"n": len(tokens)}
     if stage == "classifier" or stage == "all" and data.name == "toycats":
-        trained.append(watched(train_classifier(config, tokenizer)))
+        trained.append(watched(train_classifier(config, tokenizer), log))
         quality["classifier"] = attribute_accuracy(trained[-1].model)
     for training in trained:
         print(f"{training.name}: {training.file}")
@@ -106,13 +105,14 @@ def count_train_images(config: Config) -> int:
     return len(get_dataset(config).train)
 
 
-def watched(training: Training | Given) -> Training | Given:
-    """Train behind a progress bar, or say that there was nothing to train."""
+def watched(training: Training | Given, log: Path | None = None) -> Training | Given:
+    """Train behind a progress bar, or say that there was nothing to train; `log` is a folder for TensorBoard."""
     if training.reused:
         print(f"{training.name}: reused, trained before with the same settings", file=sys.stderr)
         return training.run()
+    steps = training if log is None else logged(training, log / training.name)
     with tqdm(total=len(training), desc=training.name, unit="step", mininterval=1) as bar:
-        for step in training:
+        for step in steps:
             if bar.n == 0:
                 bar.initial = bar.n = step.step - 1  # a run that was cut short begins further on
             bar.set_postfix(loss=f"{step.loss:.4f}", lr=f"{step.lr:.1e}", refresh=False)
@@ -183,33 +183,6 @@ def choose_pair(config: Config, data: Dataset, weights: str, vqgan: Path | None,
         tokenizer = Tokenizer(watched(train_vqgan(config, data)).model)
         watched(train_transformer(config, data, tokenizer))
     return open_pair(config, data, weights)
-
-
-# --- study ------------------------------------------------------------------------------------------------------
-
-
-def study(config: Config, table: Path, *, weights: str, vqgan: Path | None, transformer: Path | None) -> None:
-    """Run the study of `config`, rows kept in `table`; print mean and SD over seeds for every schedule, T and t."""
-    data = get_dataset(config)
-    pair = choose_pair(config, data, weights, vqgan, transformer)
-    scorer = Scorer(data, get_features(config, pair.tokenizer), config.study.images, tokenizer=pair.tokenizer)
-    decodings = run_study(pair, scorer, config.study, config.decode, table=table)
-    rows = [row for part in tqdm(decodings, total=len_study(config.study), desc="decodings") for row in part]
-    print(f"score: {scorer.score_name}, lower is better; mean ± SD over seeds")
-    print(
-        f"n = {len(scorer.truth)}, seeds {config.study.seeds}, weights {pair.weights}, profile {config.profile}, "
-        f"device {config.device}"
-    )
-    lines = []
-    for line in summary(rows, ("schedule", "steps", "stop_at")):
-        values = {name: _with_sd(line, name) for name in ("score", "hole_psnr_db")}
-        lines.append({"schedule": line["schedule"], "T": line["steps"], "t": line["stop_at"]} | values)
-    print_table(lines)
-
-
-def _with_sd(line: dict[str, Any], column: str) -> str:
-    mean = f"{line[f'{column}_mean']:.3f}"
-    return f"{mean} ± {line[f'{column}_sd']:.3f}" if line["seeds"] > 1 else mean
 
 
 # --- data and export --------------------------------------------------------------------------------------------

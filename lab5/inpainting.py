@@ -22,13 +22,13 @@ from lab5.commands import choose_pair
 from lab5.config import Config, DecodeConfig
 from lab5.data import Dataset, open_masked
 from lab5.decoder import DecodeStep
+from lab5.filling import baselines, decode_holes, to_pictures
 from lab5.gamma import SCHEDULES
 from lab5.outputs import Picture, draw_masks, draw_steps, existing, print_table, to_image, write_pictures
 from lab5.pasting import PASTES, paste_known
 from lab5.pipeline import Pair, get_dataset, get_features
 from lab5.samplers import CODES, ORDERS
 from lab5.scores import Scorer
-from lab5.study import baselines, decode_holes, to_pictures
 from lab5.tokenizer import FILLS
 from lab5.toycats import random_holes
 

@@ -56,6 +56,7 @@ def train_vqgan(config: Config, data: Dataset) -> Training | Given:
         seed=config.seed,
         device=config.device,
         check=lambda model: {"val_psnr_db": reconstruction_psnr_db(model, data.val[:128])},
+        best_by="val_psnr_db",
     )
 
 
@@ -107,6 +108,7 @@ def train_transformer(config: Config, data: Dataset, tokenizer: Tokenizer) -> Tr
         seed=config.seed,
         device=config.device,
         check=lambda model: {f"val_{k}": v for k, v in validate(model, *held_out()).items()},
+        best_by="-val_loss",
     )
 
 
@@ -213,8 +215,8 @@ def get_features(config: Config, tokenizer: Tokenizer) -> Features:
         return load_classifier().to(config.device)
     try:
         return InceptionFeatures().to(config.device)
-    except FileNotFoundError as error:
-        print(f"Scoring with the VQGAN's encoder, which is not FID: {error}")
+    except FileNotFoundError:
+        print("Scored on features of the VQGAN's encoder, which is not FID: LAB5_INCEPTION_WEIGHTS names no file here.")
         return EncoderFeatures(tokenizer.vqgan)
 
 
@@ -238,7 +240,7 @@ def open_pair(config: Config, data: Dataset, weights: str = "pretrained") -> Pai
         return load_pair(config, folder / "vqgan.safetensors", folder / "transformer.safetensors", weights)
     if weights == "trained":
         tokenizer = Tokenizer(train_vqgan(config, data).run().model)
-        return _pair(tokenizer, train_transformer(config, data, tokenizer).run().model, weights)
+        return make_pair(tokenizer, train_transformer(config, data, tokenizer).run().model, weights)
     raise ValueError(f"weights must be 'pretrained' or 'trained', not {weights!r}")
 
 
@@ -257,7 +259,7 @@ def load_pair(config: Config, vqgan: Path, transformer: Path, name: str) -> Pair
         raise ValueError(
             f"{transformer} was trained on tokens of a VQGAN {trained_on}, but {vqgan} is {tokenizer.weights_hash}"
         )
-    return _pair(tokenizer, model, name)
+    return make_pair(tokenizer, model, name)
 
 
 def _tokenizer_of(transformer: Path) -> str | None:
@@ -268,7 +270,8 @@ def _tokenizer_of(transformer: Path) -> str | None:
         return None
 
 
-def _pair(tokenizer: Tokenizer, transformer: BidirectionalTransformer, name: str) -> Pair:
+def make_pair(tokenizer: Tokenizer, transformer: BidirectionalTransformer, name: str) -> Pair:
+    """The two networks, called `name` and a hash of both."""
     both = tokenizer.weights_hash + _weights_hash(transformer)
     return Pair(tokenizer, transformer, f"{name} {hashlib.sha256(both.encode()).hexdigest()[:12]}")
 

@@ -118,7 +118,7 @@ RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _RECIPES}
 
 def apply(config: Config, name: str) -> Config:
     """`config` with a recipe's settings. Raises ValueError for an unknown recipe, and as `configure` does."""
-    return configure(config.profile, **(_flat(config) | changes(config, name)))
+    return configure(config.profile, **(all_settings(config) | changes(config, name)))
 
 
 def changes(config: Config, name: str) -> dict[str, Any]:
@@ -150,7 +150,7 @@ def changes(config: Config, name: str) -> dict[str, Any]:
     return found | dict(recipe.more)
 
 
-def _flat(config: Config) -> dict[str, Any]:
+def all_settings(config: Config) -> dict[str, Any]:
     """Every setting under the name that `configure` knows it by."""
     found: dict[str, Any] = {}
     for section in fields(config):

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from lab5.data import Dataset, token_mask
 from lab5.features import Features
 from lab5.fid import frechet_distance, kid
+from lab5.resampling import Outcome
+from lab5.surroundings import across_edge
 
 
 @runtime_checkable
@@ -34,6 +36,7 @@ class Scores(NamedTuple):
     kid: float  # of pairs: 0 for the truth itself
     hole_psnr_db: float
     ssim: float  # around the missing pixels, see `hole_ssim`
+    seam: float  # contrast across the edges of the holes beside the truth's, see `surroundings.seam`
     token_accuracy: float | None  # of tokens that the hole hides; None without a tokenizer
     attribute_accuracy: float | None  # of attributes that the hole hides; None for photographs
     n: int
@@ -50,7 +53,16 @@ def hole_psnr_db(
     Without any error it is 138 dB, a number where infinity would be none.
     """
     _need_holes(holes, "hole PSNR")
-    error = (images.double() - truth.double()).square().sum(1)[holes].mean() / 3
+    return _decibels(_errors(images, truth, holes), holes.sum((1, 2)))
+
+
+def _errors(images: Tensor, truth: Tensor, holes: Tensor) -> Float[Tensor, " n"]:
+    """Of each image, the squared errors of the missing pixels, summed over these, and the mean of the colours."""
+    return ((images.double() - truth.double()).square().mean(1) * holes).sum((1, 2))
+
+
+def _decibels(errors: Float[Tensor, " n"], missing: Int[Tensor, " n"]) -> float:
+    error = errors.sum() / missing.sum()
     return float(10 * torch.log10(255**2 / error.clamp(min=1e-9)))
 
 
@@ -67,8 +79,15 @@ def hole_ssim(
     The windows of pixels near the edge of the hole reach 5 pixels out of it, so that a visible seam costs something.
     """
     _need_holes(holes, "hole SSIM")
+    missing = holes.sum((1, 2))
+    return float((_ssims(images, truth, holes) * missing).sum() / missing.sum())
+
+
+def _ssims(images: Tensor, truth: Tensor, holes: Tensor) -> Float[Tensor, " n"]:
+    """Of each image, the mean over its missing pixels; 0 where none are missing."""
     parts = zip(images.split(64), truth.split(64), holes.split(64), strict=True)
-    return float(torch.cat([ssim_map(image, true)[hole] for image, true, hole in parts]).double().mean())
+    sums = torch.cat([(ssim_map(image, true) * hole).double().sum((1, 2)) for image, true, hole in parts])
+    return sums / holes.sum((1, 2)).clamp(min=1)
 
 
 def ssim_map(images: UInt8[Tensor, "n 3 H W"], truth: UInt8[Tensor, "n 3 H W"]) -> Float[Tensor, "n H W"]:
@@ -126,6 +145,7 @@ class Scorer:
         self.reference = network.features(self.truth.float() / 255)
         self.tokenizer = tokenizer
         self.tokens = None if tokenizer is None else tokenizer.encode(self.truth)
+        self.natural = across_edge(self.truth, self.holes)
         self.data = f"{dataset.name} {_digest(self.truth, self.holes, network)}"
 
     @property
@@ -144,53 +164,76 @@ class Scorer:
         return everyone | {name: members for name, members in apart.items() if both and members.sum() > 1}
 
     def __call__(self, pictures: UInt8[Tensor, "n 3 64 64"]) -> Scores:
-        return self._score(pictures, {"all": torch.ones_like(self.leaked)})["all"]
+        return self.scores(self.outcome(pictures))
 
     def by_group(self, pictures: UInt8[Tensor, "n 3 64 64"]) -> dict[str, Scores]:
         """A row for each of `groups`, against the truth of its own images.
 
         The Fréchet distance grows as n falls, so that it cannot be compared across groups; the other columns can.
         """
-        return self._score(pictures, self.groups)
+        outcome = self.outcome(pictures)
+        return {name: self.scores(outcome, members) for name, members in self.groups.items()}
 
-    def _score(self, pictures: Tensor, groups: dict[str, Tensor]) -> dict[str, Scores]:
+    def outcome(self, pictures: UInt8[Tensor, "n 3 64 64"], tokens: Int[Tensor, "n _"] | None = None) -> Outcome:
+        """What there is to know of each picture by itself; `tokens` are those it was decoded from, to be kept."""
         if pictures.shape != self.truth.shape:
             raise ValueError(f"expected {tuple(self.truth.shape)} pictures to score, found {tuple(pictures.shape)}")
+        error, ssim = _errors(pictures, self.truth, self.holes), _ssims(pictures, self.truth, self.holes)
         images = pictures.float() / 255
-        features = self.network.features(images)
-        right_tokens, right_attributes = self._tokens(pictures), self._attributes(images)
-        rows = {}
-        for name, members in groups.items():
-            three = pictures[members], self.truth[members], self.holes[members]
-            rows[name] = Scores(
-                score=frechet_distance(features[members], self.reference[members]),
-                kid=kid(features[members], self.reference[members], paired=True),
-                hole_psnr_db=hole_psnr_db(*three),
-                ssim=hole_ssim(*three),
-                token_accuracy=_share(right_tokens, members),
-                attribute_accuracy=_share(right_attributes, members),
-                n=len(three[0]),
-            )
-        return rows
+        right, hidden = self._tokens(pictures)
+        read, asked = self._attributes(images)
+        return Outcome(
+            features=self.network.features(images).float(),
+            error=error,
+            missing=self.holes.sum((1, 2)),
+            ssim=ssim,
+            right=right,
+            hidden=hidden,
+            tokens=torch.empty(len(pictures), 0, dtype=torch.int16) if tokens is None else tokens.cpu().short(),
+            edge=across_edge(pictures, self.holes),
+            natural=self.natural,
+            read=read,
+            asked=asked,
+        )
 
-    def _tokens(self, pictures: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Which tokens are the truth's, and which are hidden."""
+    def scores(self, outcome: Outcome, members: Bool[Tensor, " n"] | None = None) -> Scores:
+        """The numbers of all pictures together, or of those that are `members`."""
+        members = torch.ones_like(self.leaked) if members is None else members
+        ours = Outcome(*(value[members] for value in outcome))
+        features, reference = ours.features, self.reference[members]
+        return Scores(
+            score=frechet_distance(features, reference),
+            kid=kid(features, reference, paired=True),
+            hole_psnr_db=_decibels(ours.error, ours.missing),
+            ssim=float((ours.ssim * ours.missing).sum() / ours.missing.sum()),
+            seam=float(ours.edge.sum() / ours.natural.sum()) if ours.natural.any() else 1.0,
+            token_accuracy=_share(ours.right, ours.hidden),
+            attribute_accuracy=_share(ours.read, ours.asked),
+            n=len(features),
+        )
+
+    def _tokens(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """Of each picture, how many hidden tokens are the truth's, and how many are hidden."""
+        nothing = torch.zeros(len(pictures), dtype=torch.long)
         if self.tokenizer is None:
-            return []
-        return [(self.tokenizer.encode(pictures) == self.tokens, token_mask(self.holes))]
+            return nothing, nothing
+        hidden = token_mask(self.holes)
+        return ((self.tokenizer.encode(pictures) == self.tokens) & hidden).sum(1), hidden.sum(1)
 
-    def _attributes(self, images: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """In which images an attribute is read rightly, and in which it is hidden, for each attribute."""
+    def _attributes(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Of each picture, how many hidden attributes are read rightly, and how many are hidden."""
+        right = torch.zeros(len(images), dtype=torch.long)
         if not self.hidden or self.read is None:
-            return []
+            return right, right
         read = self.read(images)
-        return [(read[name] == self.labels[name], hidden) for name, hidden in self.hidden.items()]
+        for name, hidden in self.hidden.items():
+            right = right + ((read[name] == self.labels[name]) & hidden)
+        return right, torch.stack(list(self.hidden.values())).sum(0)
 
 
-def _share(right_and_hidden: list[tuple[Tensor, Tensor]], members: Tensor) -> float | None:
-    """The share that is right of what is hidden in these images; None where nothing is."""
-    found = [right[members][hidden[members]] for right, hidden in right_and_hidden]
-    return float(torch.cat(found).double().mean()) if sum(map(len, found)) else None
+def _share(right: Int[Tensor, " n"], asked: Int[Tensor, " n"]) -> float | None:
+    """The share that is right of what is asked for in these pictures; None where nothing is."""
+    return int(right.sum()) / int(asked.sum()) if asked.any() else None
 
 
 def _digest(truth: Tensor, holes: Tensor, network: Features) -> str:

@@ -1,223 +1,243 @@
 """Which schedule, how many steps, where to stop: decodings of test images, scored, as one tidy table.
 
-One decoding in T steps gives the T results of stopping after t = 1..T, because a state's proposals are what a
-decoding stopped there would return: all sweet spots of a plan cost one decoding. Rows already in the table on
-disk are not computed again.
+A study is a list of plans, each decoded with every seed. One decoding in T steps gives the T results of stopping
+after t = 1..T, because a state's proposals are what a decoding stopped there would return: all sweet spots of a plan
+cost one decoding. Each finished decoding is a file of its own, so a study that is stopped, or killed, goes on from
+there, and several processes can share the work.
 
 It knows no plot, and does not say which schedule is best.
 """
 
+import ast
 import csv
-import os
+import hashlib
+import io
+import json
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
-from functools import partial
+from functools import cache
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Int, UInt8
-from torch import Tensor
 
-from lab5.config import DecodeConfig, StudyConfig
-from lab5.data import token_mask
-from lab5.decoder import DecodeStep, decode_steps
-from lab5.gamma import SCHEDULES
-from lab5.pasting import paste_known
+from lab5 import checkpoint
+from lab5.config import ROOT, DecodeConfig, data_folder
+from lab5.durable import write
+from lab5.filling import decode_holes, to_pictures
 from lab5.pipeline import Pair
+from lab5.resampling import Outcome
 from lab5.scores import Scorer, Scores
-from lab5.tokenizer import Tokenizer, fill_holes
+from lab5.workers import spread
 
 Row = dict[str, Any]
 SETTINGS = tuple(field.name for field in fields(DecodeConfig) if field.name not in ("stop_at", "batch"))
-KEY = (*SETTINGS, "seed", "n", "weights", "data", "score_name")
-COLUMNS = (*KEY, "device", "stop_at", "seconds", *(name for name in Scores._fields if name != "n"))
+KEY = ("network", *SETTINGS, "seed", "n", "weights", "data", "score_name", "code", "device")
+COLUMNS = (*KEY, "stop_at", "seconds", *(name for name in Scores._fields if name != "n"))
+GIVEN = "given"  # the network that a study is run with, beside which it may train others
+
+# What a decoding and its scores are computed by. A change of these sources, comments apart, makes other results.
+SOURCES = (
+    "gamma attention transformer codebook vqgan toycats painter data fid features pasting tokenizer surroundings "
+    "samplers budgets remasking decoder scores filling"
+).split()
 
 
-def decode_holes(
-    pair: Pair, images: UInt8[Tensor, "n 3 64 64"], holes: Bool[Tensor, "n 64 64"], decode: DecodeConfig, seed: int
-) -> Iterator[DecodeStep]:
-    """The T + 1 states of filling the holes; `pair.tokenizer.decode(state.filled)` is the picture from step 1 on.
+class Plan(NamedTuple):
+    """One way of decoding. Its own `stop_at` is not looked at: `stops` says after which t the result is scored."""
 
-    Each image has a generator of its own, from (seed, its number): its noise is the same in any batch and under
-    any schedule.
-    """
-    if decode.batch < 1:
-        raise ValueError(f"decode.batch must be at least 1, not {decode.batch}")
-    generators = [torch.Generator().manual_seed(seed * 1_000_003 + i) for i in range(len(images))]
-    decodings = []
-    for start in range(0, len(images), decode.batch):
-        part = slice(start, start + decode.batch)
-        decodings.append(_decode_batch(pair, images[part], holes[part], decode, generators[part]))
-    # All batches take the same steps, so their states are one state: a batch at a time stays in the cache.
-    for states in zip(*decodings, strict=True):
-        _, *tensors = zip(*states, strict=True)
-        yield DecodeStep(states[0].step, *(torch.cat(parts) for parts in tensors))
+    decode: DecodeConfig
+    stops: tuple[int, ...] = ()  # () = at the end alone
+    network: str = GIVEN
+    seeds: int | None = None  # fewer seeds than the study's
+
+    def scored(self) -> tuple[int, ...]:
+        """The t of its rows; a decoding goes no further than the last of them."""
+        return tuple(sorted(set(self.stops))) or (self.decode.steps + self.decode.rounds,)
 
 
-def _decode_batch(
-    pair: Pair, images: Tensor, holes: Tensor, decode: DecodeConfig, generators: list[torch.Generator]
-) -> Iterator[DecodeStep]:
-    tokens, unknown = pair.tokenizer.encode_holed(images, holes, decode.fill)
-    device = next(pair.transformer.parameters()).device
-    prior = None
-    if decode.evidence:
-        prior = pair.tokenizer.evidence(images, holes, decode.fill, decode.evidence).to(device)
-    model = pair.transformer
-    if decode.hints and model.config.hints:
-        model = partial(model, hints=pair.tokenizer.hints(images, holes, decode.fill).to(device))
-    return decode_steps(
-        model,
-        tokens.to(device),
-        unknown.to(device),
-        schedule=decode.schedule,
-        steps=decode.steps,
-        stop_at=decode.stop_at or None,
-        codes=decode.codes,
-        order=decode.order,
-        temperature=decode.temperature,
-        choice_temperature=decode.choice_temperature,
-        temperature_end=decode.temperature_end if decode.temperature_end >= 0 else None,
-        choice_temperature_end=decode.choice_temperature_end,
-        rounding=decode.rounding,
-        count_base=decode.count_base,
-        budget=decode.budget,
-        limit=decode.limit,
-        remask=decode.remask,
-        rounds=decode.rounds,
-        redo=decode.redo,
-        prior=prior,
-        mask_id=pair.transformer.mask_id,
-        generator=generators,
-    )
+class Point(NamedTuple):
+    """What a row is about: a plan and one of its stops."""
+
+    decode: DecodeConfig
+    stop: int
+    network: str = GIVEN
 
 
-def inpaint_images(
-    pair: Pair, images: UInt8[Tensor, "n 3 64 64"], holes: Bool[Tensor, "n 64 64"], decode: DecodeConfig, seed: int
-) -> UInt8[Tensor, "n 3 64 64"]:
-    """The pictures at the end of `decode_holes`."""
-    for state in decode_holes(pair, images, holes, decode, seed):
-        filled = state.filled
-    return to_pictures(pair.tokenizer, filled, images, holes, decode)
+class Result(NamedTuple):
+    """A plan decoded with one seed: a row and an outcome for each of its stops."""
 
-
-def to_pictures(
-    tokenizer: Tokenizer,
-    filled: Int[Tensor, "n N"],
-    images: UInt8[Tensor, "n 3 64 64"],
-    holes: Bool[Tensor, "n 64 64"],
-    decode: DecodeConfig,
-) -> UInt8[Tensor, "n 3 64 64"]:
-    """The pictures of decoded tokens, after `decode.passes` passes.
-
-    A second pass puts the picture of the first into the hole, without a seam, and encodes that: the unknown tokens are
-    then taken from an image whose visible pixels are true to the last one. Known tokens stay. What is returned is the
-    decoder's own picture unless `decode.paste` says otherwise.
-    """
-    filled = filled.cpu()
-    pictures = tokenizer.decode(filled)
-    for _ in range(decode.passes - 1):
-        together = paste_known(pictures, images, holes, "poisson")
-        filled = torch.where(token_mask(holes), tokenizer.encode(together), filled)
-        pictures = tokenizer.decode(filled)
-    return paste_known(pictures, images, holes, decode.paste)
-
-
-def baselines(
-    images: UInt8[Tensor, "n 3 64 64"], holes: Bool[Tensor, "n 64 64"], tokenizer: Tokenizer
-) -> dict[str, UInt8[Tensor, "n 3 64 64"]]:
-    """What every result has to stand beside, from the same images.
-
-    The reconstruction floor encodes and decodes the true image; doing nothing encodes and decodes the grey hole;
-    the others fill pixels and leave the known ones exactly as they are.
-    """
-    return {
-        "reconstruction": tokenizer.decode(tokenizer.encode(images)),
-        "do_nothing": tokenizer.decode(tokenizer.encode(fill_holes(images, holes, "grey"))),
-        "grey_fill": fill_holes(images, holes, "grey"),
-        "mean_colour": fill_holes(images, holes, "mean"),
-        "telea": fill_holes(images, holes, "telea"),
-        "navier_stokes": fill_holes(images, holes, "navier_stokes"),
-    }
+    plan: Plan
+    seed: int
+    rows: list[Row]
+    outcomes: list[Outcome]
 
 
 def run_study(
-    pair: Pair,
+    pairs: Pair | Mapping[str, Pair],
     scorer: Scorer,
-    study: StudyConfig,
-    decode: DecodeConfig,
+    plans: Sequence[Plan],
     *,
-    table: Path | None = None,
-    seeds: Sequence[int] | None = None,
-) -> Iterator[list[Row]]:
-    """For every schedule, T and seed of the study, the rows of t = 1..T; `len_study` says how many lists.
+    seeds: int,
+    folder: Path | None = None,
+    jobs: int = 1,
+) -> Iterator[Result]:
+    """The results of every seed and plan, seed by seed; with several `jobs` (processes) in the order of finishing.
 
-    With `table` rows are put into that CSV file as they come, and decodings that are in it are not repeated.
-    Raises ValueError for an unknown schedule and for a table of other columns.
+    `pairs` are the networks that the plans name. With a `folder` each result is kept in it as a file, and one that is
+    there is not computed again; its name depends on all that the result depends on.
+    Raises ValueError for a network that is not there, for stops outside 1..T and for equal plans.
     """
-    done = _read(table)
-    for seed in seeds if seeds is not None else range(study.seeds):
-        for schedule, steps in plans(study):
-            setting = replace(decode, schedule=schedule, steps=steps, stop_at=0)
-            common = _common(pair, scorer, setting, seed)
-            rows = [row for row in done if all(str(row[key]) == str(common[key]) for key in KEY)]
-            if len(rows) != steps + decode.rounds:
-                done = [row for row in done if row not in rows]  # those of a decoding of which some are missing
-                rows = _decode_and_score(pair, scorer, setting, seed, common)
-                done += rows
-                _write(table, done)
-            yield rows
+    pairs = {GIVEN: pairs} if isinstance(pairs, Pair) else dict(pairs)
+    _check(plans, pairs)
+    for _, result in spread(_result, (pairs, scorer, folder), _works(plans, seeds), jobs):
+        yield result
 
 
-def plans(study: StudyConfig) -> list[tuple[str, int]]:
-    """Every (schedule, T). At T = 1 all schedules are one: it is called one_shot."""
-    if unknown := [schedule for schedule in study.schedules if schedule not in SCHEDULES]:
-        raise ValueError(f"study.schedules must be among {', '.join(SCHEDULES)}, but it has {', '.join(unknown)}")
-    several = [(schedule, steps) for steps in study.steps if steps > 1 for schedule in study.schedules]
-    return [("one_shot", 1)] * (1 in study.steps) + several
+def len_study(plans: Sequence[Plan], seeds: int) -> int:
+    """How many results there will be."""
+    return len(_works(plans, seeds))
 
 
-def len_study(study: StudyConfig) -> int:
-    return study.seeds * len(plans(study))
+def ordered(results: Iterable[Result], plans: Sequence[Plan]) -> list[Result]:
+    """As `run_study` gives them in one process, however they came."""
+    place = {plan: number for number, plan in enumerate(plans)}
+    return sorted(results, key=lambda result: (result.seed, place[result.plan]))
 
 
-def _common(pair: Pair, scorer: Scorer, decode: DecodeConfig, seed: int) -> Row:
-    return {name: getattr(decode, name) for name in SETTINGS} | {
+def by_point(results: Iterable[Result]) -> dict[Point, dict[int, Outcome]]:
+    """The outcomes of each point, by seed."""
+    found: dict[Point, dict[int, Outcome]] = {}
+    for result in results:
+        for stop, outcome in zip(result.plan.scored(), result.outcomes, strict=True):
+            point = Point(result.plan.decode, stop, result.plan.network)
+            found.setdefault(point, {})[result.seed] = outcome
+    return found
+
+
+def _works(plans: Sequence[Plan], seeds: int) -> list[tuple[Plan, int]]:
+    return [(plan, seed) for seed in range(seeds) for plan in plans if plan.seeds is None or seed < plan.seeds]
+
+
+def _check(plans: Sequence[Plan], pairs: Mapping[str, Pair]) -> None:
+    for plan in plans:
+        if plan.network not in pairs:
+            raise ValueError(f"a plan wants the network {plan.network!r}, but there are {', '.join(pairs)}")
+        last = plan.decode.steps + plan.decode.rounds
+        if not all(1 <= stop <= last for stop in plan.scored()):
+            raise ValueError(f"the stops of a plan must lie in 1..{last}, its steps; found {plan.scored()}")
+    if len(set(plans)) < len(plans):
+        raise ValueError("two plans of a study are equal: their results would be counted twice")
+
+
+def _result(shared: tuple[dict[str, Pair], Scorer, Path | None], work: tuple[Plan, int]) -> Result:
+    """From its file, or else computed and kept there."""
+    (pairs, scorer, folder), (plan, seed) = shared, work
+    common = _common(plan, pairs[plan.network], scorer, seed)
+    if folder is None:
+        return _decode_and_score(plan, pairs[plan.network], scorer, seed, common)
+    text = json.dumps(common | {"stops": plan.scored()}, sort_keys=True)
+    file = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"
+    found = _read(file, plan, seed)
+    if found is None:
+        found = _decode_and_score(plan, pairs[plan.network], scorer, seed, common)
+        _write(file, found)
+    return found
+
+
+def _common(plan: Plan, pair: Pair, scorer: Scorer, seed: int) -> Row:
+    values = {name: getattr(plan.decode, name) for name in SETTINGS} | {
+        "network": plan.network,
         "seed": seed,
         "n": len(scorer.truth),
         "weights": pair.weights,
         "data": scorer.data,
         "score_name": scorer.score_name,
+        "code": code_version(),
         "device": str(next(pair.transformer.parameters()).device),
     }
+    return {name: values[name] for name in KEY}
 
 
-def _decode_and_score(pair: Pair, scorer: Scorer, decode: DecodeConfig, seed: int, common: Row) -> list[Row]:
+def _decode_and_score(plan: Plan, pair: Pair, scorer: Scorer, seed: int, common: Row) -> Result:
     """`seconds` are those of a decoding that stops there: encoding, t steps, and the picture, without the scoring."""
-    rows = []
+    stops = plan.scored()
+    rows, outcomes = [], []
     spent, began = 0.0, time.monotonic()
-    for state in decode_holes(pair, scorer.truth, scorer.holes, decode, seed):
+    # A stop makes the step the last one taken: what comes after the last stop need not be computed.
+    for state in decode_holes(pair, scorer.truth, scorer.holes, replace(plan.decode, stop_at=0), seed):
         spent += time.monotonic() - began
-        if state.step:
+        if state.step in stops:
             began = time.monotonic()
-            pictures = to_pictures(pair.tokenizer, state.filled, scorer.truth, scorer.holes, decode)
+            pictures = to_pictures(pair.tokenizer, state.filled, scorer.truth, scorer.holes, plan.decode)
             seconds = round(spent + time.monotonic() - began, 3)
-            rows.append(common | {"stop_at": state.step, "seconds": seconds} | scorer(pictures)._asdict())
+            outcomes.append(scorer.outcome(pictures, state.filled))
+            scores = scorer.scores(outcomes[-1])._asdict()
+            rows.append(common | {"stop_at": state.step, "seconds": seconds} | scores)
+        if state.step == stops[-1]:
+            break
         began = time.monotonic()
-    return rows
+    return Result(plan, seed, rows, outcomes)
 
 
-def _read(table: Path | None) -> list[Row]:
-    if table is None or not table.exists():
-        return []
+@cache
+def code_version() -> str:
+    """Changes with the code that decodes and scores, but not with its comments, docstrings and layout."""
+    digest = hashlib.sha256(torch.__version__.encode())
+    for name in SOURCES:
+        tree = ast.parse((ROOT / "lab5" / f"{name}.py").read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
+                if isinstance(body[0].value, ast.Constant) and isinstance(body[0].value.value, str):
+                    del body[0]
+        digest.update(ast.dump(tree).encode())
+    return digest.hexdigest()[:8]
+
+
+# --- on disk --------------------------------------------------------------------------------------------------------
+
+
+def kept_results() -> Path:
+    """Where finished decodings are kept, of whatever study: each is named by all that it depends on."""
+    return data_folder() / "runs" / "study"
+
+
+def _write(file: Path, result: Result) -> None:
+    tensors = {}
+    for number, outcome in enumerate(result.outcomes):
+        tensors |= {f"{number}.{name}": value for name, value in outcome._asdict().items()}
+    checkpoint.save(file, tensors, {"rows": result.rows})
+
+
+def _read(file: Path, plan: Plan, seed: int) -> Result | None:
+    """None where there is no file; one that is damaged is computed again."""
+    try:
+        tensors, meta = checkpoint.load(file)
+    except (FileNotFoundError, ValueError):
+        return None
+    rows = meta["rows"]
+    outcomes = [Outcome(**{name: tensors[f"{i}.{name}"] for name in Outcome._fields}) for i in range(len(rows))]
+    return Result(plan, seed, rows, outcomes)
+
+
+def write_table(table: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """The rows as CSV, all of them or none; a column for each key that a row has."""
+    text = io.StringIO()
+    columns = dict.fromkeys(key for row in rows for key in row)
+    writer = csv.DictWriter(text, columns or COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write(table, text.getvalue().encode())
+
+
+def read_table(table: Path) -> list[Row]:
+    """The rows of a CSV, numbers as numbers and an empty field as None."""
     with table.open(newline="", encoding="utf-8") as file:
-        lines = csv.DictReader(file)
-        if tuple(lines.fieldnames or ()) != COLUMNS:
-            raise ValueError(f"{table} is no table of this study: its columns differ; choose another file")
-        return [{key: _value(text) for key, text in line.items()} for line in lines]
+        return [{key: _value(text) for key, text in line.items()} for line in csv.DictReader(file)]
 
 
 def _value(text: str) -> Any:
@@ -230,22 +250,6 @@ def _value(text: str) -> Any:
         except ValueError:
             pass
     return text or None
-
-
-def _write(table: Path | None, rows: list[Row]) -> None:
-    """The table as a whole: a reader, or a run that is stopped, never meets half a row."""
-    if table is None:
-        return
-    table.parent.mkdir(parents=True, exist_ok=True)
-    part = table.with_name(f".{table.name}.{os.getpid()}.part")
-    try:
-        with part.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
-        part.replace(table)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 # --- what a table says ----------------------------------------------------------------------------------------------

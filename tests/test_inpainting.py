@@ -12,11 +12,11 @@ from lab5 import checkpoint, inpainting
 from lab5.config import TransformerConfig, VQGANConfig, configure
 from lab5.data import Dataset, token_mask
 from lab5.features import EncoderFeatures
+from lab5.filling import inpaint_images
 from lab5.gamma import masked_count
 from lab5.inpainting import inpaint
 from lab5.pipeline import load_pair
 from lab5.scores import Scores
-from lab5.study import inpaint_images
 from lab5.toycats import random_holes
 from lab5.transformer import BidirectionalTransformer
 from lab5.vqgan import VQGAN

@@ -19,11 +19,14 @@ from PIL import Image
 
 from lab5 import checkpoint, commands, doctor, inpainting, pipeline, training
 from lab5.__main__ import main
+from lab5.claims import CLAIMS
 from lab5.config import ROOT, TransformerConfig, configure
+from lab5.filling import inpaint_images
+from lab5.grids import CONTROLLED
 from lab5.pipeline import get_dataset, load_classifier
+from lab5.recipes import RECIPES
 from lab5.report import ReportError
 from lab5.scores import Scores
-from lab5.study import inpaint_images
 from lab5.transformer import BidirectionalTransformer
 
 SETTINGS = {
@@ -100,6 +103,8 @@ def test_debug_raises_the_error_itself():
     (FloatingPointError("the loss is nan\nat step 3"), 2, "the loss is nan at step 3"),
     (ModuleNotFoundError("No module named 'cv2'"), 2, "No module named 'cv2'; python -m lab5 doctor says"),
     (KeyboardInterrupt(), 130, "interrupted"),
+    (KeyboardInterrupt("SIGTERM"), 143, "interrupted"),
+    (MemoryError("lower stage1.batch, which is 32"), 2, "lower stage1.batch"),
 ])  # fmt: skip
 def test_what_stops_a_command_is_told_in_one_line(error, code, message, monkeypatch, capsys):
     def stop(*_):
@@ -258,7 +263,8 @@ def test_a_copy_that_fails_leaves_what_was_there(at_home, tmp_path, monkeypatch,
     assert (tmp_path / "vqgan.safetensors").read_bytes() == b"old"
 
 
-def test_control_c_ends_a_real_process_with_one_line_and_130(own_folders):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_control_c_and_sigterm_end_a_real_process_with_one_line_and_a_saved_state(number, code, own_folders):
     words = [sys.executable, "-m", "lab5", "train", *TINY, "--stage", "vqgan", "--set", "stage1.steps=100000"]
     pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
 
@@ -270,14 +276,16 @@ def test_control_c_ends_a_real_process_with_one_line_and_130(own_folders):
         while "loss=" not in shown:  # the training is running
             shown += process.stderr.read(1)
         for _ in range(3):  # one that arrives within a callback of compiled code is lost, and people press again
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 _, rest = process.communicate(timeout=40)
                 break
         else:
             process.kill()
-    assert process.returncode == 130
+    assert process.returncode == code
     assert rest.splitlines()[-1].startswith("lab5: interrupted") and "Traceback" not in rest
+    (state,) = (own_folders / "data" / "runs").glob("vqgan-*/vqgan.state-*")
+    assert checkpoint.load(state)[1]["step"] == int(state.name.rpartition("-")[2]) > 0
 
 
 # --- train, with the lab's flags --------------------------------------------------------------------------------
@@ -443,27 +451,51 @@ def test_without_known_truth_there_are_pictures_and_no_scores(at_home, tmp_path,
 # --- study ------------------------------------------------------------------------------------------------------
 
 
-def test_study_prints_mean_and_deviation_per_plan_and_keeps_its_rows(at_home, tmp_path, capsys):
+def rows_of(table: Path) -> list[dict]:
+    with table.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_study_prints_mean_and_deviation_per_plan_and_keeps_its_results(at_home, tmp_path, capsys):
     table = tmp_path / "rows.csv"
     words = ["study", *TINY, "--seeds", "2", "--table", str(table)]
     assert main(words) == 0
     out = capsys.readouterr().out
     lines = [re.split(r"\s{2,}", line) for line in out.splitlines()[2:]]
-    assert lines[0] == ["schedule", "T", "t", "score", "hole_psnr_db"]
+    assert lines[0] == ["schedule", "T", "t", "kid", "score", "hole_psnr_db"]
     plans = [["one_shot", "1", "1"]] + [[s, "3", str(t)] for s in ("cosine", "linear") for t in (1, 2, 3)]
-    assert [line[:3] for line in lines[1:]] == plans
-    assert all(re.fullmatch(r"\d+\.\d{3} ± \d+\.\d{3}", value) for line in lines[1:] for value in line[3:])
-    with table.open() as file:
-        rows = list(csv.DictReader(file))
+    assert [line[:3] for line in lines[1:8]] == plans
+    assert all(re.fullmatch(r"-?\d+\.\d{4} ± \d+\.\d{4}", value) for line in lines[1:8] for value in line[3:])
+    assert any(line[0] == "schedule" and line[1] == "cosine − linear, T = 3" for line in lines[8:])
+    assert any(line[0] == "cosine is the best schedule" for line in lines[8:])
+    rows = rows_of(table)
     assert len(rows) == 2 * len(plans) and {row["n"] for row in rows} == {"6"}
-    before = table.read_bytes()
+    names = {"rows.csv", "rows-baselines.csv", "rows-effects.csv", "rows-claims.csv"}
+    names |= {f"rows-{figure}.{kind}" for figure in ("claims", "schedules") for kind in ("png", "svg")}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    assert {row["verdict"] for row in rows_of(tmp_path / "rows-claims.csv")} > {"not measured by this grid"}
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     assert main(words) == 0
-    assert capsys.readouterr().out == out and table.read_bytes() == before, "nothing was decoded anew"
+    assert capsys.readouterr().out == out, "nothing was decoded anew"
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before, "figures too, to the last byte"
 
 
 def test_one_seed_has_no_deviation(at_home, tmp_path, capsys):
     assert main(["study", *TINY, "--seeds", "1", "--set", "study.steps=1", "--table", str(tmp_path / "a.csv")]) == 0
-    assert re.fullmatch(r"one_shot\s+1\s+1\s+\d+\.\d{3}\s+\d+\.\d{3}", capsys.readouterr().out.splitlines()[-1])
+    assert re.search(r"\none_shot +1 +1 +-?\d+\.\d{4} +\d+\.\d{4} +\d+\.\d{4}\n", capsys.readouterr().out)
+
+
+@pytest.mark.slow  # a dozen trainings and over a hundred ways of decoding
+def test_the_wide_study_runs_and_decides_or_declines_every_claim(at_home, tmp_path, capsys):
+    table = tmp_path / "wide.csv"
+    tiny = [*TINY, "--set", "stage2.steps=6", "--weights", "trained"]
+    assert main(["study", *tiny, "--grid", "wide", "--jobs", "2", "--seeds", "2", "--table", str(table)]) == 0
+    claims = rows_of(tmp_path / "wide-claims.csv")
+    assert len(claims) == len(CLAIMS) and all(row["n"] == "6" for row in claims)
+    networks = {row["network"] for row in rows_of(tmp_path / "wide-networks.csv")}
+    assert networks >= {*RECIPES, *CONTROLLED} and len(networks) == len(RECIPES) + len(CONTROLLED) + 5
+    figures = ("claims", "schedules", "settings", "trainings", "loss", "recipes")
+    assert all((tmp_path / f"wide-{name}.png").stat().st_size > 10_000 for name in figures)
 
 
 # --- data and export --------------------------------------------------------------------------------------------
@@ -511,11 +543,13 @@ def test_doctor_has_a_line_for_everything_and_is_content(at_home, monkeypatch, c
     monkeypatch.setenv("LAB5_INCEPTION_WEIGHTS", str(tmp_path / "none.pth"))
     assert main(["doctor"]) == 0
     lines = [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines()]
-    assert [line[1] for line in lines] == ["python", "packages", "torch", "memory", "disk", "vqgan", "transformer",
-                                           "classifier", "inception", "datasets"]  # fmt: skip
-    assert {line[1]: line[0] for line in lines if line[0] != "ok"} == {"inception": "none"}, "which is not needed"
+    assert [line[1] for line in lines] == ["python", "packages", "torch", "device", "memory", "disk", "vqgan",
+                                           "transformer", "classifier", "dataset", "inception", "browser",
+                                           "cache"]  # fmt: skip
+    absent = {line[1]: line[0] for line in lines if line[0] != "ok"}
+    assert absent | {"browser": "none"} == {"inception": "none", "browser": "none"}, "which are not needed"
     found = {line[1]: line[2] for line in lines}
-    assert torch.__version__ in found["torch"] and "cached arrays" in found["datasets"]
+    assert torch.__version__ in found["torch"] and "cached arrays" in found["cache"]
 
 
 def test_doctor_misses_weights(monkeypatch, capsys, tmp_path):

@@ -7,10 +7,10 @@ from torch.nn import functional as F
 from lab5.checkpoint import load_transformer, load_vqgan
 from lab5.config import configure, pretrained_folder
 from lab5.data import open_dataset
+from lab5.filling import decode_holes, inpaint_images
 from lab5.pasting import paste_known
 from lab5.pipeline import Pair, load_classifier
 from lab5.scores import Scorer, hole_psnr_db, psnr_db
-from lab5.study import decode_holes, inpaint_images
 from lab5.tokenizer import Tokenizer, fill_holes
 
 N = 96

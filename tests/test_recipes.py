@@ -8,12 +8,12 @@ import torch
 
 from lab5.config import INPAINTING, PROFILES, configure
 from lab5.data import open_dataset
+from lab5.filling import decode_holes, inpaint_images
 from lab5.maskings import read_masking
 from lab5.objectives import LOSSES
 from lab5.pipeline import Pair, train_transformer
 from lab5.recipes import RECIPES, apply, changes
 from lab5.settings import DecodeConfig
-from lab5.study import decode_holes, inpaint_images
 from lab5.tokenizer import Tokenizer
 from lab5.toycats import random_holes
 from lab5.trainer import learning_rate, learning_rates

@@ -174,7 +174,7 @@ def test_scores_are_the_distances_of_the_networks_features():
 
 
 def test_the_columns_are_in_this_order():
-    names = "score", "kid", "hole_psnr_db", "ssim", "token_accuracy", "attribute_accuracy", "n"
+    names = "score", "kid", "hole_psnr_db", "ssim", "seam", "token_accuracy", "attribute_accuracy", "n"
     assert Scores._fields == names
 
 

@@ -1,61 +1,53 @@
-"""A study's rows against decodings made one by one, and its table: nothing repeated, nothing confused."""
+"""A study's rows against decodings made one by one, and its files: nothing repeated, nothing confused, nothing lost."""
 
-import itertools
+import signal
+import subprocess
+import sys
+import textwrap
 from dataclasses import replace
 
 import pytest
 import torch
+from stubs import Blocks, cats, untrained_pair
 
+from lab5 import durable
 from lab5 import study as study_module
-from lab5.config import DecodeConfig, StudyConfig, configure
-from lab5.data import open_dataset
-from lab5.pasting import paste_known
+from lab5.config import ROOT, DecodeConfig
+from lab5.filling import decode_holes, inpaint_images
 from lab5.pipeline import Pair
 from lab5.scores import Scorer
 from lab5.study import (
-    baselines,
-    decode_holes,
-    inpaint_images,
+    COLUMNS,
+    GIVEN,
+    Plan,
+    Point,
+    by_point,
+    code_version,
     len_study,
+    ordered,
     paired_differences,
-    plans,
+    read_table,
     run_study,
     summary,
+    write_table,
 )
-from lab5.tokenizer import Tokenizer
 from lab5.transformer import BidirectionalTransformer
-from lab5.vqgan import VQGAN
 
 N = 6
-STUDY = StudyConfig(schedules=("cosine", "linear"), steps=(1, 3), seeds=2, images=N)
 DECODE = DecodeConfig(steps=3, batch=4)
-
-
-class Blocks:
-    """Stub features: the means of 16x16 blocks."""
-
-    score_name = "Frechet distance on block means"
-
-    def features(self, images: torch.Tensor) -> torch.Tensor:
-        return images.unfold(2, 16, 16).unfold(3, 16, 16).mean((-1, -2)).flatten(1)
+ONE = Plan(replace(DECODE, schedule="one_shot", steps=1))
+COSINE, LINEAR = (Plan(replace(DECODE, schedule=name), (1, 2, 3)) for name in ("cosine", "linear"))
+PLANS = [ONE, COSINE, LINEAR]
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    return open_dataset("toycats", n_train=1, n_val=1, n_test=N, seed=0, cache=tmp_path_factory.mktemp("cache"))
+    return cats(N, tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")
 def pair() -> Pair:
-    """Untrained, but with codes far apart and logits far from flat: each token shows in the picture."""
-    config = configure("smoke", device="cpu")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        vqgan = VQGAN(config.vqgan)
-        torch.nn.init.normal_(vqgan.codebook.embedding.weight)
-    transformer = BidirectionalTransformer(config.transformer, generator=torch.Generator().manual_seed(1))
-    torch.nn.init.normal_(transformer.bias, generator=torch.Generator().manual_seed(2))
-    return Pair(Tokenizer(vqgan), transformer.eval(), "stub 1")
+    return untrained_pair()
 
 
 @pytest.fixture
@@ -63,126 +55,85 @@ def scorer(dataset) -> Scorer:
     return Scorer(dataset, Blocks())
 
 
-def run(pair, scorer, study=STUDY, decode=DECODE, **settings) -> list[list[dict]]:
-    return list(run_study(pair, scorer, study, decode, **settings))
+def run(pair, scorer, plans=PLANS, seeds=2, **settings) -> list:
+    return list(run_study(pair, scorer, plans, seeds=seeds, **settings))
 
 
-def without_time(rows: list[list[dict]]) -> list[dict]:
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in itertools.chain(*rows)]
+def rows_of(results) -> list[dict]:
+    return [row for result in results for row in result.rows]
 
 
-# --- decoding ---------------------------------------------------------------------------------------------------
-
-
-def filled(pair, images, holes, decode, seed=0) -> torch.Tensor:
-    return list(decode_holes(pair, images, holes, decode, seed))[-1].filled
-
-
-@pytest.mark.parametrize("evidence", [0.0, 2.0])
-def test_the_result_does_not_depend_on_the_batch(pair, dataset, evidence):
-    decode = replace(DECODE, evidence=evidence)
-    results = [filled(pair, dataset.test, dataset.holes, replace(decode, batch=batch)) for batch in (1, 4, 64)]
-    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
-
-
-def test_an_image_is_filled_alike_alone_and_in_company(pair, dataset):
-    together = filled(pair, dataset.test, dataset.holes, DECODE)
-    assert torch.equal(filled(pair, dataset.test[:2], dataset.holes[:2], DECODE), together[:2])
-
-
-def test_another_seed_and_another_image_have_other_noise(pair, dataset):
-    one, hole = dataset.test[:1].repeat(2, 1, 1, 1), dataset.holes[:1].repeat(2, 1, 1)
-    first, second = filled(pair, one, hole, DECODE)
-    assert not torch.equal(first, second), "two copies of one image"
-    assert not torch.equal(filled(pair, one, hole, DECODE, seed=1)[0], first)
-
-
-def test_what_is_under_a_hole_is_never_read(pair, dataset):
-    hidden = torch.where(dataset.holes[:, None], 255 - dataset.test, dataset.test)
-    for fill, evidence in (("grey", 0.0), ("telea", 0.0), ("telea", 2.0)):
-        decode = replace(DECODE, fill=fill, evidence=evidence)
-        assert torch.equal(
-            inpaint_images(pair, hidden, dataset.holes, decode, 0),
-            inpaint_images(pair, dataset.test, dataset.holes, decode, 0),
-        )
-
-
-def test_a_second_pass_keeps_known_tokens_and_reads_nothing_under_the_hole(pair, dataset, monkeypatch):
-    decode = replace(DECODE, passes=2)
-    seen = []
-    whole = type(pair.tokenizer).decode
-    monkeypatch.setattr(type(pair.tokenizer), "decode", lambda self, tokens: seen.append(tokens) or whole(self, tokens))
-    ours = inpaint_images(pair, dataset.test, dataset.holes, decode, 0)
-    tokens, unknown = pair.tokenizer.encode_holed(dataset.test, dataset.holes, decode.fill)
-    assert len(seen) == 2 and all(torch.equal(x[~unknown], tokens[~unknown]) for x in seen)
-    together = paste_known(whole(pair.tokenizer, seen[0]), dataset.test, dataset.holes, "poisson")
-    assert torch.equal(seen[1][unknown], pair.tokenizer.encode(together)[unknown])
-    hidden = torch.where(dataset.holes[:, None], 255 - dataset.test, dataset.test)
-    assert torch.equal(inpaint_images(pair, hidden, dataset.holes, decode, 0), ours)
-
-
-def test_a_batch_below_one_is_refused(pair, dataset):
-    with pytest.raises(ValueError, match="decode.batch must be at least 1, not 0"):
-        filled(pair, dataset.test, dataset.holes, replace(DECODE, batch=0))
-
-
-def test_baselines_read_the_hole_only_for_the_reconstruction_floor(pair, dataset):
-    ours = baselines(dataset.test, dataset.holes, pair.tokenizer)
-    hidden = torch.where(dataset.holes[:, None], 255 - dataset.test, dataset.test)
-    others = baselines(hidden, dataset.holes, pair.tokenizer)
-    assert {name for name in ours if not torch.equal(ours[name], others[name])} == {"reconstruction"}
-    known = ~dataset.holes[:, None].expand_as(dataset.test)
-    for name in ("grey_fill", "mean_colour", "telea", "navier_stokes"):
-        assert torch.equal(ours[name][known], dataset.test[known]), name
+def without_time(results) -> list[dict]:
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows_of(results)]
 
 
 # --- rows -------------------------------------------------------------------------------------------------------
 
 
 def test_the_row_of_a_stop_equals_a_decoding_that_stops_there(pair, scorer):
-    rows = {(r["schedule"], r["steps"], r["seed"], r["stop_at"]): r for r in itertools.chain(*run(pair, scorer))}
-    distinct = set()
-    for (schedule, steps, seed, stop_at), row in rows.items():
-        decode = replace(DECODE, schedule=schedule, steps=steps, stop_at=stop_at)
-        expected = scorer(inpaint_images(pair, scorer.truth, scorer.holes, decode, seed))
-        assert {name: row[name] for name in expected._fields} == expected._asdict()
-        distinct.add(row["score"])
-    stops = [("one_shot", 1, 1)] + [(s, 3, t) for s in ("cosine", "linear") for t in (1, 2, 3)]
-    assert list(rows) == [(s, steps, seed, t) for seed in (0, 1) for s, steps, t in stops]
+    results, distinct = run(pair, scorer), set()
+    for result in results:
+        for row, outcome in zip(result.rows, result.outcomes, strict=True):
+            decode = replace(DECODE, schedule=row["schedule"], steps=row["steps"], stop_at=row["stop_at"])
+            expected = scorer(inpaint_images(pair, scorer.truth, scorer.holes, decode, row["seed"]))
+            assert {name: row[name] for name in expected._fields} == expected._asdict()
+            assert scorer.scores(outcome) == expected
+            distinct.add(row["score"])
+    assert [(r.seed, r.plan) for r in results] == [(seed, plan) for seed in (0, 1) for plan in PLANS]
+    assert [row["stop_at"] for row in rows_of(results)] == 2 * [1, 1, 2, 3, 1, 2, 3]
     # All plans propose the same codes at their first step, so a stop at t = 1 is a decoding in one shot.
     assert len(distinct) == 2 * (1 + 4), "other schedules and stops give other pictures"
 
 
+def test_only_the_stops_that_are_asked_for_are_scored_and_nothing_is_decoded_behind_the_last(pair, scorer):
+    class Counting(BidirectionalTransformer):
+        calls = 0
+
+        def forward(self, *args, **more):
+            Counting.calls += 1
+            return super().forward(*args, **more)
+
+    model = Counting(pair.transformer.config).eval()
+    (result,) = run(pair._replace(transformer=model), scorer, [Plan(replace(DECODE, batch=N, steps=9), (2, 4))], 1)
+    assert [row["stop_at"] for row in result.rows] == [2, 4] and Counting.calls == 4
+    assert Plan(DECODE).scored() == (3,) and Plan(replace(DECODE, rounds=2)).scored() == (5,)
+
+
 def test_rows_are_of_pictures_after_all_passes(pair, scorer):
-    study, stop = replace(STUDY, steps=(3,), seeds=1), replace(DECODE, stop_at=2)
-    one, two = (run(pair, scorer, study, replace(DECODE, passes=passes))[0][1] for passes in (1, 2))
-    expected = inpaint_images(pair, scorer.truth, scorer.holes, replace(stop, passes=2), 0)
-    assert two["stop_at"] == 2 and two["score"] == scorer(expected).score != one["score"]
+    plans = [Plan(replace(DECODE, passes=passes), (2,)) for passes in (1, 2)]
+    one, two = rows_of(run(pair, scorer, plans, 1))
+    expected = inpaint_images(pair, scorer.truth, scorer.holes, replace(DECODE, stop_at=2, passes=2), 0)
+    assert two["score"] == scorer(expected).score != one["score"]
 
 
-def test_one_step_is_one_shot_under_every_schedule(pair, scorer):
-    assert plans(STUDY) == [("one_shot", 1), ("cosine", 3), ("linear", 3)]
-    assert plans(replace(STUDY, steps=(3,))) == [("cosine", 3), ("linear", 3)]
-    (row,) = run(pair, scorer, replace(STUDY, steps=(1,), seeds=1))[0]
-    for schedule in ("one_shot", "cosine", "square"):
-        decode = replace(DECODE, schedule=schedule, steps=1)
-        assert row["score"] == scorer(inpaint_images(pair, scorer.truth, scorer.holes, decode, 0)).score
+def test_len_study_counts_the_decodings_of_which_some_plans_have_fewer_seeds(pair, scorer):
+    plans = [ONE, COSINE._replace(seeds=1)]
+    assert [(r.seed, r.plan) for r in run(pair, scorer, plans, 3)] == [
+        (0, plans[0]), (0, plans[1]), (1, plans[0]), (2, plans[0]),
+    ]  # fmt: skip
+    assert len_study(plans, 3) == 4
 
 
-def test_len_study_counts_the_decodings(pair, scorer):
-    assert len(run(pair, scorer)) == len_study(STUDY) == 2 * 3
-    assert [len(rows) for rows in run(pair, scorer)] == [1, 3, 3, 1, 3, 3]
+def test_a_stop_in_the_settings_does_not_cut_a_plan_short(pair, scorer):
+    stopped = [plan._replace(decode=replace(plan.decode, stop_at=1)) for plan in PLANS]
+    assert without_time(run(pair, scorer, stopped)) == without_time(run(pair, scorer))
 
 
-def test_a_stop_in_the_settings_does_not_cut_the_study_short(pair, scorer):
-    stopped = replace(DECODE, stop_at=1)
-    assert without_time(run(pair, scorer, decode=stopped)) == without_time(run(pair, scorer))
+def test_every_network_of_the_plans_is_decoded_with(pair, scorer):
+    other = pair._replace(transformer=BidirectionalTransformer(pair.transformer.config).eval(), weights="stub 2")
+    plans = [ONE, ONE._replace(network="other")]
+    ours, theirs = rows_of(run({GIVEN: pair, "other": other}, scorer, plans, 1))
+    assert (ours["weights"], theirs["weights"]) == ("stub 1", "stub 2") and ours["score"] != theirs["score"]
+    with pytest.raises(ValueError, match="wants the network 'other', but there are given"):
+        run(pair, scorer, plans)
 
 
-def test_an_unknown_schedule_is_refused_before_anything_is_decoded(pair, scorer, monkeypatch):
+def test_bad_plans_are_refused_before_anything_is_decoded(pair, scorer, monkeypatch):
     monkeypatch.setattr(study_module, "decode_holes", None)
-    with pytest.raises(ValueError, match="must be among linear, .*but it has sine"):
-        run(pair, scorer, replace(STUDY, schedules=("cosine", "sine")))
+    with pytest.raises(ValueError, match=r"stops of a plan must lie in 1..3, its steps; found \(0, 2\)"):
+        run(pair, scorer, [Plan(DECODE, (0, 2))])
+    with pytest.raises(ValueError, match="two plans of a study are equal"):
+        run(pair, scorer, [ONE, ONE])
 
 
 def test_seconds_are_those_of_the_decoding_and_not_of_the_scoring(pair, dataset, monkeypatch):
@@ -200,14 +151,21 @@ def test_seconds_are_those_of_the_decoding_and_not_of_the_scoring(pair, dataset,
             return super().forward(tokens, where)
 
     ticking = Ticking(pair.transformer.config).eval()
-    (rows,) = run(
-        pair._replace(transformer=ticking), Scorer(dataset, SlowScore()), replace(STUDY, steps=(3,), seeds=1),
-        replace(DECODE, batch=N),
-    )[:1]  # fmt: skip
-    assert [row["seconds"] for row in rows] == [1, 2, 3]
+    plan = Plan(replace(DECODE, batch=N), (1, 2, 3))
+    (result,) = run(pair._replace(transformer=ticking), Scorer(dataset, SlowScore()), [plan], 1)
+    assert [row["seconds"] for row in result.rows] == [1, 2, 3]
 
 
-# --- the table --------------------------------------------------------------------------------------------------
+def test_results_are_found_by_point_and_put_in_order(pair, scorer):
+    results = run(pair, scorer)
+    assert without_time(ordered(results[::-1], PLANS)) == without_time(results)
+    found = by_point(results)
+    assert list(found) == [Point(ONE.decode, 1), *(Point(p.decode, t) for p in (COSINE, LINEAR) for t in (1, 2, 3))]
+    assert all(list(of_seed) == [0, 1] for of_seed in found.values())
+    assert found[Point(LINEAR.decode, 2)][1] is results[5].outcomes[1]
+
+
+# --- kept results -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -223,67 +181,152 @@ def decodings(monkeypatch) -> list:
     return made
 
 
-def test_a_study_goes_on_from_its_table_row_for_row(pair, scorer, decodings, tmp_path):
-    table = tmp_path / "new" / "study.csv"
-    first = run(pair, scorer, replace(STUDY, seeds=1), table=table)
+def same(a, b) -> bool:
+    """Row for row, and picture by picture."""
+    return rows_of(a) == rows_of(b) and all(
+        torch.equal(x, y)
+        for first, second in zip(a, b, strict=True)
+        for one, other in zip(first.outcomes, second.outcomes, strict=True)
+        for x, y in zip(one, other, strict=True)
+    )
+
+
+def test_a_study_goes_on_from_its_files_row_for_row(pair, scorer, decodings, tmp_path):
+    folder = tmp_path / "new" / "study"
+    first = run(pair, scorer, seeds=1, folder=folder)
     assert len(decodings) == 3
-    whole = run(pair, scorer, table=table)
+    whole = run(pair, scorer, folder=folder)
     assert decodings[3:] == [("one_shot", 1, 1), ("cosine", 3, 1), ("linear", 3, 1)]
-    assert whole[:3] == first and len(whole) == 6
-    assert run(pair, scorer, table=table) == whole and len(decodings) == 6
-    assert whole == [list(rows) for rows in whole] and without_time(whole) == without_time(run(pair, scorer))
-    assert [path.name for path in table.parent.iterdir()] == ["study.csv"]
+    assert same(whole[:3], first) and len(whole) == 6
+    assert same(run(pair, scorer, folder=folder), whole) and len(decodings) == 6
+    assert without_time(whole) == without_time(run(pair, scorer))
+    assert len(list(folder.iterdir())) == 6
 
 
 def test_a_study_that_was_stopped_keeps_its_finished_decodings(pair, scorer, decodings, tmp_path):
-    table = tmp_path / "study.csv"
-    running = run_study(pair, scorer, STUDY, DECODE, table=table)
+    running = run_study(pair, scorer, PLANS, seeds=2, folder=tmp_path)
     finished = [next(running), next(running)]
     running.close()
-    again = run(pair, scorer, table=table)
-    assert again[:2] == finished and len(decodings) == len_study(STUDY)
+    again = run(pair, scorer, folder=tmp_path)
+    assert same(again[:2], finished) and len(decodings) == len_study(PLANS, 2)
 
 
-def test_a_decoding_of_which_rows_are_missing_is_made_again_once(pair, scorer, decodings, tmp_path):
-    table = tmp_path / "study.csv"
-    whole = run(pair, scorer, table=table)
-    lines = table.read_text().splitlines()
-    table.write_text("\n".join(lines[:-1]) + "\n")
-    assert without_time(run(pair, scorer, table=table)) == without_time(whole) and len(decodings) == 7
-    assert without_time(run(pair, scorer, table=table)) == without_time(whole) and len(decodings) == 7
-    assert len(table.read_text().splitlines()) == len(lines)
+def test_a_damaged_file_is_made_again_once(pair, scorer, decodings, tmp_path):
+    whole = run(pair, scorer, folder=tmp_path)
+    victim = sorted(tmp_path.iterdir())[2]
+    victim.write_bytes(victim.read_bytes()[:-10])
+    assert without_time(run(pair, scorer, folder=tmp_path)) == without_time(whole) and len(decodings) == 7
+    assert without_time(run(pair, scorer, folder=tmp_path)) == without_time(whole) and len(decodings) == 7
 
 
-def test_rows_of_other_settings_weights_or_data_are_not_taken(pair, scorer, dataset, decodings, tmp_path):
-    table, one = tmp_path / "study.csv", replace(STUDY, steps=(1,), seeds=1)
+def test_two_processes_give_the_rows_of_one(pair, scorer, tmp_path):
+    together = ordered(run(pair, scorer, folder=tmp_path / "two", jobs=2), PLANS)
+    assert without_time(together) == without_time(run(pair, scorer))
+    assert same(run(pair, scorer, folder=tmp_path / "two"), together)
+    with pytest.raises(ValueError, match="jobs must be at least 1, not 0"):
+        run(pair, scorer, jobs=0)
+
+
+def test_rows_of_other_settings_weights_data_or_code_are_not_taken(
+    pair, scorer, dataset, decodings, tmp_path, monkeypatch
+):
     black = replace(dataset, test=dataset.test * 0)
     variants = [
-        (pair, scorer, DECODE),
-        (pair._replace(weights="stub 2"), scorer, DECODE),
-        (pair, Scorer(black, Blocks()), DECODE),
-        (pair, Scorer(dataset, Blocks(), n=5), DECODE),
-        *[(pair, scorer, replace(DECODE, **change)) for change in (
-            {"fill": "mean"}, {"codes": "argmax"}, {"order": "random"}, {"temperature": 0.5},
-            {"choice_temperature": 0.0}, {"evidence": 1.0}, {"passes": 2},
+        (pair, scorer, ONE),
+        (pair._replace(weights="stub 2"), scorer, ONE),
+        (pair, Scorer(black, Blocks()), ONE),
+        (pair, Scorer(dataset, Blocks(), n=5), ONE),
+        *[(pair, scorer, Plan(replace(ONE.decode, **change))) for change in (
+            {"fill": "mean"}, {"codes": "argmax"}, {"order": "random"}, {"temperature": 0.5}, {"dilate": 1},
+            {"choice_temperature": 0.0}, {"evidence": 1.0}, {"passes": 2}, {"refills": 1}, {"paste": "hard"},
         )],
     ]  # fmt: skip
-    for number, (p, s, decode) in enumerate(variants, 1):
-        run(p, s, one, decode, table=table)
-        assert len(decodings) == number
-    for p, s, decode in variants:
-        run(p, s, one, replace(decode, batch=2), table=table)
-    assert len(decodings) == len(variants), "all are in the table, and the batch makes no difference"
+    made = 0
+    for p, s, plan in variants:
+        before = len(decodings)
+        run(p, s, [plan], 1, folder=tmp_path)
+        assert len(decodings) > before
+    made = len(decodings)
+    for p, s, plan in variants:
+        run(p, s, [Plan(replace(plan.decode, batch=2))], 1, folder=tmp_path)
+    assert len(decodings) == made, "all are kept, and the batch makes no difference"
+    monkeypatch.setattr(study_module, "code_version", lambda: "other")
+    run(*variants[0][:2], [ONE], 1, folder=tmp_path)
+    assert len(decodings) == made + 1
 
 
-def test_a_table_of_other_columns_is_refused_and_stays_as_it_is(pair, scorer, tmp_path):
-    table = tmp_path / "mine.csv"
-    table.write_text("name,age\ncat,3\n")
-    with pytest.raises(ValueError, match="mine.csv is no table of this study"):
-        run(pair, scorer, table=table)
-    assert table.read_text() == "name,age\ncat,3\n"
+def test_the_code_version_changes_with_the_code_and_not_with_its_comments(monkeypatch, tmp_path):
+    for name in study_module.SOURCES:
+        (tmp_path / "lab5").mkdir(exist_ok=True)
+        (tmp_path / "lab5" / f"{name}.py").write_text((ROOT / "lab5" / f"{name}.py").read_text())
+    monkeypatch.setattr(study_module, "ROOT", tmp_path)
+    version = code_version.__wrapped__
+    before, file = version(), tmp_path / "lab5" / "decoder.py"
+    assert before == code_version()
+    file.write_text('"""Another role."""\n# and a comment\n' + file.read_text().split('"""', 2)[2])
+    assert version() == before
+    file.write_text(file.read_text() + "\nX = 1\n")
+    assert version() != before
 
 
-# --- what a table says ------------------------------------------------------------------------------------------
+KILLED = """
+    import sys
+    import torch
+    from pathlib import Path
+    sys.path[:0] = {paths!r}
+    from stubs import Blocks, cats, untrained_pair
+    from test_study import N, PLANS
+    from lab5.scores import Scorer
+    from lab5.study import run_study
+    if __name__ == "__main__":
+        torch.set_num_threads(1)
+        scorer = Scorer(cats(N, Path({cache!r})), Blocks())
+        for result in run_study(untrained_pair(), scorer, PLANS, seeds=2, folder=Path({folder!r})):
+            print(len(result.rows), flush=True)
+"""
+
+
+def test_a_killed_study_goes_on_and_ends_with_the_same_rows(pair, scorer, tmp_path):
+    """Killed, so that no clean-up can run, whenever another result has come."""
+    folder = tmp_path / "study"
+    names = {"paths": [str(ROOT), str(ROOT / "tests")], "cache": str(tmp_path / "cache"), "folder": str(folder)}
+    script = tmp_path / "study.py"
+    script.write_text(textwrap.dedent(KILLED).format(**names))
+    for kill in range(2):
+        process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+        for _ in range(len(list(folder.glob("*.safetensors"))) + 1):  # those that are found, and a new one
+            process.stdout.readline()
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        kept = {file: file.stat().st_mtime_ns for file in folder.glob("*.safetensors")}
+        assert kill < len(kept) < len_study(PLANS, 2)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        assert without_time(run(pair, scorer, folder=folder)) == without_time(run(pair, scorer))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(file.stat().st_mtime_ns == made for file, made in kept.items()), "a finished result was made again"
+
+
+# --- tables -----------------------------------------------------------------------------------------------------
+
+
+def test_a_table_is_read_as_it_was_written(pair, scorer, tmp_path):
+    rows = rows_of(run(pair, scorer))
+    table = tmp_path / "new" / "study.csv"
+    write_table(table, rows)
+    assert read_table(table) == rows and tuple(rows[0]) == COLUMNS
+    assert [path.name for path in table.parent.iterdir()] == ["study.csv"]
+
+
+def test_a_table_that_cannot_be_written_leaves_the_old_one(pair, scorer, tmp_path, monkeypatch):
+    rows, table = rows_of(run(pair, scorer, [ONE], 1)), tmp_path / "study.csv"
+    write_table(table, rows)
+    monkeypatch.setattr(durable.os, "replace", lambda *args: (_ for _ in ()).throw(OSError("no space")))
+    with pytest.raises(OSError, match="study.csv could not be written"):
+        write_table(table, rows * 2)
+    assert read_table(table) == rows and [path.name for path in tmp_path.iterdir()] == ["study.csv"]
 
 
 ROWS = [

@@ -1,0 +1,196 @@
+"""What a transformer's probabilities are worth, on images whose hidden tokens are known.
+
+Bits per token say how well it predicts, in one shot or in the order of a decoding; calibration says whether its
+confidence can be believed; the disagreement of several decodings says how much of a hole it leaves to chance.
+
+A model is anything that maps tokens to logits. It draws no codes, and does not know how a picture is scored.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+from lab5.gamma import masked_counts
+from lab5.samplers import ONCE, ORDERS, Generators, Proposal, lowest, uniform
+
+# --- bits ----------------------------------------------------------------------------------------------------------
+
+
+def bits_per_token(
+    model: Callable[[Tensor], Tensor],
+    tokens: Int[Tensor, "B N"],
+    unknown: Bool[Tensor, "B N"],
+    *,
+    generator: Generators,
+    **settings: Any,
+) -> float:
+    """The mean over all hidden tokens of the batch of their `code_lengths`, which takes the same `settings`.
+
+    Raises ValueError where no token is hidden.
+    """
+    if not unknown.any():
+        raise ValueError("bits per token need at least one unknown token, but all are known.")
+    return float(code_lengths(model, tokens, unknown, generator=generator, **settings).sum() / unknown.sum())
+
+
+def code_lengths(
+    model: Callable[[Tensor], Tensor],
+    tokens: Int[Tensor, "B N"],
+    unknown: Bool[Tensor, "B N"],
+    *,
+    schedule: str = "cosine",
+    steps: int = 1,
+    order: str = "random",
+    mask_id: int,
+    prior: Float[Tensor, "B N K"] | None = None,
+    generator: Generators,
+) -> Float[Tensor, " B"]:
+    """How many bits the model needs to tell each image's hidden tokens: -log2 of the probability of the truth.
+
+    The tokens are revealed in `steps` steps, as many in each as the schedule says (`gamma.masked_count`). A step costs
+    the bits of what it reveals, as if those tokens were independent given all that was visible before it, which is
+    what a decoding assumes. steps = 1 is the one-shot code length. With a step for each token it is the chain rule,
+    the model's exact code length in this order: all orders would agree if its conditionals were those of one law.
+
+    `order` is a name in `samplers.ORDERS`, with the model's most probable codes as proposals and without noise on the
+    scores, so that "confidence" reveals first what the model is surest of, right or wrong. No order sees the truth;
+    otherwise the order itself would tell something for free.
+
+    `tokens` hold the truth where `unknown`, and what the model may see elsewhere, all codes in 0..mask_id-1. `prior`
+    is as in `decoder.decode_steps`. The answer is in float64, 0 for an image that hides nothing.
+    Raises ValueError for an unknown order or schedule, and as `hidden_predictions` does.
+    """
+    _check(tokens, unknown, mask_id)
+    if order not in ORDERS:
+        raise ValueError(f"order must be one of {', '.join(ORDERS)}, but it is {order!r}.")
+    tokens, masked = tokens.long(), unknown
+    once = uniform((len(tokens),), generator, tokens.device) if order in ONCE else None
+    nats = torch.zeros(tokens.shape, dtype=torch.float64, device=tokens.device)
+    for left in masked_counts(schedule, steps, unknown.sum(dim=1)):
+        if not masked.any():
+            break
+        log_p = _log_probabilities(model, tokens.masked_fill(masked, mask_id), mask_id, prior)
+        proposal = Proposal(log_p, log_p.argmax(dim=-1), unknown, temperature=0.0, once=once)
+        scores = ORDERS[order](proposal, generator).masked_fill(~masked, torch.inf)
+        staying = lowest(scores, left)
+        true = log_p.gather(-1, tokens[..., None]).squeeze(-1).double()
+        nats -= true.masked_fill(~masked | staying, 0)
+        masked = staying
+    return nats.sum(dim=1) / math.log(2)
+
+
+def hidden_predictions(
+    model: Callable[[Tensor], Tensor],
+    tokens: Int[Tensor, "B N"],
+    unknown: Bool[Tensor, "B N"],
+    *,
+    mask_id: int,
+    prior: Float[Tensor, "B N K"] | None = None,
+) -> tuple[Float[Tensor, "M K"], Int[Tensor, " M"]]:
+    """One shot: the log-probabilities of the K codes at the M hidden tokens of the batch, and the true codes there.
+
+    Those of several batches, put one after the other, are what `calibration` takes. `tokens` and `prior` are as in
+    `code_lengths`. Raises ValueError for shapes that differ, for tokens that are no codes, and for a model in training
+    mode or that returns logits of another shape.
+    """
+    _check(tokens, unknown, mask_id)
+    log_p = _log_probabilities(model, tokens.long().masked_fill(unknown, mask_id), mask_id, prior)
+    return log_p[unknown], tokens[unknown].long()
+
+
+def _log_probabilities(
+    model: Callable[[Tensor], Tensor], visible: Int[Tensor, "B N"], codes: int, prior: Float[Tensor, "B N K"] | None
+) -> Float[Tensor, "B N K"]:
+    if getattr(model, "training", False):
+        raise ValueError("the model must be in evaluation mode, but it is training: call model.eval().")
+    with torch.no_grad():
+        logits = model(visible)
+    if logits.shape[:-1] != visible.shape or logits.shape[-1] not in (codes, codes + 1):
+        expected = f"{(*visible.shape, codes)} or {(*visible.shape, codes + 1)}"
+        raise ValueError(f"the model must return logits of shape {expected}, but it returned {tuple(logits.shape)}.")
+    logits = logits[..., :codes].float()
+    return (logits if prior is None else logits + prior).log_softmax(dim=-1)
+
+
+def _check(tokens: Tensor, unknown: Tensor, mask_id: int) -> None:
+    if tokens.shape != unknown.shape:
+        found = f"{tuple(tokens.shape)} and {tuple(unknown.shape)}"
+        raise ValueError(f"tokens and unknown must have the same shape (B, N), but they have {found}.")
+    if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < mask_id:
+        span = f"{int(tokens.min())}..{int(tokens.max())}"
+        raise ValueError(f"tokens must be codes in 0..{mask_id - 1}, also where unknown, but they span {span}.")
+
+
+# --- calibration ---------------------------------------------------------------------------------------------------
+
+
+class Bin(NamedTuple):
+    """Predictions whose confidence lies in (low, high]."""
+
+    low: float
+    high: float
+    confidence: float  # their mean probability of the top code
+    accuracy: float  # how often the top code is the true one
+    n: int
+
+
+def calibration(log_probabilities: Float[Tensor, "M K"], true: Int[Tensor, " M"], bins: int = 10) -> list[Bin]:
+    """The reliability diagram of the top code (Guo et al. 2017, section 2): bins of equal width, empty ones left out.
+
+    A calibrated model is right in a share `confidence` of each bin. Raises ValueError without predictions.
+    """
+    if not len(true) or len(true) != len(log_probabilities) or bins < 1:
+        found = f"{len(log_probabilities)} predictions, {len(true)} true codes and {bins} bins"
+        raise ValueError(f"calibration needs a true code for each prediction, and at least one bin; found {found}.")
+    top = log_probabilities.max(dim=1)
+    confidence, right = top.values.double().exp(), (top.indices == true).double()
+    place = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    return [
+        Bin(b / bins, (b + 1) / bins, float(confidence[here].mean()), float(right[here].mean()), int(here.sum()))
+        for b in range(bins)
+        if (here := place == b).any()
+    ]
+
+
+def calibration_error(bins: Sequence[Bin]) -> float:
+    """Expected calibration error: the mean gap of accuracy and confidence, weighted by n (Guo et al. 2017, eq. 3).
+
+    Few predictions in a bin have a gap by chance alone, so that the error of a calibrated model is above 0.
+    """
+    return sum(b.n * abs(b.accuracy - b.confidence) for b in bins) / sum(b.n for b in bins)
+
+
+# --- diversity between seeds ---------------------------------------------------------------------------------------
+
+
+def disagreement(tokens: Int[Tensor, "S n N"], unknown: Bool[Tensor, "n N"]) -> float:
+    """The share of the hidden tokens in which two decodings differ, the mean over all pairs of the S seeds.
+
+    0 where every seed gives the same. Raises ValueError for fewer than two seeds and where nothing is hidden.
+    """
+    _check_seeds(len(tokens), unknown, "token")
+    hidden = tokens[:, unknown]
+    shares = [(a != b).double().mean() for a, b in combinations(hidden, 2)]
+    return float(torch.stack(shares).mean())
+
+
+def pixel_spread(pictures: UInt8[Tensor, "S n 3 H W"], holes: Bool[Tensor, "n H W"]) -> float:
+    """The difference between two of S pictures inside the hole, root mean square over all pairs, in grey levels of 255.
+
+    Raises ValueError for fewer than two seeds and where nothing is missing.
+    """
+    _check_seeds(len(pictures), holes, "pixel")
+    inside = pictures.movedim(2, -1)[:, holes].double()
+    return float((2 * inside.var(dim=0)).mean().sqrt())  # the squares of all pairs' differences average twice this
+
+
+def _check_seeds(seeds: int, hidden: Tensor, what: str) -> None:
+    if seeds < 2:
+        raise ValueError(f"a difference between seeds needs at least 2 of them, found {seeds}.")
+    if not hidden.any():
+        raise ValueError(f"a difference in the hole needs at least one missing {what}, found none.")

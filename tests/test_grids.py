@@ -1,0 +1,95 @@
+"""What the grids decode and compare: every comparison has its results, and each differs in what it is about."""
+
+from dataclasses import fields, replace
+
+import pytest
+
+from lab5 import grids
+from lab5.config import DecodeConfig, StudyConfig, configure
+from lab5.grids import ARGMAX, CONTROL, CONTROLLED, SAMPLED, end, one_shot
+from lab5.recipes import RECIPES
+from lab5.study import GIVEN, Point
+
+CONFIG = configure("quick", device="cpu")
+WIDE = grids.wide(CONFIG)
+STUDY = StudyConfig(schedules=("cosine", "linear"), steps=(1, 3, 4), seeds=2, images=8)
+QUICK = grids.quick(STUDY, DecodeConfig(stop_at=2))
+
+
+def points(grid: grids.Grid) -> set[Point]:
+    return {Point(plan.decode, stop, plan.network) for plan in grid.plans for stop in plan.scored()}
+
+
+@pytest.mark.parametrize("grid", [QUICK, WIDE, grids.quick(CONFIG.study, CONFIG.decode)])
+def test_every_comparison_is_of_two_results_that_the_plans_decode(grid):
+    there = points(grid)
+    assert all({c.first, c.second} <= there and c.first != c.second for c in grid.comparisons)
+    assert len(set(grid.plans)) == len(grid.plans)
+    names = {GIVEN, *(name for network in grid.networks for name in network.names())}
+    assert {plan.network for plan in grid.plans} <= names
+    labels = [(c.question, c.label) for c in grid.comparisons]
+    assert len(set(labels)) == len(labels), "a label is of one comparison"
+
+
+def test_the_quick_grid_is_every_schedule_and_t_and_one_shot_once():
+    assert [(p.decode.schedule, p.decode.steps, p.scored()) for p in QUICK.plans] == [
+        ("one_shot", 1, (1,)),
+        ("cosine", 3, (1, 2, 3)), ("linear", 3, (1, 2, 3)),
+        ("cosine", 4, (1, 2, 3, 4)), ("linear", 4, (1, 2, 3, 4)),
+    ]  # fmt: skip
+    assert all(plan.seeds is None and plan.decode.stop_at == 0 for plan in QUICK.plans)
+    assert {c.question for c in QUICK.comparisons} == {"schedule", "steps", "iterating", "sweet spot"}
+    only = grids.quick(replace(STUDY, schedules=("square",), steps=(2,)), DecodeConfig())
+    assert [(p.decode.schedule, p.scored()) for p in only.plans] == [("square", (1, 2))]
+    shot = grids.quick(replace(STUDY, steps=(1,)), DecodeConfig())
+    assert [p.decode.schedule for p in shot.plans] == ["one_shot"] and not shot.comparisons
+
+
+def test_an_unknown_schedule_is_refused():
+    with pytest.raises(ValueError, match="must be among linear, .*but it has sine"):
+        grids.quick(replace(STUDY, schedules=("cosine", "sine")), DecodeConfig())
+
+
+def test_the_wide_grid_asks_all_that_the_reports_disagree_about():
+    questions = {c.question for c in WIDE.comparisons}
+    assert questions >= {
+        "schedule", "steps", "iterating", "sweet spot", "codes", "order", "temperature", "choice temperature",
+        "budget", "re-masking", "correcting rounds", "seen", "around the hole, best", "around the hole, lab",
+        "recipes", "training: mask ratio", "training: loss", "along a training", "late in a training",
+    }  # fmt: skip
+    for name in RECIPES:  # the lab's three schedules for each recipe, besides its own decoding
+        schedules = {plan.decode.schedule for plan in WIDE.plans if plan.network == name}
+        assert schedules >= {"cosine", "linear", "square", RECIPES[name].decoding.schedule}
+    claimed = {"schedule", "steps", "iterating", "sweet spot"}
+    seeds = {(plan.decode, plan.network): plan.seeds for plan in WIDE.plans}
+    for c in WIDE.comparisons:
+        if c.question in claimed and c.first.network == GIVEN:
+            assert seeds[c.first.decode, GIVEN] is seeds[c.second.decode, GIVEN] is None, "as many as the study has"
+
+
+def test_comparisons_change_one_thing_at_a_time():
+    for c in WIDE.comparisons:
+        if c.question in {"order", "temperature", "choice temperature", "budget", "re-masking", "seen", "codes"}:
+            first, second = c.first.decode, c.second.decode
+            assert sum(getattr(first, f.name) != getattr(second, f.name) for f in fields(first)) == 1, c.label
+        if c.question == "schedule":
+            assert replace(c.first.decode, schedule="") == replace(c.second.decode, schedule="")
+        if c.question.startswith("training"):
+            assert c.first.decode == c.second.decode and c.second.network == CONTROL
+    assert replace(ARGMAX, codes="sample") == SAMPLED
+
+
+def test_trainings_differ_from_the_paper_in_one_setting():
+    by_name = {network.name: network for network in WIDE.networks}
+    paper = dict(by_name[CONTROL].changes)
+    for name in CONTROLLED:
+        other = dict(by_name[name].changes)
+        assert sum(other.get(key) != paper.get(key) for key in other.keys() | paper.keys()) == 1
+    (watched,) = (network for network in WIDE.networks if network.stops)
+    assert watched.name == CONTROL and watched.stops == tuple(sorted(watched.stops)) and len(watched.stops) == 5
+    assert max(watched.stops) < CONFIG.stage2.steps
+
+
+def test_ends_and_one_shot():
+    assert end(DecodeConfig(steps=3, rounds=2)) == Point(DecodeConfig(steps=3, rounds=2), 5)
+    assert one_shot(DecodeConfig(steps=9, stop_at=2)) == DecodeConfig(schedule="one_shot", steps=1)

@@ -1,0 +1,54 @@
+"""Pieces of work over processes: each done once, with what is shared, and errors that are not lost."""
+
+import os
+
+import pytest
+import torch
+
+from lab5.workers import spread
+
+
+def times(shared: int, item: int) -> tuple[int, int, int]:
+    return shared * item, os.getpid(), torch.get_num_threads()
+
+
+def fail(shared: int, item: int) -> int:
+    if item == 2:
+        raise ValueError("two is refused")
+    return item
+
+
+def die(shared: int, item: int) -> int:
+    os._exit(1)
+
+
+def test_in_one_process_items_come_in_order_and_one_at_a_time():
+    running = spread(times, 10, [3, 1, 2])
+    assert [(number, result[0]) for number, result in running] == [(0, 30), (1, 10), (2, 20)]
+    lazy = spread(fail, 0, [1, 2])
+    assert next(lazy) == (0, 1)
+    with pytest.raises(ValueError, match="two is refused"):
+        next(lazy)
+
+
+def test_several_processes_share_the_items_and_the_threads():
+    found = dict(spread(times, 10, list(range(6)), jobs=2))
+    assert {number: result[0] for number, result in found.items()} == {n: 10 * n for n in range(6)}
+    processes = {result[1] for result in found.values()}
+    assert len(processes) <= 2 and os.getpid() not in processes
+    assert all(result[2] == max(1, torch.get_num_threads() // 2) for result in found.values())
+
+
+def test_an_error_in_a_process_is_raised_here():
+    with pytest.raises(ValueError, match="two is refused"):
+        list(spread(fail, 0, [1, 2, 3], jobs=2))
+
+
+def test_a_process_that_dies_is_told_in_one_sentence():
+    with pytest.raises(ChildProcessError, match="a worker process died.*run again to go on from what is done"):
+        list(spread(die, 0, [1, 2], jobs=2))
+
+
+def test_less_than_one_job_is_refused():
+    with pytest.raises(ValueError, match="jobs must be at least 1, not 0"):
+        list(spread(times, 1, [1], jobs=0))
