@@ -108,7 +108,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], set[str]]] = {
     "above 0 and finite": (lambda x: 0 < x < inf, {"lr"}),
     "at least 0 and finite": (
         lambda x: 0 <= x < inf,
-        {"seed", "threads", "warmup", "weight_decay", "clip", "groups", "hints"}
+        {"seed", "threads", "warmup", "weight_decay", "clip", "groups", "hints", "dilate", "refills"}
         | {"evidence", "temperature", "choice_temperature", "choice_temperature_end"},
     ),
     "at least 0 and below 1": (

@@ -153,6 +153,8 @@ class DecodeConfig:
     remask: float = 0.0  # ReMDM's eta: chance of generated tokens to be masked again
     rounds: int = 0  # of correction after the steps, each of two passes of the model
     redo: float = 0.1  # share of the hole that a round of correction decodes again
+    dilate: int = 0  # rings of known tokens around the hole that are hidden too, because it has leaked into them
+    refills: int = 0  # times that all is decoded once more, with the result in the hole in the place of `fill`
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from lab5 import tokenizer as tokenizing
 from lab5.config import VQGANConfig
 from lab5.data import GREY, TEST_STATS, denormalise, normalise, token_mask
 from lab5.tokenizer import FILLS, Tokenizer, fill_holes, reconstruction_psnr_db
@@ -149,6 +150,27 @@ def test_classical_fills_are_opencvs_channel_by_channel_and_leave_no_hole(fill, 
     assert error[fill] < 20 < error["grey"]
 
 
+def test_a_harmonic_fill_is_the_mean_of_its_neighbours(images):
+    slope = (torch.arange(64)[:, None] + 2 * torch.arange(64) + 10).to(torch.uint8).expand(1, 3, 64, 64).contiguous()
+    inside = torch.zeros(1, 64, 64, dtype=torch.bool)
+    inside[0, 20:30, 20:50] = True
+    assert torch.equal(fill_holes(slope, inside, "harmonic"), slope)
+    filled = fill_holes(images[:1], inside, "harmonic").float()
+    mean = (filled[..., :-2, 1:-1] + filled[..., 2:, 1:-1] + filled[..., 1:-1, :-2] + filled[..., 1:-1, 2:]) / 4
+    assert (mean - filled[..., 1:-1, 1:-1])[..., inside[0, 1:-1, 1:-1]].abs().max() <= 1  # five values were rounded
+
+
+def test_a_fill_may_be_pictures_and_only_their_holes_are_read(tokenizer, images, holes):
+    pictures = fill_holes(images, holes, "mean")
+    other = torch.where(holes[:, None], pictures, 255 - pictures)
+    assert torch.equal(fill_holes(255 - pictures, holes, pictures), other)
+    assert torch.equal(fill_holes(images, holes, other), pictures)
+    assert torch.equal(tokenizer.encode_holed(images, holes, other)[0], tokenizer.encode(pictures))
+    assert torch.equal(tokenizer.hints(images, holes, other), tokenizer.hints(images, holes, "mean"))
+    both = (tokenizer.evidence(images, holes, fill, 1.0) for fill in (other, "mean"))
+    assert torch.equal(*both)
+
+
 def test_an_image_without_a_hole_is_left_alone_and_one_of_hole_alone_is_filled_with_something(images):
     none, all_ = torch.zeros(7, 64, 64, dtype=torch.bool), torch.ones(7, 64, 64, dtype=torch.bool)
     for fill in FILLS:
@@ -240,6 +262,55 @@ def test_an_encoding_that_fails_leaves_no_file(tokenizer, images, tmp_path, monk
     monkeypatch.setattr(Tokenizer, "encode", fails)
     with pytest.raises(RuntimeError, match="out of memory"):
         tokenizer.cached(images, tmp_path, "train")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cache_that_was_cut_short_goes_on_from_the_last_piece(tokenizer, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenizing, "PIECE", 2)
+    images, encode, asked = torch.cat([images[:3], 255 - images[:4]]), tokenizer.encode, []
+
+    def killed_later(piece):
+        asked.append(len(piece))
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return encode(piece)
+
+    monkeypatch.setattr(tokenizer, "encode", killed_later)
+    with pytest.raises(KeyboardInterrupt):
+        tokenizer.cached(images, tmp_path, "train")
+    assert len(list(tmp_path.iterdir())) == 2 and not tokenizer.cache_file(images, tmp_path, "train").exists()
+    tokens = tokenizer.cached(images, tmp_path, "train")
+    assert asked == [2, 2, 2, 2, 1], "the first two were not encoded again"
+    assert torch.equal(tokens, encode(images).short())
+    assert list(tmp_path.iterdir()) == [tokenizer.cache_file(images, tmp_path, "train")]
+
+
+def not_tokens(path):
+    np.save(path, np.full((2, 256), 9999, np.int16))
+
+
+def fewer(path):
+    np.save(path, np.zeros((1, 256), np.int16))
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda path: path.write_bytes(b""), lambda path: path.write_bytes(path.read_bytes()[:300]),
+    lambda path: path.write_bytes(b"something else"), not_tokens, fewer,
+    lambda path: np.save(path, np.array([{}], dtype=object), allow_pickle=True),
+], ids=["empty", "cut short", "foreign", "other numbers", "fewer", "a pickle"])  # fmt: skip
+def test_a_damaged_token_cache_is_told_and_made_again(spoil, tokenizer, images, tmp_path):
+    tokens = tokenizer.cached(images[:2], tmp_path, "train").clone()
+    file = tokenizer.cache_file(images[:2], tmp_path, "train")
+    spoil(file)
+    with pytest.warns(UserWarning, match="tokens-train-.* is damaged and made again"):
+        assert torch.equal(tokenizer.cached(images[:2], tmp_path, "train"), tokens)
+    assert list(tmp_path.iterdir()) == [file]
+    assert torch.equal(torch.from_numpy(np.load(file)), tokens)
+
+
+def test_a_full_disk_leaves_no_token_cache_and_is_told(disk_of, tokenizer, images, tmp_path):
+    with disk_of(100), pytest.raises(OSError, match="tokens-train-.* could not be written"):
+        tokenizer.cached(images[:2], tmp_path, "train")
     assert list(tmp_path.iterdir()) == []
 
 
