@@ -79,9 +79,9 @@ PITFALLS: dict[str, Pitfall] = {
         check=training.check_permutation,
         effect=lambda: (
             "attn(x[perm]) and attn(x)[perm] are apart by "
-            f"{training.permutation_gap(training.BareView):.2f} with a bare view, "
-            f"{training.permutation_gap(training.NoTransposeBack):.2f} without the transpose back, "
-            f"{training.permutation_gap(MultiHeadAttention):.0e} when right"
+            f"{training.permutation_gaps(training.BareView).max():.2f} with a bare view, "
+            f"{training.permutation_gaps(training.NoTransposeBack).max():.2f} without the transpose back, "
+            f"{training.permutation_gaps(MultiHeadAttention).max():.0e} when right"
         ),
         variants=(training.NoTransposeBack,),
     ),
@@ -93,7 +93,7 @@ PITFALLS: dict[str, Pitfall] = {
         right=scaled_dot_product_attention,
         check=training.check_row_sums,
         effect=lambda: "a query's weights sum to {:.2f} .. {:.2f}, should be 1".format(
-            *training.row_sums(training.softmax_over_queries)
+            *map(float, training.row_sums(training.softmax_over_queries).aminmax())
         ),
     ),
     "dropout-in-forward": Pitfall(
@@ -104,8 +104,9 @@ PITFALLS: dict[str, Pitfall] = {
         right=MultiHeadAttention,
         check=training.check_evaluation,
         effect=lambda: (
-            f"two calls in evaluation mode differ by {training.gap_between_calls(training.DropoutInForward):.0%}, "
-            f"should be {training.gap_between_calls(MultiHeadAttention):.0%}"
+            "two calls in evaluation mode differ by {:.0%}, should be {:.0%}".format(
+                *(training.gaps_between_calls(f).mean() for f in (training.DropoutInForward, MultiHeadAttention))
+            )
         ),
     ),
     "class-axis": Pitfall(
@@ -141,8 +142,8 @@ PITFALLS: dict[str, Pitfall] = {
         right=MASKINGS["cosine"],
         check=training.check_masked_share,
         effect=lambda: (
-            f"{training.mean_masked(MASKINGS['cosine_kept']):.0%} of the tokens are masked on average, "
-            f"should be {training.mean_masked(MASKINGS['cosine']):.0%}"
+            f"{training.masked_shares(MASKINGS['cosine_kept']).mean():.0%} of the tokens are masked on average, "
+            f"should be {training.masked_shares(MASKINGS['cosine']).mean():.0%}"
         ),
     ),
     "drowned-order": Pitfall(

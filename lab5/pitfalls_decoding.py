@@ -38,22 +38,22 @@ def package(model: Any, tokens: Tensor, unknown: Tensor, **settings: Any) -> lis
 def lab_loop(
     model: Any, tokens: Tensor, unknown: Tensor, *, generator: torch.Generator,
     schedule: str = "cosine", steps: int = STEPS, stop_at: int | None = None,
-    keep: Callable[..., Tensor], classes: int = K,
+    keep: Callable[..., Tensor], mask_id_too: bool = False,
 ) -> list[Tensor]:  # fmt: skip
     """The lab's loop, with one line left open: `keep` makes the tokens of the next step.
 
     It is given the codes proposed now, the tokens of this step, those of the start, and the masks before and after.
     """
-    shown, current, masked = [], tokens, unknown
+    shown, current, masked, codes = [], tokens, unknown, model.mask_id
     for step in range(steps):
         if step == stop_at:
             break
-        log_p = model(current.masked_fill(masked, K))[..., :classes].log_softmax(-1)
+        log_p = model(current.masked_fill(masked, codes))[..., : codes + mask_id_too].log_softmax(-1)
         confidence, proposed = log_p.max(-1)
         confidence = confidence + 4.5 * (1 - (step + 1) / steps) * gumbel(confidence.shape, generator, tokens.device)
         rank = confidence.masked_fill(~masked, torch.inf).argsort(1).argsort(1)
         after = rank < masked_count(schedule, step + 1, steps, unknown.sum(1))[:, None]
-        current = keep(proposed.clamp(max=K - 1), current, tokens, masked, after)
+        current = keep(proposed.clamp(max=codes - 1), current, tokens, masked, after)
         shown.append(current)
         masked = after
     return shown
@@ -128,7 +128,7 @@ def everywhere(proposed: Tensor, current: Tensor, original: Tensor, masked: Tens
 shrinking_mask = partial(lab_loop, keep=grey_where_accepted)
 original_tokens = partial(lab_loop, keep=from_the_start)
 nothing_restored = partial(lab_loop, keep=everywhere)
-mask_id_as_a_class = partial(lab_loop, keep=in_the_mask, classes=K + 1)
+mask_id_as_a_class = partial(lab_loop, keep=in_the_mask, mask_id_too=True)
 
 
 def right_in_hole(decode: Decoding, model: type[Oracle] = Oracle) -> list[int]:

@@ -71,17 +71,17 @@ class NoTransposeBack(MultiHeadAttention):
 
 
 @torch.no_grad()
-def permutation_gap(attention: Callable[[int, int], nn.Module]) -> float:
-    """How far attn(x[perm]) is from attn(x)[perm]: positions mean nothing to attention, so not at all."""
+def permutation_gaps(attention: Callable[[int, int], nn.Module]) -> Tensor:
+    """How far attn(x[perm]) is from attn(x)[perm] at each token: positions mean nothing to attention, so not at all."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         layer = attention(768, 16).eval()
     x, permutation = torch.randn(1, N, 768, generator=seeded()), torch.randperm(N, generator=seeded())
-    return float((layer(x[:, permutation]) - layer(x)[:, permutation]).abs().max())
+    return (layer(x[:, permutation]) - layer(x)[:, permutation])[0].abs().amax(-1)
 
 
 def check_permutation(attention: Callable[[int, int], nn.Module]) -> None:
-    gap = permutation_gap(attention)
+    gap = float(permutation_gaps(attention).max())
     assert gap < 1e-5, f"permuted positions give another answer than the permuted answer: {gap:.2g} apart"
 
 
@@ -90,13 +90,21 @@ def softmax_over_queries(query: Tensor, key: Tensor, value: Tensor) -> tuple[Ten
     return weights @ value, weights
 
 
-def row_sums(attend: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]) -> tuple[float, float]:
-    sums = attend(*torch.randn(3, 1, N, 48, generator=seeded()))[1].sum(-1)
-    return float(sums.min()), float(sums.max())
+class SoftmaxOverQueries(MultiHeadAttention):
+    """The whole layer with this softmax."""
+
+    def forward(self, x):
+        attended, _ = softmax_over_queries(*(self._split(f(x)) for f in (self.query, self.key, self.value)))
+        return self.out(attended.transpose(1, 2).flatten(2))
+
+
+def row_sums(attend: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]) -> Tensor:
+    """What each query's weights sum to."""
+    return attend(*torch.randn(3, 1, N, 48, generator=seeded()))[1].sum(-1)[0]
 
 
 def check_row_sums(attend: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
-    low, high = row_sums(attend)
+    low, high = map(float, row_sums(attend).aminmax())
     assert abs(low - 1) + abs(high - 1) < 1e-4, f"a query's weights must sum to 1, but sums run {low:.2f} to {high:.2f}"
 
 
@@ -108,16 +116,17 @@ class DropoutInForward(MultiHeadAttention):
 
 
 @torch.no_grad()
-def gap_between_calls(attention: Callable[..., nn.Module]) -> float:
+def gaps_between_calls(attention: Callable[..., nn.Module]) -> Tensor:
+    """How far two answers to the same tokens are apart in evaluation mode, for each token, as a share of the first."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         layer, x = attention(96, 2, dropout=0.1).eval(), torch.randn(1, N, 96)
         first, second = layer(x), layer(x)
-    return float((first - second).norm() / first.norm())
+    return ((first - second).norm(dim=-1) / first.norm(dim=-1))[0]
 
 
 def check_evaluation(attention: Callable[..., nn.Module]) -> None:
-    gap = gap_between_calls(attention)
+    gap = float(gaps_between_calls(attention).mean())
     assert gap == 0, f"two calls in evaluation mode must agree, but they differ by {gap:.0%}"
 
 
@@ -126,13 +135,15 @@ def check_evaluation(attention: Callable[..., nn.Module]) -> None:
 
 def class_axis_on_positions(model: nn.Module, tokens: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:
     """torch wants the classes on axis 1. One-hot targets have the shape of the logits, so nothing complains."""
-    logits = model(tokens.masked_fill(masked, K))[..., :K]
-    return F.cross_entropy(logits, F.one_hot(tokens, K).float()), (logits.argmax(-1) == tokens)[masked].float().mean()
+    codes = model.mask_id
+    logits = model(tokens.masked_fill(masked, codes))[..., :codes]
+    loss = F.cross_entropy(logits, F.one_hot(tokens, codes).float())
+    return loss, (logits.argmax(-1) == tokens)[masked].float().mean()
 
 
 def ignore_nothing(model: nn.Module, tokens: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:
     """ignore_index=-1 among targets none of which is -1."""
-    logits = model(tokens.masked_fill(masked, K))[..., :K]
+    logits = model(tokens.masked_fill(masked, model.mask_id))[..., : model.mask_id]
     loss = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), ignore_index=-1)
     return loss, (logits.argmax(-1) == tokens)[masked].float().mean()
 
@@ -164,12 +175,13 @@ def check_only_masked_count(loss: Callable[..., tuple[Tensor, Tensor]]) -> None:
 # --- 9: the mask ----------------------------------------------------------------------------------------------------
 
 
-def mean_masked(masking: Callable[..., Tensor]) -> float:
-    return float(masking(2000, N, None, seeded()).float().mean())
+def masked_shares(masking: Callable[..., Tensor]) -> Tensor:
+    """The share of each of 2000 images that is masked."""
+    return masking(2000, N, None, seeded()).float().mean(1)
 
 
 def check_masked_share(masking: Callable[..., Tensor]) -> None:
-    found = mean_masked(masking)
+    found = float(masked_shares(masking).mean())
     assert abs(found - 2 / math.pi) < 0.03, f"cos(pi u / 2) masks 64 % of the tokens on average, not {found:.0%}"
 
 

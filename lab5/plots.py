@@ -6,12 +6,14 @@ A caption under each figure carries n, seeds, device and weights. It knows no mo
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import cycle, pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -32,7 +34,9 @@ COLOURS = {
     "exp": "#332288",
     "one_shot": "#444444",
 }
+CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#444444")
 INK, PALE = "#222222", "#8a8a8a"
+TONES = torch.tensor([[255, 255, 255], [110, 170, 220], [20, 20, 24]], dtype=torch.uint8)  # known, decoded, masked
 STYLE = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -49,7 +53,7 @@ Pictures = UInt8[Tensor, "m 3 H W"]
 
 
 @contextmanager
-def _styled(width: float, height: float, caption: str) -> Iterator[Figure]:
+def styled(width: float, height: float, caption: str) -> Iterator[Figure]:
     """A figure to draw on, in our style."""
     with rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -63,6 +67,45 @@ def spoken(name: str) -> str:
     return name.replace("_", " ")
 
 
+def labelled_lines(axis: Axes, x: Sequence[float], curves: dict[str, Sequence[float]], *, named: bool = True) -> None:
+    """A line per name in the order of CYCLE, names at the right ends; equal lines are one, with all of their names.
+
+    Curves may be shorter than `x`.
+    """
+    together: dict[tuple[float, ...], list[str]] = {}
+    for name, values in curves.items():
+        together.setdefault(tuple(round(float(value), 9) for value in values), []).append(spoken(name))
+    ends = []
+    for colour, (values, names) in zip(cycle(CYCLE), together.items(), strict=False):
+        axis.plot(x[: len(values)], values, "o-", color=colour, ms=4, lw=1.8, label=", ".join(names))
+        ends.append((x[len(values) - 1], values[-1], textwrap.fill(", ".join(names), 20), colour))
+    if named:
+        name_ends(axis, ends)
+
+
+def name_ends(axis: Axes, ends: Sequence[tuple[float, float, str, str]], at: float = 1.05) -> None:
+    """Each (x, y, name, colour) at the height of its y, moved apart where names would overlap.
+
+    `at` is a share of the axes' width: beyond 1 the names stand to the right of the axes, else they end there.
+    """
+    low, high = axis.set_ylim(axis.get_ylim())
+    ends = sorted(ends, key=lambda end: end[1])
+    heights = [0.065 * (1 + name.count("\n")) for _, _, name, _ in ends]
+    gaps = [(below + above) / 2 + 0.012 for below, above in pairwise(heights)]
+    places = [(y - low) / (high - low) for _, y, _, _ in ends]
+    for i, gap in enumerate(gaps):
+        places[i + 1] = max(places[i + 1], places[i] + gap)
+    places[-1] = min(places[-1], 1.0)
+    for i, gap in reversed(list(enumerate(gaps))):
+        places[i] = min(places[i], places[i + 1] - gap)
+    for (x, y, name, colour), place in zip(ends, places, strict=True):
+        axis.annotate(
+            name, (x, y), xytext=(at, place), textcoords="axes fraction", color=colour, fontsize=8, va="center",
+            ha="left" if at > 1 else "right",
+            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6, "shrinkA": 0, "shrinkB": 3},
+        )  # fmt: skip
+
+
 def decode_grid(
     rows: dict[str, Pictures], columns: Sequence[str] = (), *, caption: str = "", marked: Sequence[str] = ()
 ) -> Figure:
@@ -70,7 +113,7 @@ def decode_grid(
     longest = max((len(pictures) for pictures in rows.values()), default=0)
     if longest == 0:
         raise ValueError("a grid needs at least one row with a picture, found none")
-    with _styled(1.0 * longest + 1.1, 1.04 * len(rows) + 0.45, caption) as figure:
+    with styled(1.0 * longest + 1.1, 1.04 * len(rows) + 0.45, caption) as figure:
         axes = figure.subplots(len(rows), longest, squeeze=False)
         for line, (name, pictures) in zip(axes, rows.items(), strict=True):
             for i, axis in enumerate(line):
@@ -89,9 +132,8 @@ def decode_grid(
 
 def mask_pictures(masked: Bool[Tensor, "m N"], unknown: Bool[Tensor, " N"]) -> Pictures:
     """The mask in the latent domain: black still masked, blue decoded so far, white known from the start."""
-    tones = torch.tensor([[255, 255, 255], [110, 170, 220], [20, 20, 24]], dtype=torch.uint8)
     index = masked.long() + unknown[None].long()
-    grid = tones[index].unflatten(1, (16, 16)).permute(0, 3, 1, 2)
+    grid = TONES[index].unflatten(1, (16, 16)).permute(0, 3, 1, 2)
     return grid.repeat_interleave(4, 2).repeat_interleave(4, 3)
 
 
@@ -108,7 +150,7 @@ def loss_curve(
 
     `floor` is a line with a name in the panel of the metric, such as a score to reach.
     """
-    with _styled(8.4, 2.9, caption) as figure:
+    with styled(8.4, 2.9, caption) as figure:
         left, right = figure.subplots(1, 2)
         steps = np.array([s.step for s in history])
         _line(left, steps, np.array([s.loss for s in history]), COLOURS["cosine"])
@@ -144,7 +186,7 @@ def _line(axis, x: np.ndarray, y: np.ndarray, colour: str, label: str = "") -> N
 
 def gamma_curves(schedules: Sequence[str] = tuple(SCHEDULES), *, caption: str = "") -> Figure:
     """The share of tokens still masked over the share of the decoding done."""
-    with _styled(5.2, 3.0, caption) as figure:
+    with styled(5.2, 3.0, caption) as figure:
         axis = figure.subplots()
         ratio = np.linspace(0, 1, 2001)  # so fine that the stairs stand upright
         for name in schedules:
@@ -169,7 +211,7 @@ def fid_curve(
 
     `rows` are rows of the study, each with `schedule`, `seed`, x and y.
     """
-    with _styled(6.4, 3.4, caption) as figure:
+    with styled(6.4, 3.4, caption) as figure:
         axis = figure.subplots()
         schedules = list(dict.fromkeys(row["schedule"] for row in rows))
         for shift, name in enumerate(schedules):
@@ -200,7 +242,7 @@ def attention_map(
     caption: str = "",
 ) -> Figure:
     """Where one position looks: the picture with the query's token framed, and each head's weights glowing on it."""
-    with _styled(1.75 * (len(weights) + 1), 2.1, caption) as figure:
+    with styled(1.75 * (len(weights) + 1), 2.1, caption) as figure:
         axes = figure.subplots(1, len(weights) + 1)
         picture = image.permute(1, 2, 0).numpy()
         row, column = divmod(query, 16)
@@ -223,7 +265,7 @@ def bars(
     values: dict[str, float], *, xlabel: str, title: str = "", highlight: str = "", caption: str = "", digits: int = 2
 ) -> Figure:
     """Named values as horizontal bars, in the order given."""
-    with _styled(6.4, 0.32 * len(values) + 0.95, caption) as figure:
+    with styled(6.4, 0.32 * len(values) + 0.95, caption) as figure:
         axis = figure.subplots()
         colours = [COLOURS["cosine"] if name == highlight else "#b8c4cc" for name in values]
         drawn = axis.barh([spoken(name) for name in values], list(values.values()), color=colours)

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import product
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -265,3 +266,35 @@ def total_variation(a: Float[Tensor, "..."], b: Float[Tensor, "..."]) -> float:
 def kl(a: Float[Tensor, "..."], b: Float[Tensor, "..."]) -> float:
     """Kullback-Leibler divergence of b from a in nats, sum a log(a / b); infinite where b lacks what a has."""
     return max(0.0, float(torch.special.xlogy(a, a / b).sum()))  # equal laws may miss 0 by a rounding
+
+
+# --- what a notebook shows ------------------------------------------------------------------------------------------
+
+
+def laws_by_steps(steps: Sequence[int] = range(1, 7), choice_temperature: float = 4.5) -> dict[str, Any]:
+    """Every order's law of a world of 2x3 tokens beside the truth, for each T, and the exponents of what MaskGIT's
+    order commits first of 2, 8 and 128 positions: the arguments of `lessonplots.sampler_laws`."""
+    world = neighbours(2, 3)
+    truth, p = world.probabilities, (0.7, 0.3)
+    laws = {order: [exact_law(world, schedule="linear", steps=T, order=order) for T in steps] for order in ENUMERATED}
+    measures: dict[str, Callable[[Tensor, Tensor], float]] = {
+        "total variation from the truth": total_variation,
+        "KL divergence of the truth": kl,
+        "diversity: nats more than the truth": lambda true, law: _entropy(law) - _entropy(true),
+    }
+    temperatures = [choice_temperature * part / 8 for part in range(1, 9)]
+    return {
+        "steps": steps,
+        "distances": {
+            name: {order: [measure(truth, law) for law in laws[order]] for order in laws}
+            for name, measure in measures.items()
+        },
+        "exponents": {
+            f"{n} positions": [(tau, hidden_exponent(first_committed(p, n, tau), p)) for tau in temperatures]
+            for n in (2, 8, 128)
+        },
+    }
+
+
+def _entropy(law: Float[Tensor, "..."]) -> float:
+    return float(torch.special.entr(law).sum())

@@ -9,14 +9,18 @@ PACKAGE = Path(__file__).parent.parent / "lab5"
 
 # From the bottom of the package to its top. A new room is put in its place here.
 ROOMS = """
-    settings config gamma attention transformer codebook vqgan painter toycats files layouts data labfiles checkpoint
-    fid features critics tokenizer pasting maskings objectives trainer training samplers budgets remasking decoder
-    smallworld scores pipeline recipes study pitfalls_training pitfalls_decoding pitfalls plots widgets results
-    progress pages report doctor arguments labflags outputs commands inpainting distances __main__
+    settings memory config durable gamma dropout matmul attention transformer codebook vqgan painter toycats files
+    layouts data labfiles checkpoint fid resampling uncertainty features critics pasting tokenizer surroundings
+    maskings objectives states trainer training samplers budgets remasking decoder predictions smallworld scores
+    pipeline filling recipes workers study networks grids claims findings pitfalls_training pitfalls_decoding
+    pitfalls pitfalls_shown pitfalls_scored plots lessonplots studyplots drawings scrub play widgets results
+    progress provenance chapters overview pages pdf report sweep doctor arguments labflags outputs commands
+    inpainting studying distances __main__
 """.split()
 
-PICTURES = {"plots", "widgets"}  # for notebooks, the report and the command line
-ABOVE_PICTURES = {"report", "__main__"}
+# For notebooks, the report and the command line.
+PICTURES = {"plots", "lessonplots", "studyplots", "drawings", "scrub", "play", "widgets"}
+ABOVE_PICTURES = {"studying", "lessonplots", "studyplots", "drawings", "scrub", "play", "widgets", "report", "__main__"}
 
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 

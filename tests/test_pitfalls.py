@@ -9,8 +9,11 @@ import torch
 
 from lab5 import pitfalls_decoding as decoding
 from lab5 import pitfalls_training as training
+from lab5.attention import MultiHeadAttention
 from lab5.gamma import masked_count
 from lab5.pitfalls import PITFALLS
+from lab5.pitfalls_shown import AT, SHOWN, Tempted, decoding_numbers, pictures, table_rows, training_numbers, verdict
+from lab5.scores import psnr_db
 from lab5.trainer import fit
 
 MISTAKES = [
@@ -113,6 +116,85 @@ def test_the_false_sweet_spot_is_the_schedule_itself():
 def test_a_copyist_has_half_of_the_all_token_loss_for_nothing():
     found = training.loss_of_a_copyist(training.ignore_nothing)
     assert found == pytest.approx(math.log(1024) / 2, abs=1e-3)
+
+
+def test_the_layer_with_the_softmax_over_queries_differs_in_that_softmax_alone():
+    """Where all queries are alike each has an equal share of every key, so that a layer can be known by its sums."""
+    layer, own = training.SoftmaxOverQueries(32, 2).eval(), MultiHeadAttention(32, 2).eval()
+    layer.load_state_dict(own.state_dict())
+    x = torch.randn(1, 5, 32, generator=training.seeded())
+    q, k, v = (f(x).view(1, 5, 2, 16).transpose(1, 2) for f in (own.query, own.key, own.value))
+    weights = (q @ k.mT / 4).exp()
+    for axis, form in ((-2, layer), (-1, own)):
+        expected = own.out(((weights / weights.sum(axis, keepdim=True)) @ v).transpose(1, 2).flatten(2))
+        torch.testing.assert_close(form(x), expected)
+
+
+# --- as notebooks show them
+
+
+def test_the_table_says_of_each_mistake_that_it_fails_and_of_ours_that_it_passes():
+    rows = table_rows([10, 5, 7])
+    assert [row["pitfall"] for row in rows] == [5, 7, 10], "in the order of their numbers"
+    for row in rows:
+        assert (row["its check"], row["ours"]) == ("fails", "passes") and row["mistake"] and row["effect"]
+
+
+def test_a_verdict_is_of_the_check_alone():
+    def check(function):
+        assert function() == 1, "must be 1"
+
+    assert verdict(check, lambda: 1) == "passes" and verdict(check, lambda: 2) == "fails"
+    with pytest.raises(ZeroDivisionError):
+        verdict(check, lambda: 1 / 0)
+
+
+def test_the_numbers_of_the_training_mistakes_are_those_of_the_checks():
+    found = {name: (own, wrong) for name, (_, own, wrong) in training_numbers().items()}
+    assert [int(name.split()[0]) for name in found] == [4, 5, 6, 7, 8, 9]
+    own, wrong = found["5 softmax axis"]
+    assert own.shape == wrong.shape == (256,) and torch.allclose(own, torch.ones(256))
+    assert wrong.mean() == pytest.approx(1, abs=1e-4), "as many columns as rows sum to 1"
+    assert [round(float(x.min()), 2) for x in found["4 missing transpose"]] == [0, 0.09]
+    assert found["6 dropout in forward"][0].tolist() == [0] * 256 and found["6 dropout in forward"][1].min() > 0.1
+    assert [float(x) for x in found["7 class axis"]] == pytest.approx([math.log(1024), math.log(256) / 4])
+    own, wrong = found["9 inverted mask"]
+    assert own.shape == (2000,) and float((own + wrong).mean()) == pytest.approx(1, abs=0.02)
+
+
+def test_the_numbers_of_the_decoding_mistakes_are_those_of_the_lab():
+    found = decoding_numbers()
+    expected = [83, 80, 75, 68, 60, 49, 38, 26, 13, 0]
+    assert found["right"]["ours"] == [85] * 10 and found["right"]["shrinking mask (1)"] == expected
+    assert found["masked"]["ours"] == expected
+    assert found["masked"]["compounding count (11)"] == [83, 78, 69, 55, 38, 22, 9, 2, 0, 0]
+    assert found["masked"]["counted from step 0 (12)"] == [85, *expected[:-1]]
+    assert [round(value, 2) for value in found["correlation"].values()] == [0.23, 0.05, 0.92]
+
+
+def test_the_pictures_of_the_mistakes_show_what_each_does():
+    rows = pictures(image=5)
+    assert list(rows) == list(SHOWN) and all(row.shape == (2 + len(AT), 3, 64, 64) for row in rows.values())
+    given, truth = rows["ours"][:1], rows["ours"][-1:]
+    for row in rows.values():
+        assert torch.equal(row[:1], given) and torch.equal(row[-1:], truth)
+    hole = (given == 128).all(1)[0]
+    colour = {name: [float((p.float() - 128).abs().mean(0)[hole].mean()) for p in row] for name, row in rows.items()}
+    for name, (_, first, *_, last, _) in colour.items():
+        back_to_grey = name in ("shrinking mask", "original tokens")
+        assert (last < 0.5 * first) if back_to_grey else (last > 0.9 * first), name
+    last = {name: row[-2:-1] for name, row in rows.items()}
+    assert psnr_db(last["known redrawn"], truth) < 12 < 15 < psnr_db(last["mask id as a class"], truth) < 18
+    assert min(psnr_db(last[name], truth) for name in ("ours", "compounding count")) > 20
+    rows_apart = [not torch.equal(last[a], last[b]) for a in last for b in last if a < b]
+    assert all(rows_apart), "each mistake is another picture"
+
+
+def test_the_tempted_network_prefers_the_mask_id_and_is_otherwise_the_same():
+    model = lambda tokens: torch.arange(5.0).expand(*tokens.shape, 5)  # noqa: E731
+    tempted, tokens = Tempted(model, 4), torch.zeros(1, 3, dtype=torch.int64)
+    assert tempted.mask_id == 4 and torch.equal(tempted(tokens)[..., :4], model(tokens)[..., :4])
+    assert (tempted(tokens)[..., 4] > model(tokens)[..., 4] + 5).all()
 
 
 def test_no_other_room_imports_the_mistakes():

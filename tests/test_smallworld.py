@@ -17,6 +17,7 @@ from lab5.smallworld import (
     first_committed,
     hidden_exponent,
     kl,
+    laws_by_steps,
     neighbours,
     total_variation,
 )
@@ -326,3 +327,18 @@ def test_distances_are_their_closed_forms():
 def test_an_order_that_cannot_be_enumerated_is_refused():
     with pytest.raises(ValueError, match="sequence of positions or one of random, .*but it is 'halton'"):
         exact_law(a_world(), order="halton")
+
+
+def test_laws_by_steps_begin_at_one_law_and_end_where_the_order_is_deaf_to_the_codes():
+    found = laws_by_steps(steps=(1, 6))
+    for by_order in found["distances"].values():
+        one_shot = [curve[0] for curve in by_order.values()]
+        assert one_shot == pytest.approx([one_shot[0]] * len(one_shot)), "at T = 1 no order matters"
+    for name in ("total variation from the truth", "KL divergence of the truth"):
+        ends = {order: curve[1] for order, curve in found["distances"][name].items()}
+        assert all(ends[order] < 1e-9 for order in ("random", "max_probability", "margin", "entropy"))
+        assert ends["confidence"] > 0.01 and ends["moment"] > 0.01
+    diversity = found["distances"]["diversity: nats more than the truth"]
+    assert diversity["confidence"][1] < 0 < diversity["confidence"][0]
+    for tau, exponent in found["exponents"]["128 positions"]:
+        assert exponent == pytest.approx(1 + 1 / tau, rel=0.03)
