@@ -10,9 +10,10 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from lab5.findings import Findings, Predictions, claim_rows, effect_rows, losses_along
+from lab5.findings import Predictions, losses_along
 from lab5.study import Row
-from lab5.studyplots import effects, loss_against_score, reliability
+from lab5.studyplots import effects as forest
+from lab5.studyplots import loss_against_score, reliability
 
 # Which questions stand in a figure together.
 TOGETHER = {
@@ -30,14 +31,16 @@ AXIS: dict[str, Any] = {
 }
 
 
-def study_figures(found: Findings, networks: Sequence[Row], caption: str) -> dict[str, Figure]:
+def study_figures(
+    effects: Sequence[Row], claims: Sequence[Row], networks: Sequence[Row], caption: str
+) -> dict[str, Figure]:
     """The claims, the effects in groups, and KID against loss; only what has been measured."""
     figures = {}
-    if any("kid" in row for row in claim_rows(found)):
-        figures["claims"] = claims_figure(claim_rows(found), caption)
+    if any("kid" in row for row in claims):
+        figures["claims"] = claims_figure(claims, caption)
     for name, questions in TOGETHER.items():
-        if any(effect.question in questions for effect in found.effects):
-            figures[name] = effects_figure(found, caption, questions, f"What it is worth: {name}")
+        if any(row["question"] in questions for row in effects):
+            figures[name] = effects_figure(effects, caption, questions, f"What it is worth: {name}")
     if losses := losses_along(networks):
         figures["loss"] = loss_against_score(
             losses, xlabel="validation loss, nats per masked token", ylabel="KID", caption=caption
@@ -48,21 +51,22 @@ def study_figures(found: Findings, networks: Sequence[Row], caption: str) -> dic
 def claims_figure(rows: Sequence[Row], caption: str) -> Figure:
     """`claim_rows`, but for claims that have not been measured."""
     measured = [row for row in rows if row.get("kid") is not None]
-    return effects(
+    return forest(
         measured, "kid", label="claim", margin=measured[0]["margin"], title="What the reports claim", caption=caption,
         **AXIS,
     )  # fmt: skip
 
 
 def effects_figure(
-    found: Findings, caption: str, questions: Iterable[str] = (), title: str = "What it is worth"
+    rows: Sequence[Row], caption: str, questions: Iterable[str] = (), title: str = "What it is worth"
 ) -> Figure:
-    """The effects that answer these questions, or all of them; schedules of single recipes are left to the table."""
-    chosen = set(questions) or {effect.question for effect in found.effects}
-    rows = [row for row in effect_rows(found) if row["question"] in chosen and "recipe" not in row["comparison"]]
-    return effects(
-        rows, "kid", label="comparison", group="question", margin=found.margin, title=title, caption=caption, **AXIS
-    )
+    """`effect_rows` that answer these questions, or all of them; schedules of single recipes are left to the table."""
+    chosen = set(questions) or {row["question"] for row in rows}
+    shown = [row for row in rows if row["question"] in chosen and "recipe" not in row["comparison"]]
+    return forest(
+        shown, "kid", label="comparison", group="question", margin=shown[0]["margin"], title=title, caption=caption,
+        **AXIS,
+    )  # fmt: skip
 
 
 def calibration_figure(told: Mapping[str, Predictions], caption: str) -> Figure:

@@ -150,19 +150,22 @@ def effect_rows(found: Findings) -> list[Row]:
     """A row for each effect; the verdict is about the first, on KID."""
     return [
         {"question": effect.question, "comparison": effect.label, "verdict": describe(effect.kid, found.margin)}
+        | {"margin": found.margin}
         | _numbers(effect)
         for effect in found.effects
     ]
 
 
-def claim_rows(found: Findings) -> list[Row]:
-    """A row for each claim; those that have not been measured have no numbers."""
-    return [
-        {"claim": v.claim.says, "reports": v.claim.reports, "verdict": v.verdict}
-        | {"comparisons": v.comparisons, "clear": v.clear, "margin": found.margin}
-        | (_numbers(v.effect) if v.effect else {})
-        for v in found.verdicts
-    ]
+def claim_rows(*found: Findings) -> list[Row]:
+    """A row for each claim, of the first of the findings that has measured it; without numbers where none has."""
+    rows = []
+    for several in zip(*(one.verdicts for one in found), strict=True):
+        measured = [(v, one.margin) for v, one in zip(several, found, strict=True) if v.effect]
+        verdict, none = measured[0] if measured else (several[0], found[0].margin)
+        row: Row = {"claim": verdict.claim.says, "reports": verdict.claim.reports, "verdict": verdict.verdict}
+        row |= {"comparisons": verdict.comparisons, "clear": verdict.clear, "margin": none}
+        rows.append(row | (_numbers(verdict.effect) if verdict.effect else {}))
+    return rows
 
 
 def artefacts(rows: Sequence[Row], made_by: Mapping[int, bool]) -> list[Row]:
@@ -179,9 +182,9 @@ def artefacts(rows: Sequence[Row], made_by: Mapping[int, bool]) -> list[Row]:
     return found
 
 
-def luck(found: Findings) -> Family:
+def luck(*found: Findings) -> Family:
     """How many of the effects on KID are more than chance makes of so many comparisons."""
-    return family([effect.kid for effect in found.effects])
+    return family([effect.kid for one in found for effect in one.effects])
 
 
 def baseline_rows(found: Findings) -> list[Row]:

@@ -50,6 +50,7 @@ class Grid(NamedTuple):
     networks: list[Network]
     plans: list[Plan]
     comparisons: list[Comparison]
+    images: int = 1  # times as many as the settings say
 
 
 def quick(study: StudyConfig, decode: DecodeConfig) -> Grid:
@@ -71,8 +72,8 @@ def quick(study: StudyConfig, decode: DecodeConfig) -> Grid:
     return Grid([], plans(points), compared)
 
 
-def wide(config: Config) -> Grid:
-    """About three thousand states of decodings, and a dozen trainings of the profile's size.
+def wide(config: Config) -> list[Grid]:
+    """What the reports claim about decoding, on twice as many images; and everything else, with a dozen trainings.
 
     Its best way of decoding is `config.decode`, with a network that it suits; the lab's ways use tokens alone.
     """
@@ -81,15 +82,18 @@ def wide(config: Config) -> Grid:
     claimed = _schedules(ways, LAB_SCHEDULES, (4, 8, 12)) + _steps(ways, LAB_SCHEDULES, (4, 12)) + _reports()
     for t in (6, 10):
         claimed += _stops(ways, "cosine", 12, t)
+    curves = [Point(replace(way, schedule="cosine", steps=12), t) for way in ways.values() for t in (1, 2, 3, 4, 8)]
+    curves += [end(replace(SAMPLED, schedule=name, steps=8)) for name in ("raised_cosine", "cubic", "stair")]
     others = _one_at_a_time(best) + _trainings(config)
     for way, base in (("best", replace(best, schedule="cosine", steps=8)), ("lab", replace(SAMPLED, steps=8))):
         others += [
             Comparison(f"around the hole, {way}", label, end(decode), end(base))
             for label, decode in _named(around_grid(base), base)
         ]
-    curves = [Point(replace(way, schedule="cosine", steps=12), t) for way in ways.values() for t in (1, 2, 3, 4, 8)]
-    curves += [end(replace(SAMPLED, schedule=name, steps=8)) for name in ("raised_cosine", "cubic", "stair")]
-    return Grid(networks(config), plans(_points(claimed) + curves, _points(others)), claimed + others)
+    return [
+        Grid([], plans(_points(claimed) + curves), claimed, images=2),
+        Grid(networks(config), plans([], _points(others)), others),
+    ]
 
 
 def plans(points: Sequence[Point], fewer: Sequence[Point] = ()) -> list[Plan]:

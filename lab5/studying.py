@@ -17,7 +17,8 @@ from lab5.commands import choose_pair
 from lab5.config import Config, data_folder
 from lab5.drawings import save_figure, study_figures
 from lab5.filling import decode_holes, to_pictures
-from lab5.findings import Findings, baseline_rows, claim_rows, effect_rows, find, network_rows
+from lab5.findings import Findings, baseline_rows, claim_rows, effect_rows, find, luck, network_rows
+from lab5.grids import Grid
 from lab5.networks import train_all
 from lab5.outputs import print_table
 from lab5.pipeline import Pair, get_dataset, get_features
@@ -27,6 +28,7 @@ from lab5.scores import Scorer
 from lab5.study import (
     GIVEN,
     Result,
+    Row,
     code_version,
     kept_results,
     len_study,
@@ -36,61 +38,68 @@ from lab5.study import (
     write_table,
 )
 from lab5.tokenizer import fill_holes
-from lab5.uncertainty import Difference
 
 
 def study(
     config: Config, table: Path | None, *, grid: str, jobs: int, weights: str, vqgan: Path | None,
     transformer: Path | None,
-) -> Findings:  # fmt: skip
+) -> None:  # fmt: skip
     """Run the "quick" or the "wide" grid, and print and write its rows, effects and claims.
 
-    Every finished decoding is kept, whatever becomes of the rest; the rows of those are written even then.
+    Every finished decoding is kept on disk, whatever becomes of the rest: given again, the command goes on from them.
     """
     table = table or data_folder() / "runs" / f"study-{grid}.csv"
     data = get_dataset(config)
     pair = choose_pair(config, data, weights, vqgan, transformer)
-    scorer = Scorer(data, get_features(config, pair.tokenizer), config.study.images, tokenizer=pair.tokenizer)
-    plan = grids.wide(config) if grid == "wide" else grids.quick(config.study, config.decode)
+    features = get_features(config, pair.tokenizer)
+    parts = grids.wide(config) if grid == "wide" else [grids.quick(config.study, config.decode)]
     pairs = {GIVEN: pair}
-    trainings = train_all(config, data, pair.tokenizer, plan.networks, jobs)
-    for trained in tqdm(trainings, total=len(plan.networks), desc="trainings", disable=not plan.networks):
+    networks = [network for part in parts for network in part.networks]
+    trainings = train_all(config, data, pair.tokenizer, networks, jobs)
+    for trained in tqdm(trainings, total=len(networks), desc="trainings", disable=not networks):
         pairs |= trained
-    running = run_study(pairs, scorer, plan.plans, seeds=config.study.seeds, folder=kept_results(), jobs=jobs)
+    found: list[Findings] = []
     results: list[Result] = []
-    try:
-        for result in tqdm(running, total=len_study(plan.plans, config.study.seeds), desc="decodings"):
-            results.append(result)
-    finally:
-        results = ordered(results, plan.plans)
-        write_table(table, [row for result in results for row in result.rows])
-    made = (
-        f"n = {len(scorer.truth)}, seeds {config.study.seeds}, weights {pair.weights}, profile {config.profile}, "
-        f"device {config.device}, code {code_version()}"
-    )
-    print(f"score: {scorer.score_name}, lower is better; mean and SD over seeds")
-    print(made)
-    found = find(plan, results, scorer, pair)
-    _print(grid, results, found)
-    told = {"score_name": scorer.score_name, "weights": pair.weights, "data": scorer.data, "profile": config.profile}
+    for part in parts:
+        scorer = Scorer(data, features, config.study.images * part.images, tokenizer=pair.tokenizer)
+        decoded = _decoded(part, pairs, scorer, config.study.seeds, jobs)
+        found.append(find(part, decoded, scorer, pair))
+        results += decoded
+    told = {"score_name": scorer.score_name, "weights": pair.weights, "profile": config.profile}
     told |= {"device": config.device, "code": code_version()}
     tables = {
-        "baselines": baseline_rows(found),
-        "effects": effect_rows(found),
-        "claims": claim_rows(found),
+        "baselines": [row for one in found for row in baseline_rows(one)],
+        "effects": [row for one in found for row in effect_rows(one)],
+        "claims": claim_rows(*found),
         "networks": network_rows(pairs, results, data, config.stage2.steps),
     }
-    tables = {name: [row | told for row in rows] for name, rows in tables.items()}
+    _print(grid, config, results, found, tables)
+    write_table(table, [row for result in results for row in result.rows])
     for name, rows in tables.items():
         if rows:
-            write_table(table.with_name(f"{table.stem}-{name}.csv"), rows)
-    figures = study_figures(found, tables["networks"], made)
-    if plan.networks:
+            write_table(table.with_name(f"{table.stem}-{name}.csv"), [row | told for row in rows])
+    figures = study_figures(tables["effects"], tables["claims"], tables["networks"], _made(results))
+    if networks:
         figures["recipes"] = _recipes(pairs, scorer)
     for name, figure in figures.items():
         save_figure(figure, table.with_name(f"{table.stem}-{name}"))
-    print(f"{table}: {sum(len(result.rows) for result in results)} rows; beside it {', '.join([*tables, *figures])}")
-    return found
+    beside = ", ".join(dict.fromkeys([*(name for name in tables if tables[name]), *figures]))
+    print(f"{table}: {sum(len(result.rows) for result in results)} rows; beside it {beside}")
+
+
+def _decoded(part: Grid, pairs: dict[str, Pair], scorer: Scorer, seeds: int, jobs: int) -> list[Result]:
+    """What a part of the study decodes, in its order."""
+    running = run_study(pairs, scorer, part.plans, seeds=seeds, folder=kept_results(), jobs=jobs)
+    total = len_study(part.plans, seeds)
+    return ordered(tqdm(running, total=total, desc=f"decodings of {len(scorer.truth)} images"), part.plans)
+
+
+def _made(results: Sequence[Result]) -> str:
+    """By what the results were made."""
+    row = results[0].rows[0]
+    n = " and ".join(map(str, dict.fromkeys(result.rows[0]["n"] for result in results)))
+    seeds = 1 + max(result.seed for result in results)
+    return f"n = {n}, {seeds} seeds, weights {row['weights']}, device {row['device']}, code {row['code']}"
 
 
 def _recipes(pairs: dict[str, Pair], scorer: Scorer, image: int = 0, at: Sequence[int] = (1, 4, 8)) -> Figure:
@@ -109,26 +118,33 @@ def _recipes(pairs: dict[str, Pair], scorer: Scorer, image: int = 0, at: Sequenc
     return decode_grid(rows, titles, caption=f"toy cat {image}, every recipe's own decoding in 8 steps, seed 0")
 
 
-def _print(grid: str, results: Sequence[Result], found: Findings) -> None:
+def _print(
+    grid: str, config: Config, results: Sequence[Result], found: Sequence[Findings], tables: dict[str, list[Row]]
+) -> None:
     rows = [row for result in results for row in result.rows]
-    lines = []
-    for line in summary(rows, ("schedule", "steps", "stop_at"), ("kid", "score", "hole_psnr_db")):
-        values = {name: _with_sd(line, name) for name in ("kid", "score", "hole_psnr_db")}
-        lines.append({"schedule": line["schedule"], "T": line["steps"], "t": line["stop_at"]} | values)
-    if grid == "quick":  # in which nothing else differs
+    print(f"score: {rows[0]['score_name']}, lower is better; mean and SD over seeds")
+    print(f"{_made(results)}, profile {config.profile}")
+    if grid == "quick":  # in which nothing differs but schedule, T and t
+        lines = []
+        for line in summary(rows, ("schedule", "steps", "stop_at"), ("kid", "score", "hole_psnr_db")):
+            values = {name: _with_sd(line, name) for name in ("kid", "score", "hole_psnr_db")}
+            lines.append({"schedule": line["schedule"], "T": line["steps"], "t": line["stop_at"]} | values)
         print_table(lines)
-    if found.effects:
-        lines = [{"question": e.question, "first − second": e.label, "KID": _interval(e.kid)} for e in found.effects]
-        print_table(lines)
-    lines = []
-    for claim, verdict, effect, *_ in found.verdicts:
-        kid = "-" if effect is None else _interval(effect.kid)
-        lines.append({"claim": claim.says, "reports": claim.reports, "KID": kid, "verdict": verdict})
-    print_table(lines)
+    if tables["effects"]:
+        names = {"question": "question", "comparison": "first − second", "verdict": "KID is"}
+        print_table([{name: row[key] for key, name in names.items()} | _interval(row) for row in tables["effects"]])
+        chance = luck(*found)
+        print(
+            f"{chance.excluded} of {chance.comparisons} intervals exclude 0, {chance.by_chance:.1f} would by chance; "
+            f"{chance.holm} hold all together (Holm)"
+        )
+    names = ("claim", "reports", "verdict")
+    print_table([{name: row[name] for name in names} | _interval(row) for row in tables["claims"]])
 
 
-def _interval(found: Difference) -> str:
-    return f"{found.mean:+.4f} ({found.low:+.4f} .. {found.high:+.4f})"
+def _interval(row: Row) -> dict[str, str]:
+    known = row.get("kid") is not None
+    return {"KID": f"{row['kid']:+.4f} ({row['kid_low']:+.4f} .. {row['kid_high']:+.4f})" if known else "-"}
 
 
 def _with_sd(line: dict[str, Any], column: str) -> str:

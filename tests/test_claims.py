@@ -14,7 +14,8 @@ from lab5.uncertainty import Difference
 N, F = 32, 6
 TRUTH = torch.randn(N, F, generator=torch.Generator().manual_seed(0))
 QUICK = grids.quick(StudyConfig(schedules=("cosine", "linear", "square"), steps=(1, 4, 8), seeds=3), DecodeConfig())
-WIDE = grids.wide(configure("quick", device="cpu"))
+PARTS = grids.wide(configure("quick", device="cpu"))
+WIDE = grids.Grid([], [p for part in PARTS for p in part.plans], [c for part in PARTS for c in part.comparisons])
 
 
 def outcome(shift: float, seed: int, noise: float = 0.05) -> Outcome:

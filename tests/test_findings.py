@@ -92,6 +92,13 @@ def test_claims_that_were_not_measured_have_no_numbers(found):
     assert rows["a loss on all tokens trains better"]["verdict"] == "not measured by this grid"
 
 
+def test_of_several_findings_the_first_that_has_measured_a_claim_counts(found, pair, scorer):
+    nothing = find(GRID, [], scorer, pair)
+    assert claim_rows(nothing, found) == claim_rows(found) == claim_rows(found, nothing)
+    assert not any("kid" in row for row in claim_rows(nothing))
+    assert luck(nothing, found) == luck(found)
+
+
 def test_only_a_claim_that_does_not_hold_is_an_artefact_and_only_where_the_mistake_makes_it():
     helps, hurts = "stopping early, at a sweet spot, helps", "iterating hurts: all at once is better"
     rows = [{"claim": helps, "verdict": "does not hold: no effect"}, {"claim": hurts, "verdict": "holds"}]
@@ -148,7 +155,7 @@ def test_networks_stand_with_their_loss_and_steps(pair, scorer, dataset):
 
 
 def test_figures_are_drawn_of_what_there_is(found):
-    drawn = study_figures(found, [], "n = 6")
+    drawn = study_figures(effect_rows(found), claim_rows(found), [], "n = 6")
     assert list(drawn) == ["claims", "schedules"]
     text = {artist.get_text() for artist in drawn["schedules"].axes[0].texts}
     assert any("cosine − linear, T = 3" in line for line in text)

@@ -11,7 +11,7 @@ from lab5.recipes import RECIPES
 from lab5.study import GIVEN, Point
 
 CONFIG = configure("quick", device="cpu")
-WIDE = grids.wide(CONFIG)
+CLAIMED, OTHERS = grids.wide(CONFIG)
 STUDY = StudyConfig(schedules=("cosine", "linear"), steps=(1, 3, 4), seeds=2, images=8)
 QUICK = grids.quick(STUDY, DecodeConfig(stop_at=2))
 
@@ -20,7 +20,7 @@ def points(grid: grids.Grid) -> set[Point]:
     return {Point(plan.decode, stop, plan.network) for plan in grid.plans for stop in plan.scored()}
 
 
-@pytest.mark.parametrize("grid", [QUICK, WIDE, grids.quick(CONFIG.study, CONFIG.decode)])
+@pytest.mark.parametrize("grid", [QUICK, CLAIMED, OTHERS, grids.quick(CONFIG.study, CONFIG.decode)])
 def test_every_comparison_is_of_two_results_that_the_plans_decode(grid):
     there = points(grid)
     assert all({c.first, c.second} <= there and c.first != c.second for c in grid.comparisons)
@@ -51,24 +51,23 @@ def test_an_unknown_schedule_is_refused():
 
 
 def test_the_wide_grid_asks_all_that_the_reports_disagree_about():
-    questions = {c.question for c in WIDE.comparisons}
+    questions = {c.question for c in CLAIMED.comparisons + OTHERS.comparisons}
     assert questions >= {
         "schedule", "steps", "iterating", "sweet spot", "codes", "order", "temperature", "choice temperature",
         "budget", "re-masking", "correcting rounds", "seen", "around the hole, best", "around the hole, lab",
         "recipes", "training: mask ratio", "training: loss", "along a training", "late in a training",
     }  # fmt: skip
     for name in RECIPES:  # the lab's three schedules for each recipe, besides its own decoding
-        schedules = {plan.decode.schedule for plan in WIDE.plans if plan.network == name}
+        schedules = {plan.decode.schedule for plan in OTHERS.plans if plan.network == name}
         assert schedules >= {"cosine", "linear", "square", RECIPES[name].decoding.schedule}
-    claimed = {"schedule", "steps", "iterating", "sweet spot"}
-    seeds = {(plan.decode, plan.network): plan.seeds for plan in WIDE.plans}
-    for c in WIDE.comparisons:
-        if c.question in claimed and c.first.network == GIVEN:
-            assert seeds[c.first.decode, GIVEN] is seeds[c.second.decode, GIVEN] is None, "as many as the study has"
+    assert {c.question for c in CLAIMED.comparisons} == {"schedule", "steps", "iterating", "sweet spot", "codes"}
+    assert CLAIMED.images == 2 and OTHERS.images == 1 and not CLAIMED.networks
+    assert all(plan.seeds is None for plan in CLAIMED.plans), "as many as the study has"
+    assert all(plan.seeds == grids.FEWER for plan in OTHERS.plans)
 
 
 def test_comparisons_change_one_thing_at_a_time():
-    for c in WIDE.comparisons:
+    for c in CLAIMED.comparisons + OTHERS.comparisons:
         if c.question in {"order", "temperature", "choice temperature", "budget", "re-masking", "seen", "codes"}:
             first, second = c.first.decode, c.second.decode
             assert sum(getattr(first, f.name) != getattr(second, f.name) for f in fields(first)) == 1, c.label
@@ -80,12 +79,12 @@ def test_comparisons_change_one_thing_at_a_time():
 
 
 def test_trainings_differ_from_the_paper_in_one_setting():
-    by_name = {network.name: network for network in WIDE.networks}
+    by_name = {network.name: network for network in OTHERS.networks}
     paper = dict(by_name[CONTROL].changes)
     for name in CONTROLLED:
         other = dict(by_name[name].changes)
         assert sum(other.get(key) != paper.get(key) for key in other.keys() | paper.keys()) == 1
-    (watched,) = (network for network in WIDE.networks if network.stops)
+    (watched,) = (network for network in OTHERS.networks if network.stops)
     assert watched.name == CONTROL and watched.stops == tuple(sorted(watched.stops)) and len(watched.stops) == 5
     assert max(watched.stops) < CONFIG.stage2.steps
 
