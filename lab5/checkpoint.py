@@ -1,7 +1,8 @@
 """Models and training states on disk: safe to open, whole or absent, from and to the lab's own formats.
 
-Our files are safetensors: tensors, and a header of JSON. Opening one never executes anything, and a file is
-replaced only by a complete successor. The lab's files are PyTorch pickles, which `lab5.labfiles` reads.
+Our files are safetensors: tensors, and a header of JSON with a checksum of it all. Opening one never executes
+anything, and a file is replaced only by a complete successor. The lab's files are PyTorch pickles, which
+`lab5.labfiles` reads.
 
 It does not know how a model was trained or what it is used for.
 """
@@ -9,7 +10,6 @@ It does not know how a model was trained or what it is used for.
 import hashlib
 import io
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from lab5.config import TransformerConfig, VQGANConfig
+from lab5.durable import replacing
+from lab5.durable import write as write  # on offer from here too
 from lab5.labfiles import (
     LAYOUTS,
     WRAPPERS,
@@ -36,6 +38,10 @@ from lab5.vqgan import VQGAN
 
 Model = TypeVar("Model", bound=nn.Module)
 
+CHECKSUM = "sha256 of this file with 64 zeros here"  # an entry of the header
+BLANK = 64 * "0"
+ENTRY = f'"{CHECKSUM}":"'.encode()  # how it stands there
+
 
 # --- our files --------------------------------------------------------------------------------------------------
 
@@ -45,41 +51,60 @@ def save(path: str | Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any
 
     Raises OSError where the file cannot be written and TypeError for a `meta` that is not JSON.
     """
-    path = Path(path)
     # Copies: safetensors wants every tensor contiguous, on the CPU and in memory of its own.
     dense = torch.contiguous_format
     copies = {name: tensor.detach().cpu().clone(memory_format=dense) for name, tensor in tensors.items()}
-    _write(path, safetensors.torch.save(copies, {name: json.dumps(value) for name, value in meta.items()}))
+    header = {name: json.dumps(value) for name, value in meta.items()} | {CHECKSUM: BLANK}
+    content = memoryview(safetensors.torch.save(copies, header))
+    at = bytes(content[: _header_end(content)]).index(ENTRY + BLANK.encode()) + len(ENTRY)
+    with replacing(Path(path)) as file:
+        file.write(content[:at])
+        file.write(hashlib.sha256(content).hexdigest().encode())
+        file.write(content[at + len(BLANK) :])
 
 
-def _write(path: Path, content: bytes) -> None:
-    """All of it, or what was there before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        raise OSError(f"{path} could not be written and is as it was before: {error}") from error
-    finally:
-        part.unlink(missing_ok=True)
+def _header_end(start: bytes | memoryview) -> int:
+    return 8 + int.from_bytes(start[:8], "little")
 
 
 def load(path: str | Path) -> tuple[State, dict[str, Any]]:
     """The tensors and the meta that `save` wrote, on the CPU.
 
-    Raises FileNotFoundError for a missing file, ValueError for a truncated one or one that `save` did not write.
+    Raises FileNotFoundError for a missing file, ValueError for one that is truncated or that `save` did not write,
+    and for one that has changed since. What another program wrote has no checksum, and is taken without.
     """
     path = _existing(path)
     try:
         with safetensors.safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}
-            return state, {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
+            meta = {name: json.loads(value) for name, value in header.items() if name != CHECKSUM}
     except (safetensors.SafetensorError, ValueError, RecursionError) as error:  # the last two are of the JSON
         raise ValueError(f"{path} is truncated or is not one of our safetensors files: {error}") from error
+    if CHECKSUM in header and _checksum(path, header[CHECKSUM]) != header[CHECKSUM]:
+        raise ValueError(f"{path} was damaged after it was written: its checksum does not fit")
+    return state, meta
+
+
+def load_meta(path: str | Path) -> dict[str, Any]:
+    """The meta alone, without reading the tensors or checking them. Raises like `load`."""
+    path = _existing(path)
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return {name: json.loads(value) for name, value in (file.metadata() or {}).items() if name != CHECKSUM}
+    except (safetensors.SafetensorError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is truncated or is not one of our safetensors files: {error}") from error
+
+
+def _checksum(path: Path, given: str) -> str:
+    """Of the file as it was before the checksum was put in."""
+    with path.open("rb") as file:
+        start = file.read(8)
+        header = file.read(_header_end(start) - 8)
+        digest = hashlib.sha256(start + header.replace(ENTRY + given.encode(), ENTRY + BLANK.encode(), 1))
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -178,7 +203,7 @@ def _detached(model: nn.Module) -> State:
 def _pickle(path: str | Path, content: dict) -> None:
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    _write(Path(path), buffer.getvalue())
+    write(Path(path), buffer.getvalue())
 
 
 def _ours(path: str | Path, config_class: type) -> tuple[State, Any]:

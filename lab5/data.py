@@ -48,12 +48,12 @@ def normalise(
 ) -> Float[Tensor, "*B 3 H W"]:
     """Bytes, or floats in [0,1], to the units of the VQGAN: (image - mean) / std, per channel."""
     if images.dtype == torch.uint8:
-        images = images.float() / 255
+        images = images.float().div_(255)
     elif images.numel() and (images.min() < 0 or images.max() > 1):
         low, high = images.min().item(), images.max().item()
         raise ValueError(f"images to normalise must be bytes or in [0,1]; found {low:.3g} to {high:.3g}")
     mean, std = (images.new_tensor(values)[:, None, None] for values in stats)
-    return (images - mean) / std
+    return (images - mean).div_(std)
 
 
 def denormalise(images: Float[Tensor, "*B 3 H W"], stats: Stats = TRAIN_STATS) -> Float[Tensor, "*B 3 H W"]:

@@ -20,11 +20,14 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import numpy as np
 from PIL import Image
 
+from lab5.durable import replacing
+
 SIZE = 64
 GREY = 128  # what the lab's files show inside a hole
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # whatever the name says: the lab's photographs are JPEG called .png
 MAX_BYTES = 1 << 28  # of one file in an archive, unpacked
+MAX_TOTAL, MAX_RATIO = 1 << 30, 100  # of all together, and how many times the archive: pictures are packed already
 MAX_PIXELS = 80_000_000  # of one image; Pillow itself begins to warn a little above
 TOO_LARGE = f"is larger than the {MAX_PIXELS // 10**6} million pixels that are read"
 CACHE_FORMAT = 3  # counts up whenever the arrays of a dataset would come out differently
@@ -87,7 +90,11 @@ def _zip_names(path: Path) -> list[str]:
         if entry.file_size > MAX_BYTES and PurePosixPath(name).suffix.lower() in SUFFIXES:
             unpacked = f"{entry.file_size // 10**6} MB, more than the {MAX_BYTES // 10**6} MB that are read"
             raise ValueError(f"{name} in {path} unpacks to {unpacked}")
-    names = [entry.filename for entry in entries if not entry.is_dir()]
+    total = sum(entry.file_size for entry in entries if PurePosixPath(entry.filename).suffix.lower() in SUFFIXES)
+    if total > MAX_TOTAL and total > MAX_RATIO * path.stat().st_size:
+        times = total // path.stat().st_size
+        raise ValueError(f"the pictures in {path} unpack to {total // 10**6} MB, {times} times what the archive takes")
+    names = [entry.filename for entry in entries if not entry.filename.endswith("/")]  # is_dir() fails on an empty one
     name, times = Counter(names).most_common(1)[0] if names else ("", 0)
     if times > 1:
         raise ValueError(f"{path} holds {name} {times} times; which one is meant cannot be told")
@@ -139,17 +146,18 @@ def cached(folder: Path, key: list, make: Callable[[], Arrays]) -> Arrays:
     """What `make` returns, kept in a file named by `key`; a damaged file is made again."""
     digest = hashlib.sha256(json.dumps([CACHE_FORMAT, *key]).encode()).hexdigest()
     file = Path(folder) / f"{key[0]}-{digest[:16]}.npz"
+    if file.exists() and (arrays := read_cached(file)) is not None:
+        return arrays
+    arrays = make()
+    with replacing(file) as out:
+        np.savez(out, **arrays)
+    return arrays
+
+
+def read_cached(file: Path) -> Arrays | None:
+    """What a cache file holds, or None where it is damaged."""
     try:
         with np.load(file, allow_pickle=False) as arrays:
             return dict(arrays)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-        arrays = make()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(f".{os.getpid()}.part")
-    try:
-        with part.open("wb") as out:
-            np.savez(out, **arrays)
-        part.replace(file)  # a reader sees the whole file or none
-    finally:
-        part.unlink(missing_ok=True)
-    return arrays
+    except Exception:  # damaged archives and arrays fail in many ways
+        return None

@@ -7,6 +7,7 @@ It knows names and tensors, and no network.
 """
 
 import re
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,6 +34,8 @@ WRAPPERS = ("transformer_state_dict", "model")  # entries that hold a transforme
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # of weights, which all become float32
 ATTENTION = re.compile(r"(blocks\.\d+\.Attention)\.(\w+)\.(weight|bias)")
 
+MAX_RATIO = 4  # of what the tensors take to what the file does
+
 State = dict[str, Tensor]
 
 
@@ -45,6 +48,8 @@ def is_pickle(path: str | Path) -> bool:
 
 def unpickle(path: str | Path, prefix: str) -> State:
     """The state dict of one part, out of a bare one, one beside an optimiser's, or a whole MaskGit's."""
+    stored = Path(path).stat().st_size
+    _check_size(path, _unpacked(path), stored)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # truncated files and pickles that ask for code fail in many ways
@@ -61,7 +66,24 @@ def unpickle(path: str | Path, prefix: str) -> State:
         raise ValueError(f"{path} must hold a state dict, bare or as transformer_state_dict or model; found {found}")
     state = {name.removeprefix(prefix): t for name, t in content.items() if name.startswith(prefix)} or content
     check_weights(state, path)
+    _check_size(path, sum(tensor.numel() * tensor.element_size() for tensor in state.values()), stored)
     return state
+
+
+def _unpacked(path: str | Path) -> int:
+    """Bytes of all that a zip archive holds, as it says; of other files none. PyTorch packs nothing."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, NotImplementedError):  # the second for what is of a later version of zip
+        return 0
+
+
+def _check_size(path: str | Path, asked: int, stored: int) -> None:
+    """Tensors may share what is stored, but a small file that asks for all the memory is no network."""
+    if asked > MAX_RATIO * stored:
+        sizes = f"{asked / 1e6:.0f} MB of tensors in {stored / 1e6:.1f} MB"
+        raise ValueError(f"{path} claims to hold {sizes}: it is damaged, or meant to fill the memory")
 
 
 def check_weights(state: State, path: str | Path) -> None:

@@ -4,29 +4,34 @@
         print(step.step, step.loss)
 
 An objective is a callable `(model, step, generator) -> (loss, metrics)`. The generator is seeded anew from
-(seed, step), as is torch's own stream for dropout: a step depends on nothing but the weights, the seed and its
+(seed, step), as is torch's own stream for dropout: a step depends on nothing but the state on disk, the seed and its
 number, so a resumed run goes on exactly where it was.
 
 It knows neither images nor tokens, no decoder and no plot.
 """
 
 import math
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from lab5 import checkpoint
 from lab5.config import TrainConfig
+from lab5.durable import unbroken
+from lab5.matmul import fastest_matmul
+from lab5.memory import naming
+from lab5.states import Parts, load_state, save_state
 
 LR_SCHEDULES = ("constant", "warmup_cosine", "warmup_linear", "multi_step", "step", "plateau")
 OPTIMISERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
+DROPOUT = 1 << 40  # added to the seed of a draw: dropout's numbers are not those that the objective is given
 
-Objective = Callable[[nn.Module, int, torch.Generator], tuple[Tensor, dict[str, float]]]
+Objective = Callable[[nn.Module, int, torch.Generator], tuple[Tensor, dict[str, float | Tensor]]]
 
 
 class TrainStep(NamedTuple):
@@ -116,64 +121,101 @@ def fit(
     seed: int,
     save_to: Path | None = None,
     save_every: float = 120.0,
+    settings: dict[str, Any] | None = None,
+    history: list[TrainStep] | None = None,
 ) -> Iterator[TrainStep]:
     """Train `model` in place; when the loop ends, or is left early, the averaged weights (EMA) are in it.
 
-    With `save_to` the state is written there every `save_every` seconds and at the end, and a run that finds its
-    own file goes on from it. An error or an interrupt within a step leaves the last file as it is.
-    Raises FloatingPointError, with the step and the learning rate, for a loss or gradient that is not finite.
+    With `save_to` the state is written to `<save_to>-<step>` every `save_every` seconds and at the end, the last two
+    kept, and a run that finds its own goes on from it. Ctrl-C and SIGTERM wait for the end of a step, whose state is
+    then written; an error within a step leaves the states as they are. `settings` say what else, beside `config`,
+    `seed` and the number of parameters, a state belongs to. `history` receives every step, also those of the runs
+    before.
+
+    Raises FloatingPointError, with the step and the learning rate, for a loss or gradient that is not finite,
+    MemoryError where a batch is too large, ValueError for a state of other settings, and OSError for a full disk.
     """
     device = next(model.parameters()).device
-    optimiser = _optimiser(model, config, device)
     average = AveragedModel(model, multi_avg_fn=_averaging(config)) if config.ema else None
     scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16")
-    generator = torch.Generator(device="cpu")
-    done, plateau = 0, Plateau()
-    if save_to is not None and save_to.exists():
-        done, plateau = _restore(save_to, model, average, optimiser, scaler, objective)
-    first = 1 + done
+    parts = Parts(model, average, _optimiser(model, config, device), scaler, objective)
+    _check_schedule(config)
+    own = {"seed": seed, "parameters": sum(p.numel() for p in model.parameters()), "training": config.as_dict()}
+    if config.compile and device.type == "cuda":
+        compile_parts(model)
+    settings, history = own | (settings or {}), [] if history is None else history
+    facts = save_to and load_state(save_to, parts, settings) or {"step": 0, "plateau": (), "history": ()}
+    done, plateau = facts["step"], Plateau(*facts["plateau"])
+    history[:] = [TrainStep(*row) for row in facts["history"]]
+
+    def store() -> None:
+        save_state(save_to, done, parts, settings, {"plateau": plateau, "history": history})
+
     model.train()
+    saved, whole = done, True  # whether the parts are those after a step, or in the midst of one
     began = last_save = time.monotonic()
-    step = done
     try:
-        for step in range(first, config.steps + 1):
-            lr = learning_rate(config, step, plateau.decays)
-            for group in optimiser.param_groups:
-                group["lr"] = lr
-            optimiser.zero_grad(set_to_none=True)
-            total, metrics = 0.0, {}
-            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-                for micro in range(config.accumulate):
-                    draw = (step - 1) * config.accumulate + micro + 1
-                    torch.manual_seed(seed * 1_000_003 + draw)
-                    generator.manual_seed(seed * 1_000_003 + draw)
-                    with autocast(config.amp, device):
-                        loss, metrics = objective(model, draw, generator)
-                    scaler.scale(loss / config.accumulate).backward()
-                    total += float(loss.detach()) / config.accumulate
-            if not math.isfinite(total):
-                raise FloatingPointError(f"the loss is {total} at step {step} with a learning rate of {lr:.2g}")
-            scaler.unscale_(optimiser)
-            norm = float(nn.utils.clip_grad_norm_(model.parameters(), config.clip or math.inf))
-            if not math.isfinite(norm) and not scaler.is_enabled():  # a scaler skips such a step by itself
-                raise FloatingPointError(f"the gradient is {norm} at step {step} with a learning rate of {lr:.2g}")
-            scaler.step(optimiser)
-            scaler.update()
-            if average is not None:
-                average.update_parameters(model)
-            if config.schedule == "plateau":
-                plateau = plateau.after(step, total, config.decay_every)
-            done = step
-            if save_to is not None and time.monotonic() - last_save > save_every:
-                _store(save_to, model, average, optimiser, scaler, objective, step, plateau)
-                last_save = time.monotonic()
-            yield TrainStep(step, config.steps, total, lr, time.monotonic() - began, metrics)
+        while done < config.steps:
+            if save_to is not None and done > saved and time.monotonic() - last_save > save_every:
+                saved, last_save = done, time.monotonic()  # before it is tried: once is enough on a full disk
+                store()
+            whole = False
+            with unbroken() as waiting:
+                lr = learning_rate(config, done + 1, plateau.decays)
+                with fastest_matmul(device):
+                    loss, metrics = _step(parts, config, done + 1, lr, seed)
+                if config.schedule == "plateau":
+                    plateau = plateau.after(done + 1, loss, config.decay_every)
+                done, whole = done + 1, True
+                history.append(TrainStep(done, config.steps, loss, lr, time.monotonic() - began, metrics))
+            if waiting:
+                if save_to is not None:
+                    saved = done
+                    store()
+                signal.raise_signal(waiting[0])
+            yield history[-1]
     finally:
-        if save_to is not None and done == step >= first:  # else an error has left a step half done
-            _store(save_to, model, average, optimiser, scaler, objective, step, plateau)
+        if save_to is not None and whole and done > saved:
+            store()
         if average is not None:
             model.load_state_dict(average.module.state_dict())
         model.eval()
+
+
+def _step(parts: Parts, config: TrainConfig, step: int, lr: float, seed: int) -> tuple[float, dict[str, float]]:
+    """One step of the optimiser; returns the loss and the metrics of its last batch."""
+    model, average, optimiser, scaler, objective = parts
+    device = next(model.parameters()).device
+    generator = torch.Generator(device="cpu")
+    for group in optimiser.param_groups:
+        group["lr"] = lr
+    optimiser.zero_grad(set_to_none=True)
+    total, metrics = torch.zeros((), device=device), {}
+    section = type(config).__name__.removesuffix("Config").lower()  # `config.stage1` is a Stage1Config
+    as_many = f", and {section}.accumulate = {2 * config.accumulate} for as many images a step"
+    enough = naming(f"{section}.batch", config.batch, as_many)
+    with enough, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        for micro in range(config.accumulate):
+            draw = (step - 1) * config.accumulate + micro + 1
+            torch.manual_seed(seed * 1_000_003 + draw + DROPOUT)
+            generator.manual_seed(seed * 1_000_003 + draw)
+            with autocast(config.amp, device):
+                part, metrics = objective(model, draw, generator)
+            scaler.scale(part / config.accumulate).backward()
+            total += part.detach() / config.accumulate
+    scaler.unscale_(optimiser)
+    clipped = nn.utils.clip_grad_norm_(model.parameters(), config.clip or math.inf)
+    # The one moment of a step at which a GPU is waited for.
+    loss, norm = torch.stack([total, clipped.to(total)]).tolist()
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"the loss is {loss} at step {step} with a learning rate of {lr:.2g}")
+    if not math.isfinite(norm) and not scaler.is_enabled():  # a scaler skips such a step by itself
+        raise FloatingPointError(f"the gradient is {norm} at step {step} with a learning rate of {lr:.2g}")
+    scaler.step(optimiser)
+    scaler.update()
+    if average is not None:
+        average.update_parameters(model)
+    return loss, {name: float(value) for name, value in metrics.items()}
 
 
 def logged(steps: Iterable[TrainStep], folder: Path) -> Iterator[TrainStep]:
@@ -221,6 +263,12 @@ def _optimiser(model: nn.Module, config: TrainConfig, device: torch.device) -> t
     return build(groups, lr=config.lr, betas=config.betas, fused=device.type in ("cpu", "cuda"))
 
 
+def compile_parts(model: nn.Module, **options: Any) -> None:
+    """Every block of a transformer, else the whole network, by torch.compile; names and weights stay as they are."""
+    for part in getattr(model, "blocks", [model]):
+        part.compile(**options)
+
+
 def _averaging(config: TrainConfig):
     """Exponential moving average that follows closely while it is young."""
 
@@ -230,39 +278,3 @@ def _averaging(config: TrainConfig):
         torch._foreach_lerp_(averaged, current, 1 - decay)
 
     return update
-
-
-def _store(path: Path, model, average, optimiser, scaler, objective, step: int, plateau: Plateau) -> None:
-    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
-    if average is not None:
-        tensors |= {f"average.{k}": v for k, v in average.module.state_dict().items()}
-    if isinstance(objective, nn.Module):
-        tensors |= {f"objective.{k}": v for k, v in objective.state_dict().items()}
-    for i, state in optimiser.state_dict()["state"].items():
-        tensors |= {f"optimiser.{i}.{k}": v for k, v in state.items()}
-    checkpoint.save(path, tensors, {"step": step, "scaler": scaler.state_dict(), "plateau": plateau})
-
-
-def _restore(path: Path, model, average, optimiser, scaler, objective) -> tuple[int, Plateau]:
-    tensors, meta = checkpoint.load(path)
-    parts: dict[str, dict] = {"model": {}, "average": {}, "optimiser": {}, "objective": {}}
-    for key, value in tensors.items():
-        part, rest = key.split(".", 1)
-        parts[part][rest] = value
-    model.load_state_dict(parts["model"])
-    if average is not None:
-        average.module.load_state_dict(parts["average"])
-        average.n_averaged.fill_(meta["step"])
-    if isinstance(objective, nn.Module):
-        objective.load_state_dict(parts["objective"])
-    parameters = [p for group in optimiser.param_groups for p in group["params"]]
-    state: dict[int, dict] = {}
-    for key, value in parts["optimiser"].items():
-        i, name = key.split(".")
-        if value.dim():  # the fused AdamW reads memory as it lies: moments need the layout of their weights
-            value = torch.empty_like(parameters[int(i)]).copy_(value)
-        state.setdefault(int(i), {})[name] = value
-    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
-    if meta.get("scaler"):  # there is one with fp16 only
-        scaler.load_state_dict(meta["scaler"])
-    return int(meta["step"]), Plateau(*meta.get("plateau", ()))

@@ -1,6 +1,9 @@
 """What all tests share: shapes are checked, threads are few, and no test writes into the checkout."""
 
+import resource
+import signal
 from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
@@ -30,6 +33,24 @@ def own_folders(tmp_path_factory, monkeypatch) -> Path:
 def generator() -> torch.Generator:
     """Random draws that are the same in every run."""
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def disk_of():
+    """`with disk_of(1000): ...`: no file may become larger, the system refuses to write on as on a full disk."""
+
+    @contextmanager
+    def full(size: int):
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            signal.signal(signal.SIGXFSZ, before)
+
+    return full
 
 
 @pytest.fixture

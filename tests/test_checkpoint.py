@@ -14,7 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from lab5 import checkpoint
+from lab5 import checkpoint, durable
 from lab5.checkpoint import (
     export_transformer,
     export_vqgan,
@@ -90,7 +90,10 @@ def test_tensors_and_meta_come_back(tmp_path):
 def test_the_header_is_readable_without_loading_tensors(tmp_path):
     save(tmp_path / "state", {"x": torch.zeros(2)}, {"seed": 5, "device": "cpu"})
     with safetensors.safe_open(tmp_path / "state", framework="pt") as file:
-        assert {name: json.loads(value) for name, value in file.metadata().items()} == {"seed": 5, "device": "cpu"}
+        header = file.metadata()
+    assert len(header.pop(checkpoint.CHECKSUM)) == 64
+    assert {name: json.loads(value) for name, value in header.items()} == {"seed": 5, "device": "cpu"}
+    assert checkpoint.load_meta(tmp_path / "state") == {"seed": 5, "device": "cpu"}
 
 
 @pytest.mark.parametrize("culprit", ["write", "fsync", "replace"])
@@ -110,7 +113,7 @@ def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch, culprit):
                 file.flush()
                 full()
 
-        monkeypatch.setattr(checkpoint, "Path", HalfWritten)
+        monkeypatch.setattr(durable, "Path", HalfWritten)
     else:
         monkeypatch.setattr(os, culprit, full)
     with pytest.raises(OSError, match="state.safetensors could not be written and is as it was before: .*No space"):
@@ -127,7 +130,28 @@ def test_the_content_is_on_disk_before_it_replaces_the_old_file(tmp_path, monkey
     monkeypatch.setattr(os, "fsync", lambda file: calls.append(("fsync", os.fstat(file).st_size)) or fsync(file))
     monkeypatch.setattr(os, "replace", lambda old, new: calls.append(("replace", old.parent)) or move(old, new))
     save(path, {"x": torch.zeros(100)}, {})
-    assert calls == [("fsync", path.stat().st_size), ("replace", tmp_path)]
+    of_file, renamed, of_folder = calls
+    assert (of_file, renamed) == (("fsync", path.stat().st_size), ("replace", tmp_path))
+    assert of_folder == ("fsync", tmp_path.stat().st_size)
+
+
+def test_no_single_bit_can_change_unnoticed(tmp_path):
+    """In the length, the header, its padding, the checksum or the tensors."""
+    path = tmp_path / "state"
+    save(path, {"x": torch.ones(3, 2)}, {"step": 3, "zeros": checkpoint.BLANK})
+    whole = path.read_bytes()
+    assert load(path)[1] == {"step": 3, "zeros": checkpoint.BLANK}
+    for bit in range(0, 8 * len(whole), 7):  # 7 and 8 have no common divisor: every bit of a byte has its turn
+        broken = bytearray(whole)
+        broken[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(broken)
+        with pytest.raises(ValueError, match="state (was damaged after it was written|is truncated or is not one)"):
+            load(path)
+
+
+def test_files_of_other_programs_have_no_checksum_and_are_taken(tmp_path):
+    safetensors.torch.save_file({"x": torch.ones(2)}, tmp_path / "state", {"format": '"pt"'})
+    assert load(tmp_path / "state")[1] == {"format": "pt"}
 
 
 def test_meta_that_is_not_json_leaves_the_old_file(tmp_path):

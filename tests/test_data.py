@@ -144,7 +144,13 @@ def test_a_failing_write_leaves_no_cache(tmp_path, monkeypatch):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(np, "savez", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match="toycats-.*npz could not be written and is as it was before: No space"):
+        open_dataset("toycats", n_train=1, n_val=1, n_test=1, seed=1, cache=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_no_cache(disk_of, tmp_path):
+    with disk_of(5000), pytest.raises(OSError, match="toycats-.*npz could not be written and is as it was before"):
         open_dataset("toycats", n_train=1, n_val=1, n_test=1, seed=1, cache=tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -166,6 +166,23 @@ def directory_field(content: bytes, offset: int, value: bytes) -> bytes:
     return content[:start] + value + content[start + len(value) :]
 
 
+def all_of_size(content: bytes, size: int) -> bytes:
+    """A zip that says so of each of its entries."""
+    parts = content.split(b"PK\x01\x02")
+    field = struct.pack("<I", size)  # 24 bytes behind the start, 20 behind the mark
+    return b"PK\x01\x02".join([parts[0], *(part[:20] + field + part[24:] for part in parts[1:])])
+
+
+def packed(content: Any) -> bytes:
+    """What torch saves, with every part of it compressed."""
+    plain, small = io.BytesIO(), io.BytesIO()
+    torch.save(content, plain)
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(small, "w", zipfile.ZIP_DEFLATED) as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+    return small.getvalue()
+
+
 def folders(images: Files, masks: Files) -> Make:
     """Two test folders of the lab's."""
 
@@ -309,6 +326,8 @@ DATASETS: list[tuple[str, Make, str]] = [
     ("a zip whose end is damaged", file("x.zip", archive().replace(b"PK\x01\x02", b"PK\x00\x00")),
      "damaged or cut short"),
     ("a zip with a damaged picture", file("x.zip", archive().replace(b"IDAT", b"XDAT")), "not a readable image"),
+    ("a zip of a picture without a name", file("x.zip", directory_field(
+        archive(("x", png(PICTURES[0])), files={}), 28, b"\0\0\1\0")), "x.zip holds no images"),
     ("a zip of nothing", zipped(files={}), "lab5_dataset.zip holds no images"),
     ("a zip of text", zipped(("read me.txt", b"hello"), files={}), "lab5_dataset.zip holds no images"),
     ("a zip in a zip", zipped(("lab5.zip", archive()), files={}), "the archive lab5.zip in it has to be named itself"),
@@ -322,6 +341,8 @@ DATASETS: list[tuple[str, Make, str]] = [
     ("a symbolic link in a zip", zipped((link(), b"/etc/passwd")), "image_00009.png in .* is a symbolic link"),
     ("a zip bomb", file("x.zip", directory_field(archive(), 24, struct.pack("<I", 3 << 30))),
      "image_00000.png in .*x.zip unpacks to 3221 MB, more than the 268 MB that are read"),
+    ("a zip bomb of many pictures", file("x.zip", all_of_size(archive(), 200 << 20)),
+     r"the pictures in .*x.zip unpack to 2\d\d\d MB, \d+ times what the archive takes"),
     ("a file twice in a zip", zipped(("train/image_00000.png", b"x")), "holds train/image_00000.png 2 times"),
 ]  # fmt: skip
 
@@ -443,6 +464,10 @@ CHECKPOINTS: list[tuple[str, Make, str]] = [
     ("an optimiser's state", pickled(torch.optim.Adam([torch.zeros(2)]).state_dict()), "found state, param_groups"),
     ("numbers in place of tensors", pickled({"epoch": 3, "loss": 0.5}), "must hold a state dict, .* found epoch, loss"),
     ("names that are numbers", pickled({1: torch.zeros(2)}), "must hold a state dict, .*; found 1"),
+    ("one number that is a billion weights", pickled({"bias": torch.zeros(1).expand(1 << 20, 1 << 10)}),
+     "weights.pt claims to hold 4295 MB of tensors in 0.0 MB: it is damaged, or meant to fill the memory"),
+    ("weights that unpack to a thousand times the file", weights(packed({"bias": torch.zeros(1 << 10, 1 << 10)})),
+     r"weights.pt claims to hold 4 MB of tensors in 0.0 MB"),
     ("an empty state dict", pickled({}), "weights.pt holds no transformer of the lab's .* nothing"),
     ("another network", pickled(torch.nn.Linear(2, 2).state_dict()), "no transformer of the lab's .* weight, bias"),
     ("NaN in the lab's weights", pickled(lab_state(bias=torch.full((256, 11), torch.nan))),

@@ -12,7 +12,8 @@ from torch import nn
 
 from lab5 import checkpoint
 from lab5.config import Stage2Config, TrainConfig, TransformerConfig
-from lab5.trainer import LR_SCHEDULES, TrainStep, fit, learning_rate, learning_rates, logged
+from lab5.states import state_files
+from lab5.trainer import LR_SCHEDULES, TrainStep, compile_parts, fit, learning_rate, learning_rates, logged
 from lab5.transformer import BidirectionalTransformer
 
 CONFIG = TrainConfig(steps=8, batch=4, lr=1e-2, warmup=2, amp="off", ema=0.0, clip=0.0)
@@ -58,6 +59,14 @@ def same(a, b):
 def close(a, b, tolerance=1e-6):
     pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
     return all(torch.allclose(x, y, rtol=0, atol=tolerance) for x, y in pairs)
+
+
+def saved_step(file):
+    """The step of the newest state, as its name and its content say."""
+    newest = state_files(file)[0]
+    step = checkpoint.load(newest)[1]["step"]
+    assert newest.name == f"{file.name}-{step}"
+    return step
 
 
 def draws_of(seed, draw):
@@ -402,7 +411,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path, build, objective, 
     for step in fit(parts, Counting(objective), config, seed=0, save_to=file):
         if step.step == stop:
             break
-    assert checkpoint.load(file)[1]["step"] == stop
+    assert saved_step(file) == stop
     parts, counting = build(), Counting(objective)  # as in a new process
     rest = run(parts, counting, config, save_to=file)
     assert [(s.step, s.loss, s.lr) for s in rest] == [(s.step, s.loss, s.lr) for s in straight[stop:]]
@@ -428,34 +437,29 @@ def test_a_plateau_and_adam_go_on_bit_for_bit_too(tmp_path, changes, stop):
         assert len({step.lr for step in straight[2:]}) > 2
 
 
-def test_a_state_of_before_there_were_plateaus_is_still_read(tmp_path):
-    file, model = tmp_path / "state.safetensors", mlp()
-    for step in fit(mlp(), regression, CONFIG, seed=0, save_to=file):
-        if step.step == 3:
-            break
-    tensors, meta = checkpoint.load(file)
-    checkpoint.save(file, tensors, {name: value for name, value in meta.items() if name != "plateau"})
-    assert [step.step for step in run(model, save_to=file)] == [4, 5, 6, 7, 8]
-
-
 def test_a_finished_run_is_not_trained_again_and_gives_its_averaged_weights(tmp_path):
     config, file = replace(CONFIG, ema=0.9), tmp_path / "state.safetensors"
     first, second = mlp(), mlp()
     run(first, config=config, save_to=file)
-    written = file.stat().st_mtime_ns, file.read_bytes()
+    (state,) = state_files(file)
+    written = state.stat().st_mtime_ns, state.read_bytes()
     assert run(second, config=config, save_to=file) == []
     assert same(first, second) and not second.training
-    assert (file.stat().st_mtime_ns, file.read_bytes()) == written
+    assert (state.stat().st_mtime_ns, state.read_bytes()) == written and state_files(file) == [state]
 
 
 def test_the_state_is_written_on_the_way_and_at_the_end(tmp_path):
     file = tmp_path / "state.safetensors"
     for step in fit(mlp(), regression, CONFIG, seed=0, save_to=file, save_every=0.0):
-        assert checkpoint.load(file)[1]["step"] == step.step
-    file.unlink()
+        if step.step > 1:  # when the next one is asked for, so that what its caller has added to it is there too
+            assert saved_step(file) == step.step - 1
+            assert len(state_files(file)) == min(step.step - 1, 2), "the last two are kept"
+    assert [path.name for path in state_files(file)] == ["state.safetensors-8", "state.safetensors-7"]
+    for path in state_files(file):
+        path.unlink()
     for _ in fit(mlp(), regression, CONFIG, seed=0, save_to=file, save_every=1e6):
-        assert not file.exists()
-    assert checkpoint.load(file)[1]["step"] == 8
+        assert not state_files(file)
+    assert saved_step(file) == 8
 
 
 def fails_at(draw, failure):
@@ -494,9 +498,8 @@ def test_a_step_that_fails_says_so_and_leaves_the_last_good_state(name, tmp_path
     with pytest.raises(error, match=message):
         for _ in fit(model, fails_at(5, failure), config, seed=0, save_to=file, save_every=0.0):
             good.append([p.detach().clone() for p in model.parameters()])
-            written = file.read_bytes()
     assert len(good) == 4
-    assert file.read_bytes() == written and checkpoint.load(file)[1]["step"] == 4
+    assert saved_step(file) == 4
     # The model holds the average of the good steps, and the file leads to where the run would have come.
     torch.testing.assert_close(list(model.parameters()), average_by_hand(good, 0.9), rtol=1e-5, atol=1e-6)
     resumed, straight = mlp(), mlp()
@@ -559,8 +562,43 @@ def test_without_tensorboard_logging_is_refused_before_a_step_is_made(monkeypatc
 
 def test_settings_that_came_later_count_only_where_they_are_set():
     config = Stage2Config()
-    later = {"optimiser", "milestones", "decay_every", "decay", "loss"}
+    later = {"optimiser", "milestones", "decay_every", "decay", "compile", "loss"}
     assert asdict(config).keys() - config.as_dict().keys() == later
     assert config.as_dict() == {name: value for name, value in asdict(config).items() if name not in later}
     changed = replace(config, loss="all", decay=0.5, lr=1.0)
     assert changed.as_dict() == config.as_dict() | {"loss": "all", "decay": 0.5, "lr": 1.0}
+
+
+# --- speed ------------------------------------------------------------------------------------------------------------
+
+
+def test_metrics_may_come_as_tensors_and_leave_as_numbers():
+    """So that an objective need not wait for a GPU."""
+    def objective(model, step, generator):
+        return model(torch.ones(2, 3)).square().mean(), {"accuracy": torch.tensor(0.25)}
+
+    step = next(fit(mlp(), objective, CONFIG, seed=0))
+    assert step.metrics == {"accuracy": 0.25} and type(step.metrics["accuracy"]) is float
+
+
+def test_the_way_of_matmul_is_put_back_between_steps(monkeypatch):
+    monkeypatch.setattr("lab5.matmul.fastest_way", lambda threads: "medium")
+    seen = []
+
+    def objective(model, step, generator):
+        seen.append(torch.get_float32_matmul_precision())
+        return model(torch.ones(2, 3)).square().mean(), {}
+
+    next(fit(mlp(), objective, CONFIG, seed=0))
+    assert seen[0] == "medium" and torch.get_float32_matmul_precision() == "highest"
+
+
+def test_compiled_blocks_are_the_same_network_under_the_same_names():
+    config = TransformerConfig(codes=16, width=8, layers=2, heads=2, hidden=16)
+    model = BidirectionalTransformer(config, generator=torch.Generator().manual_seed(0)).eval()
+    tokens, names = torch.arange(512).view(2, 256) % 17, list(model.state_dict())
+    with torch.no_grad():
+        expected, compiled = model(tokens), []
+        compile_parts(model, backend=lambda graph, inputs: compiled.append(graph) or graph.forward)
+        torch.testing.assert_close(model(tokens), expected)
+    assert compiled and list(model.state_dict()) == names

@@ -1,0 +1,158 @@
+"""What outlives a crash: files that appear whole or not at all, folders for one run at a time, steps never cut in two.
+
+It knows neither what is written nor what a step does.
+"""
+
+import glob
+import os
+import platform
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # Windows: two runs on one folder are not told apart there
+    fcntl = None
+
+STOPS = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C, and what a machine sends before it is taken away
+
+
+# --- files --------------------------------------------------------------------------------------------------------
+
+
+def write(path: Path, content: bytes) -> None:
+    """All of it, or what was there before. Raises OSError where it cannot be written."""
+    with replacing(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to fill, which takes the place of `path` once it is complete and on the disk.
+
+    Whatever happens before that leaves what was there, and nothing beside it: what a process leaves that is killed
+    on the way, the next one to write there removes. Raises OSError where it cannot be written.
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
+        with part.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+        _sync(path.parent)
+    except OSError as error:
+        raise OSError(f"{path} could not be written and is as it was before: {error}") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _sweep(path: Path) -> None:
+    """Remove the parts that processes of this machine have left which are no more."""
+    for part in path.parent.glob(f".{glob.escape(path.name)}.{glob.escape(platform.node())}.*.part"):
+        number = part.name.split(".")[-2]
+        if number.isdigit() and not _is_running(int(number)):
+            part.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(process, 0)  # asks, and does nothing else
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # it is somebody else's
+    return True
+
+
+def _sync(folder: Path) -> None:
+    """A new name is on the disk when its folder is."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+# --- folders ------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """A folder for one run at a time; it is made if need be. The lock of a process that dies dies with it.
+
+    Raises OSError where another run is at work there, or where the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / ".lock"
+    file = _lock(path)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        file.close()
+
+
+def _lock(path: Path) -> BinaryIO:
+    while True:
+        file = path.open("a+b")
+        try:
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            owner = file.read().decode() or "another process"
+            file.close()
+            mine = " (this one: leave its loop first)" if owner == _me() else ""
+            raise OSError(f"{path.parent} is in use by {owner}{mine}: wait for it, or stop it") from error
+        # Whoever had it may have removed the file between the two lines above: then this is no lock.
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            file.truncate(0)
+            file.write(_me().encode())
+            file.flush()
+            return file
+        file.close()
+
+
+def _me() -> str:
+    return f"process {os.getpid()} on {platform.node()}"
+
+
+# --- steps --------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def unbroken() -> Iterator[list[int]]:
+    """A block that Ctrl-C and SIGTERM do not cut in two: the first one waits in the list, for `signal.raise_signal`.
+
+    A second one is not kept waiting. In other threads than the main one, which alone handles signals, none waits.
+    """
+    waiting: list[int] = []
+    handlers = {}
+
+    def wait(number: int, frame: object) -> None:
+        if waiting:
+            signal.signal(number, handlers[number])
+            signal.raise_signal(number)
+        waiting.append(number)
+
+    if threading.current_thread() is threading.main_thread():
+        found = {number: signal.getsignal(number) for number in STOPS}
+        handlers = {number: handler for number, handler in found.items() if handler not in (None, signal.SIG_IGN)}
+    try:
+        for number in handlers:
+            signal.signal(number, wait)
+        yield waiting
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
