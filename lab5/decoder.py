@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lab5.budgets import BUDGETS, still_masked
 from lab5.gamma import masked_counts
+from lab5.matmul import fastest_matmul
 from lab5.remasking import doubtful, taken_back
 from lab5.samplers import CODES, ONCE, ORDERS, Generators, Proposal, lowest, moment_temperature, uniform
 
@@ -167,7 +168,7 @@ def _logits(
     model: Callable[[Tensor], Tensor], tokens: Int[Tensor, "B N"], prior: Float[Tensor, "B N K"] | None, codes: int
 ) -> Float[Tensor, "B N K"]:
     """Cut to the codes before any softmax, so that the mask id cannot be chosen, in float32, with the prior added."""
-    with torch.no_grad():
+    with torch.no_grad(), fastest_matmul(tokens.device):
         logits = model(tokens)
     expected = (*tokens.shape, codes), (*tokens.shape, codes + 1)
     if logits.shape not in expected:

@@ -148,7 +148,7 @@ def floor_of_halves(
 
 
 def _float64(features: Array, name: str) -> Tensor:
-    x = torch.as_tensor(features).detach().to("cpu", torch.float64)
+    x = torch.as_tensor(features).detach().to(torch.float64)
     if x.dim() != 2 or len(x) < 2:
         raise ValueError(f"{name} must be (images, features) with at least 2 images; found shape {tuple(x.shape)}")
     if not x.isfinite().all():
@@ -158,6 +158,7 @@ def _float64(features: Array, name: str) -> Tensor:
 
 def _pair(features_a: Array, features_b: Array) -> tuple[Tensor, Tensor]:
     a, b = _float64(features_a, "features_a"), _float64(features_b, "features_b")
+    b = b.to(a.device)
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"the two sets have {a.shape[1]} and {b.shape[1]} features; they must have the same")
     return a, b

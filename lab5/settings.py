@@ -74,6 +74,7 @@ class TrainConfig:
     milestones: tuple[int, ...] = field(default=(1000,), metadata=LATER)  # steps after which "multi_step" decays
     decay_every: int = field(default=1000, metadata=LATER)  # steps between decays: "step", and looks: "plateau"
     decay: float = field(default=0.1, metadata=LATER)  # factor of the learning rate at each of these
+    compile: bool = field(default=False, metadata=LATER)  # on a GPU; `python -m bench` says whether it pays
 
     def as_dict(self) -> dict[str, Any]:
         """The settings by name, those that came later only where they are set: what a trained network is named by.

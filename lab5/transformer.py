@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lab5.attention import MultiHeadAttention
 from lab5.config import TransformerConfig
+from lab5.dropout import Dropout
 
 EPS = 1e-12  # of every LayerNorm
 
@@ -37,9 +38,9 @@ class Block(nn.Module):
             nn.Linear(config.width, config.hidden),
             nn.GELU(),
             nn.Linear(config.hidden, config.width),
-            nn.Dropout(config.dropout),
+            Dropout(config.dropout),
         )
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
         if self.norm == "pre":
@@ -79,7 +80,7 @@ class BidirectionalTransformer(nn.Module):
             nn.Linear(config.width, config.width), nn.GELU(), nn.LayerNorm(config.width, eps=EPS)
         )
         self.LN = nn.LayerNorm(config.width, eps=EPS)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self._initialise(generator)
 
     def forward(

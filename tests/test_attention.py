@@ -150,6 +150,16 @@ def test_dropout_keeps_the_average_and_leaves_the_returned_weights_whole():
     torch.testing.assert_close(weights.sum(dim=-1), torch.ones(4000, 3, dtype=torch.float64))
 
 
+def test_with_dropout_a_cpu_takes_the_path_by_hand_whatever_is_asked_for():
+    x = torch.randn(2, 7, WIDTH, generator=torch.Generator().manual_seed(1))
+    attention, outputs = MultiHeadAttention(WIDTH, HEADS, dropout=0.5).train(), []
+    for fused in (False, True):
+        attention.fused = fused
+        torch.manual_seed(0)
+        outputs.append(attention(x))
+    assert torch.equal(*outputs)
+
+
 def test_parameters_carry_the_labs_names(attention):
     linears = ("query", "key", "value", "out")
     assert set(attention.state_dict()) == {f"{n}.{kind}" for n in linears for kind in ("weight", "bias")}

@@ -61,6 +61,22 @@ def test_inception_features_are_pytorch_fids(inception_file, monkeypatch):
     assert "FID" not in ours.score_name and digest[:8] in ours.score_name  # other weights than the standard ones
 
 
+def test_folding_a_normalisation_into_its_convolution_changes_nothing():
+    from torchvision.models.inception import BasicConv2d
+
+    generator = torch.Generator().manual_seed(3)
+    network = torch.nn.Sequential(BasicConv2d(3, 8, kernel_size=3), BasicConv2d(8, 4, kernel_size=1)).eval()
+    for name, tensor in network.state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator))
+    images = torch.randn(2, 3, 9, 9, generator=generator)
+    with torch.no_grad():
+        expected = network(images)
+        folded = features_module._fold(network).to(memory_format=torch.channels_last)
+        torch.testing.assert_close(folded(images), expected, rtol=1e-4, atol=1e-4)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
+
+
 def test_missing_inception_weights_name_the_alternatives(tmp_path, monkeypatch):
     monkeypatch.delenv("LAB5_INCEPTION_WEIGHTS", raising=False)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))

@@ -1,6 +1,7 @@
 """Bits against the exact small world, calibration against sources of known accuracy, diversity against closed forms."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from lab5.predictions import (
     hidden_predictions,
     pixel_spread,
 )
-from lab5.samplers import ORDERS
+from lab5.samplers import ORDERS, halton_order
 from lab5.smallworld import World, neighbours
 
 REFUSED = (ValueError, TypeError)  # the shape checker, where it is installed, refuses first with a TypeError
@@ -130,6 +131,22 @@ def test_the_order_does_not_see_the_truth(world, pictures):
             revealed.append((seen[1] != 3).tolist())
             assert ((seen[-1] == truth) | (seen[-1] == 3)).all()
         assert len(seen) == 4 and revealed.count(revealed[0]) == len(revealed), order
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_halton_order_goes_on_where_it_began(world, pictures, seed):
+    seen, model = [], world.model()
+
+    def spy(tokens):
+        seen.append(tokens[0] != 3)
+        return model(tokens)
+
+    settings = {"schedule": "linear", "steps": 4, "order": "halton", "mask_id": 3}
+    code_lengths(spy, pictures[:1], torch.ones(1, 4, dtype=torch.bool), generator=seeded(seed), **settings)
+    revealed = [int((after & ~before).nonzero()) for before, after in pairwise([*seen, torch.ones(4).bool()])]
+    order = list(halton_order(2)) * 2
+    start = order.index(revealed[0])
+    assert revealed == order[start : start + 4]
 
 
 def test_an_image_is_coded_alike_in_any_batch_and_the_callers_tensors_stay(world, pictures):

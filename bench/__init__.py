@@ -1,0 +1,1 @@
+"""How fast lab5 is, beside an honest plain implementation of how the lab's template works: `python -m bench`."""
