@@ -18,12 +18,10 @@ from lab5.studyplots import loss_against_score, reliability
 # Which questions stand in a figure together.
 TOGETHER = {
     "schedules": ("schedule", "steps", "iterating", "sweet spot"),
-    "settings": (
-        "codes", "order", "temperature", "choice temperature", "budget", "re-masking", "correcting rounds", "seen",
-        "around the hole, best", "around the hole, lab",
-    ),
+    "samplers": ("codes", "order", "temperature", "choice temperature", "budget", "re-masking", "correcting rounds"),
+    "surroundings": ("seen", "around the hole, best", "around the hole, lab"),
     "trainings": ("recipes", "training: mask ratio", "training: loss", "late in a training"),
-}  # fmt: skip
+}
 AXIS: dict[str, Any] = {
     "xlabel": "difference of KID, first − second, with a 95 % interval",
     "sides": ("first is better", "second is better"),

@@ -100,32 +100,37 @@ def prediction_rows(told: Mapping[str, Predictions]) -> list[Row]:
 
 
 def network_rows(pairs: Mapping[str, Pair], results: Sequence[Result], data: Dataset, steps: int) -> list[Row]:
-    """Every network that a study has trained: its validation loss, and its mean scores under each schedule.
+    """Every network that a study has trained: its validation loss, and its mean scores in each way of decoding.
 
     `steps` are those of a whole training; the networks on its way have theirs in their names.
     """
     losses = {name: validation_loss(pair, data) for name, pair in pairs.items() if name != GIVEN}
-    found: dict[tuple[str, str, int], list[Row]] = {}
+    found: dict[Plan, list[Row]] = {}
     for result in results:
         if result.plan.network in losses:
-            row = result.rows[-1]
-            found.setdefault((result.plan.network, row["schedule"], row["stop_at"]), []).append(row)
+            found.setdefault(result.plan, []).append(result.rows[-1])
     return [
         {"network": name, "steps": int(name.partition(" @ ")[2] or steps), "val_loss_nats": losses[name]}
-        | {"schedule": schedule, "t": t, "seeds": len(rows)}
+        | {column: rows[0][column] for column in ("codes", "order", "schedule", "stop_at")}
+        | {"seeds": len(rows)}
         | {column: statistics.fmean(row[column] for row in rows) for column in ("kid", "score", "hole_psnr_db")}
-        for (name, schedule, t), rows in found.items()
+        for (_, _, name, _), rows in found.items()
     ]
 
 
 def losses_along(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float, float]]]:
-    """Of `network_rows`, the trainings that were looked at on their way: (step, loss, KID) of each look and the end."""
-    watched = dict.fromkeys(row["network"].split(" @ ")[0] for row in rows if " @ " in row["network"])
+    """Of `network_rows`, the trainings that were looked at on their way: (step, loss, KID) of each look and the end.
+
+    All of a training are decoded in the same way, that of the looks.
+    """
+
+    def way(row: Mapping[str, Any]) -> tuple:
+        return row["network"].split(" @ ")[0], *(row[name] for name in ("codes", "order", "schedule", "stop_at"))
+
+    looks = dict.fromkeys(way(row) for row in rows if " @ " in row["network"])
     return {
-        name: [
-            (row["steps"], row["val_loss_nats"], row["kid"]) for row in rows if row["network"].split(" @ ")[0] == name
-        ]
-        for name in watched
+        look[0]: sorted((row["steps"], row["val_loss_nats"], row["kid"]) for row in rows if way(row) == look)
+        for look in looks
     }
 
 

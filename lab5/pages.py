@@ -1,243 +1,159 @@
-"""Executed notebooks become web pages that open without a network: chapters, and the index that leads to them.
+"""The documents of a report: a page for each executed notebook, and the index that tells all of them in one.
 
-Formulas are turned into MathML here, pictures are inside the page or beside it, widgets show the HTML that they
-carry, and every picture has a text alternative. Nothing on a page is loaded from elsewhere.
+The index follows the order that the lab asks a report to have: introduction, implementation details (attention,
+training, inference), discussion (study, pitfalls), experiment score; what stands in it comes from the chapters.
+Nothing on a page is loaded from elsewhere.
 
-It does not know how a notebook is executed, nor what the numbers of `metrics.json` mean: it lays them out.
+It does not know how a notebook is executed, nor what the numbers of `metrics.json` mean.
 """
 
-import datetime
-import re
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import nbformat
-from bs4 import BeautifulSoup
-from jinja2 import pass_context
-from latex2mathml.converter import convert
-from nbconvert import HTMLExporter
-from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
-from nbformat import NotebookNode
-from PIL import Image
 from pygments.formatters import HtmlFormatter
 
+from lab5 import overview
+from lab5.chapters import Chapter, answer, inline
+from lab5.overview import COVER, described, figure
 from lab5.progress import duration
 
-COVER = "03_inpainting-cover.png"  # the picture at the head of the index
-OURS = ("pretrained", "trained_from_scratch")
-
-_WIDGET = "application/vnd.jupyter.widget-view+json"
-_NO_ALT = "No description has been provided for this image"  # nbconvert's filler
-
-
-class _Renderer(IPythonRenderer):
-    """Markdown whose formulas become MathML, which browsers lay out by themselves."""
-
-    def block_math(self, body: str) -> str:
-        return _mathml(body, "block")
-
-    def inline_math(self, body: str) -> str:
-        return _mathml(body, "inline")
-
-    def latex_environment(self, name: str, body: str) -> str:
-        return _mathml(rf"\begin{{{name}}}{body}\end{{{name}}}", "block")
+# Where the notebooks are told, by the number that they begin with, and under which name; tagged cells go elsewhere.
+NOTEBOOKS = {"01": "attention", "02": "training", "03": "inference", "04": "study"}
+PARTS = {
+    "Implementation details": {"attention": "Attention", "training": "Training", "inference": "Inference"},
+    "Discussion": {"study": "What the study says", "pitfalls": "Pitfalls"},
+}
+PDF = "report.pdf"
+DOWNLOADS = (PDF, "metrics.json", "config.json")
 
 
-def _mathml(latex: str, display: str) -> str:
-    try:
-        return convert(latex.strip(), display=display).replace(' xmlns="http://www.w3.org/1998/Math/MathML"', "")
-    except Exception:  # the converter's errors share no base class; a formula's source is still readable
-        return f"<code>{escape(latex)}</code>"
-
-
-def _markdown(source: str) -> str:
-    """HTML of a markdown text that is not ours: tags in it are escaped."""
-    return MarkdownWithMath(renderer=_Renderer(escape=True, exclude_anchor_links=True)).render(source)
-
-
-def _inline(source: str) -> str:
-    """The same for a title: without the paragraph around it."""
-    return _markdown(source).strip().removeprefix("<p>").removesuffix("</p>")
-
-
-class _Exporter(HTMLExporter):
-    """nbconvert's exporter with its barest template: the page around it, style and fonts, is ours."""
-
-    def __init__(self):
-        super().__init__(template_name="basic", embed_images=True)
-        self.exclude_input_prompt = self.exclude_output_prompt = True
-
-    @pass_context
-    def markdown2html(self, context, source):
-        path = context["resources"]["metadata"]["path"]
-        return MarkdownWithMath(renderer=_Renderer(escape=False, embed_images=True, path=path)).render(source)
-
-
-def export_page(
-    executed: Path, page: Path, *, source_folder: Path, chapters: list[tuple[str, str]], stopped: str = ""
-) -> None:
+def write_chapter(page: Path, chapter: Chapter, chapters: list[tuple[str, str]], stopped: str = "") -> None:
     """Write one executed notebook as a page.
 
-    `chapters` are (file stem, title) of all pages, in order, for the links; pictures that markdown cells name
-    are sought in `source_folder`; `stopped` says, on a partial page, why it ends early.
+    `chapters` are (file stem, title) of all pages, in order, for the links; `stopped` says, on a partial page, why it
+    ends early.
     """
-    notebook = nbformat.read(executed, as_version=4)
-    _leave_out_live_parts(notebook)
-    body, _ = _Exporter().from_notebook_node(notebook, {"metadata": {"path": str(source_folder)}})
-    links = "".join(
-        f'<a href="{escape(stem)}.html"{" aria-current=page" if stem == page.stem else ""}>'
-        f"{escape(stem.replace('_', ' '))}</a>"
-        for stem, _ in chapters
-    )
-    following = [chapter for chapter in chapters if chapter[0] > page.stem][:1] or [("index", "the report")]
-    onward = f'<footer>Next: <a href="{escape(following[0][0])}.html">{_inline(following[0][1])}</a></footer>'
+    following = [other for other in chapters if other[0] > page.stem][:1] or [("index", "the report")]
+    onward = f'<footer>Next: <a href="{escape(following[0][0])}.html">{inline(following[0][1])}</a></footer>'
     banner = f'<p class="stopped">{escape(stopped)} What follows is partial.</p>' if stopped else ""
-    content = f'<nav><a href="index.html">report</a>{links}</nav>{banner}{_with_alternatives(body)}{onward}'
-    page.write_text(_document(title(notebook) or page.stem, content), encoding="utf-8")
+    contents = '<a href="index.html">The report</a>'
+    for stem, _ in chapters:
+        here = stem == page.stem
+        contents += f'<a href="{escape(stem)}.html"{" aria-current=page" * here}>{escape(stem.replace("_", " "))}</a>'
+        inside = chapter.headings() if here else ()
+        contents += "".join(f'<a class="sub" href="#{escape(name)}">{escape(text)}</a>' for name, text in inside)
+    page.write_text(document(chapter.title, contents, f"{banner}{chapter.html()}{onward}"), encoding="utf-8")
 
 
-def _leave_out_live_parts(notebook: NotebookNode) -> None:
-    """Drop what only a running kernel or terminal can show: widget views, their states, progress bars."""
-    notebook.metadata.pop("widgets", None)
-    marker = "papermill-error-cell-tag"  # the page says it in its own words
-    notebook.cells = [cell for cell in notebook.cells if marker not in cell.metadata.get("tags", [])]
-    for cell in notebook.cells:
-        outputs = []
-        for output in cell.get("outputs", []):
-            if output.output_type == "stream":
-                output.text = re.sub(r"(?m)^.*\r.*\n?", "", output.text)  # rewritten lines: a progress bar
-                if not output.text.strip():
-                    continue
-            elif _WIDGET in output.get("data", {}):
-                del output.data[_WIDGET]
-                if set(output.data) <= {"text/plain"}:  # a bare "IntSlider(value=0)"
-                    continue
-            outputs.append(output)
-        if "outputs" in cell:
-            cell.outputs = outputs
-
-
-def _with_alternatives(body: str) -> str:
-    """Give each picture without a text alternative the sentence that stands before it."""
-    soup = BeautifulSoup(body, "html.parser")
-    for image in soup.find_all("img"):
-        if image.get("alt", "").strip() in ("", _NO_ALT):
-            before = image.find_previous(["p", "h1", "h2", "h3", "li"])
-            text = re.sub(r"\s+", " ", before.get_text(" ").replace("¶", "")).strip() if before else ""
-            image["alt"] = f"Figure: {text[:200]}" if text else "Figure of this notebook"
-    return str(soup)
-
-
-def title(notebook: NotebookNode) -> str:
-    """The first heading of a notebook, or nothing."""
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown" and (heading := re.search(r"(?m)^#\s+(.+)$", cell.source)):
-            return heading[1].strip()
-    return ""
-
-
-def answer(notebook: NotebookNode) -> str:
-    """HTML of the answer that a notebook ends with: the text of its last cell, or what that cell prints."""
-    last = notebook.cells[-1]
-    if last.cell_type == "markdown":
-        return _markdown(re.sub(r"(?m)^#+ .*$", "", last.source).strip())
-    printed = [output.text for output in last.outputs if output.get("name") == "stdout"]
-    shown = [output.data["text/markdown"] for output in last.outputs if "text/markdown" in output.get("data", {})]
-    if shown:
-        return _markdown("\n\n".join(shown))
-    return f'<p class="pre-line">{escape("".join(printed).strip())}</p>'
-
-
-def write_index(out: Path, metrics: dict[str, Any], chapters: list[tuple[str, str]]) -> Path:
-    """Write `out/index.html` from the metrics, the executed notebooks and `out/figures/`."""
-    versions = "".join(f"<li>{escape(k)} {escape(str(v))}</li>" for k, v in metrics["versions"].items())
-    content = f"""
-<h1>What is behind the hole?</h1>
+def write_index(
+    out: Path, metrics: dict[str, Any], chapters: list[tuple[str, str]], executed: dict[str, Chapter]
+) -> Path:
+    """Write `out/index.html` from the metrics, `out/figures/` and the chapters that were executed, by file stem."""
+    failed = metrics.get("failed")
+    stopped = f'<p class="stopped">{escape(failed["message"])}</p>' if failed else ""
+    opening = f"""<h1 id="result">What is behind the hole?</h1>
 <p class="lead">MaskGIT inpainting, taught, trained and measured in {len(chapters)} chapters.</p>
-<ul class="facts"><li>profile <b>{escape(metrics["profile"])}</b></li><li>device <b>{escape(metrics["device"])}</b></li>
-<li>took <b>{duration(metrics["total_seconds"])}</b></li><li>{datetime.date.today():%d %B %Y}</li></ul>
-{_stopped(metrics.get("failed"))}{_figure(out / "figures" / COVER)}
-{_scores(metrics.get("inpainting", {}))}
-<h2>Chapters</h2>
-<div class="cards">{"".join(_card(out, metrics, stem, name) for stem, name in chapters)}</div>
-<footer><ul class="facts">{versions}<li><a href="metrics.json">metrics.json</a></li></ul></footer>"""
+{overview.facts(metrics)}{stopped}{figure(out / "figures" / COVER, "cover")}"""
+    if table := overview.scores(metrics.get("inpainting", {})):
+        opening += f"<h2>How good are the fills?</h2>{table}"
+    cards = "".join(_card(out, metrics, executed, stem, name) for stem, name in chapters)
+    score = overview.best_setting(metrics.get("study")) + _tagged("score", executed)
+    parts = {
+        "Introduction": [Section("introduction", "", _INTRODUCTION.format(cards))],
+        **{part: [_section(*name, executed) for name in names.items()] for part, names in PARTS.items()},
+        "More": [_untagged(stem, chapter) for stem, chapter in executed.items() if stem[:2] not in NOTEBOOKS],
+        "Experiment score": [Section("experiment-score", "", score)],
+    }
+    contents, told = '<a href="#result">Result</a>', opening
+    for part, sections in parts.items():
+        links, html = _part(part, [section for section in sections if section.html])
+        contents, told = contents + links, told + html
     index = out / "index.html"
-    index.write_text(_document("lab5 report", content), encoding="utf-8")
+    index.write_text(document("lab5 report", contents, told + _footer(out, metrics)), encoding="utf-8")
     return index
 
 
-def _stopped(failed: dict[str, str] | None) -> str:
-    return f'<p class="stopped">{escape(failed["message"])}</p>' if failed else ""
+_INTRODUCTION = """<p>A VQGAN writes an image of 64x64 pixels as 16x16 tokens. A bidirectional transformer learns to
+guess tokens that are hidden from it. To fill a hole, its tokens are guessed, the surest are kept, and the rest is asked
+again, a few steps long; a mask schedule says how many are kept at each (Chang et al. 2022, "MaskGIT"). Each chapter
+asks one question, and ends with what the run has found.</p><div class="cards">{}</div>"""
 
 
-def _figure(path: Path) -> str:
-    if not path.exists():
-        return ""
-    alt = escape(_described(path))
-    picture = f'<img src="figures/{escape(path.name)}" alt="{alt}">'
-    return f'<figure class="cover">{picture}<figcaption>{alt}</figcaption></figure>'
+class Section(NamedTuple):
+    """What is told under one heading, or under that of its part alone; without html there is nothing to tell."""
+
+    id: str
+    heading: str
+    html: str
 
 
-def _described(path: Path) -> str:
-    """The description that `report.show` left in the file, else its name in words."""
-    with Image.open(path) as image:
-        return image.info.get("Description") or path.stem.replace("-", ": ").replace("_", " ")
+def _part(name: str, sections: list[Section]) -> tuple[str, str]:
+    """A part of the index: its links for the bar of contents, and its html."""
+    if not sections:
+        return "", ""
+    links, html = f'<a href="#{escape(sections[0].id)}">{name}</a>', f"<h2>{name}</h2>"
+    for section in sections:
+        if section.heading:
+            links += f'<a class="sub" href="#{escape(section.id)}">{inline(section.heading)}</a>'
+        heading = f"<h3>{inline(section.heading)}</h3>" if section.heading else ""
+        html += f'<section id="{escape(section.id)}">{heading}{section.html}</section>'
+    return links, html
 
 
-def _scores(inpainting: dict[str, Any]) -> str:
-    """The main table: one row per way to fill the holes, the best score first. A row that names its `method` is
-    another row once more, such as the best of the classical ones."""
-    rows = [(name, row) for name, row in inpainting.items() if isinstance(row, dict) and "score" in row]
-    rows = [(name, row) for name, row in rows if "method" not in row]
-    if not rows:
-        return ""
-    rows.sort(key=lambda item: (item[1]["score"] is None, item[1]["score"]))
-    largest = max((row["score"] or 0 for _, row in rows), default=0) or 1
-    form = ".2f" if largest < 10 else ".1f"
-    body = "".join(
-        f'<tr{" class=ours" if name in OURS else ""}><td>{escape(name.replace("_", " "))}</td>'
-        f'<td>{_number(row["score"], form)}</td>'
-        f'<td class="bar"><i style="width:{100 * (row["score"] or 0) / largest:.1f}%"></i></td>'
-        f'<td>{_number(row.get("attribute_accuracy"), ".1%")}</td><td>{_number(row.get("hole_psnr_db"), ".1f")}</td>'
-        f'<td>{_number(row.get("n"), "d")}</td></tr>'
-        for name, row in rows
+def _section(name: str, heading: str, executed: dict[str, Chapter]) -> Section:
+    """What the notebook of this name says that is not tagged, and what any says that is tagged so."""
+    ours = [_untagged(stem, chapter).html for stem, chapter in executed.items() if NOTEBOOKS.get(stem[:2]) == name]
+    return Section(name, heading, "".join(ours) + _tagged(name, executed))
+
+
+def _untagged(stem: str, chapter: Chapter) -> Section:
+    alone = f'<p class="more"><a href="{escape(stem)}.html">The whole chapter on a page of its own</a></p>'
+    return Section(stem, chapter.title, chapter.html("", deeper=2, prefix=f"{stem}-") + alone)
+
+
+def _tagged(section: str, executed: dict[str, Chapter]) -> str:
+    return "".join(
+        chapter.html(section, deeper=2, prefix=f"{stem}-{section}-")
+        for stem, chapter in executed.items()
+        if section in chapter.sections
     )
-    score = escape(str(inpainting.get("score_name", "score")))
-    return f"""<h2>How good are the fills?</h2>
-<div class="scroll"><table class="scores"><thead><tr><th>fill</th><th colspan="2" style="text-align:left">{score}</th>
-<th>attributes read right</th><th>hole PSNR, dB</th><th>n</th></tr></thead><tbody>{body}</tbody>
-<caption>{score}: lower is better. PSNR rewards blur and is printed for completeness.</caption></table></div>"""
 
 
-def _number(value: Any, form: str) -> str:
-    return format(value, form) if isinstance(value, int | float) else "–"
+def _footer(out: Path, metrics: dict[str, Any]) -> str:
+    links = "".join(f'<li><a href="{name}">{name}</a></li>' for name in DOWNLOADS if (out / name).exists())
+    versions = "".join(f"<li>{escape(k)} {escape(str(v))}</li>" for k, v in metrics["versions"].items())
+    return f'<footer><ul class="facts">{links}</ul><ul class="facts">{versions}</ul></footer>'
 
 
-def _card(out: Path, metrics: dict[str, Any], stem: str, name: str) -> str:
+def _card(out: Path, metrics: dict[str, Any], executed: dict[str, Chapter], stem: str, name: str) -> str:
     """A chapter: its question, a figure, its answer. One that did not run to its end has only the question."""
     if stem not in metrics["seconds"]:
         partial = metrics.get("failed", {}).get("notebook") == stem
         what = f'<a href="{escape(stem)}.html">stopped: the partial page</a>' if partial else "not run"
-        return f'<article class="card"><h3>{_inline(name)}</h3><p>{what}</p></article>'
+        return f'<article class="card"><h3>{inline(name)}</h3><p>{what}</p></article>'
     figures = [path for path in sorted((out / "figures").glob(f"{stem}-*.png")) if path.name != COVER]
     figures.sort(key=lambda path: not path.stem.endswith("-cover"))
     picture = "".join(
-        f'<img src="figures/{escape(path.name)}" alt="{escape(_described(path))}">' for path in figures[:1]
+        f'<img class="zoom" src="figures/{escape(path.name)}" alt="{escape(described(path))}">' for path in figures[:1]
     )
-    executed = nbformat.read(out / f"{stem}.ipynb", as_version=4)
     return (
-        f'<article class="card"><h3><a href="{escape(stem)}.html">{_inline(name)}</a></h3>{picture}'
-        f'<div class="answer">{answer(executed)}</div><p>{duration(metrics["seconds"][stem])}</p></article>'
+        f'<article class="card"><h3><a href="{escape(stem)}.html">{inline(name)}</a></h3>{picture}'
+        f'<div class="answer">{answer(executed[stem].notebook)}</div><p>{duration(metrics["seconds"][stem])}</p>'
+        "</article>"
     )
 
 
-def _document(name: str, content: str) -> str:
+def document(name: str, contents: str, content: str) -> str:
+    """A whole page: `contents` are the links of the bar beside the `content`."""
     day, night = (HtmlFormatter(style=style).get_style_defs(".highlight") for style in ("friendly", "nord-darker"))
-    sheet = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
+    sheet, script = (Path(__file__).with_suffix(suffix).read_text(encoding="utf-8") for suffix in (".css", ".js"))
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(name)}</title><link rel="icon" href="data:,">
-<style>{day}\n@media (prefers-color-scheme: dark) {{ {night} }}\n{sheet}\n.highlight {{ background: none; }}</style>
-</head><body><main>{content}</main></body></html>
+<style>{day}\n@media screen and (prefers-color-scheme: dark) {{ {night} }}
+{sheet}\n.highlight {{ background: none; }}</style>
+</head><body><nav aria-label="contents">{contents}<button type="button" id="unfold" hidden>Show all code</button></nav>
+<main>{content}</main><dialog aria-label="enlarged figure"><button type="button">Close</button></dialog>
+<script>{script}</script></body></html>
 """

@@ -8,6 +8,11 @@ from io import TextIOBase
 
 from nbformat import NotebookNode
 
+# Seconds of a first run, on two CPU cores: what is told until a run on this machine has been measured.
+TYPICAL = {
+    "smoke": {"01_attention_checks": 15, "02_mvtm_training": 25, "03_inpainting": 20, "04_schedule_study": 20},
+    "quick": {"01_attention_checks": 30, "02_mvtm_training": 310, "03_inpainting": 110, "04_schedule_study": 120},
+}
 QUIET_SECONDS = 10  # where lines cannot be rewritten, at most one in this time
 
 
@@ -23,16 +28,15 @@ def duration(seconds: float) -> str:
 class Progress:
     """One line a notebook, rewritten in a terminal with each cell, and the progress bars of the kernel.
 
-    `expected` has the seconds that each notebook took before; where one is unknown, all count the same.
+    `expected` has the seconds that each notebook took before; where one is unknown, nothing is said of the time left.
     The kernel's stderr is written here as to a file.
     """
 
     def __init__(self, names: list[str], expected: dict[str, float], stream: TextIOBase):
         self.names, self.stream, self.live = names, stream, stream.isatty()
-        self.known = all(name in expected for name in names)
-        self.expected = {name: expected[name] if self.known else 1.0 for name in names}
-        self.began = time.monotonic()
-        self.finished = self.printed = 0.0
+        self.expected = expected if all(name in expected for name in names) else {}
+        self.took: dict[str, float] = {}
+        self.printed = 0.0
         self.own_line = False
 
     def start(self, name: str, cells: int) -> None:
@@ -51,9 +55,9 @@ class Progress:
         return f"code cell {self.cell_number} of {self.cells}" + (f" ({code[0]})" if code else "")
 
     def finish(self, stopped: str = "") -> None:
-        self.finished += self.expected[self.name]
+        self.took[self.name] = time.monotonic() - self.started
         self.cell_number = 0
-        took = duration(time.monotonic() - self.started)
+        took = duration(self.took[self.name])
         self._status(f"stopped after {took}" if stopped else f"done after {took}{self._left()}", True, close=True)
 
     def write(self, text: str) -> None:
@@ -87,13 +91,11 @@ class Progress:
         self.stream.write("\r\x1b[K")
 
     def _left(self) -> str:
-        """By an earlier run's seconds where they are known, else by the share of notebooks and cells behind."""
-        total = sum(self.expected.values())
-        running = self.expected[self.name] if self.cell_number else 0.0
-        if self.known:
-            left = total - self.finished - min(time.monotonic() - self.started, running)
-        else:
-            cells = max(self.cell_number - 1, 0) / max(self.cells, 1)
-            share = (self.finished + running * cells) / total
-            left = (time.monotonic() - self.began) * (1 / share - 1) if share else 0.0
+        """By the seconds expected, times what those behind took longer than expected."""
+        if not self.expected:
+            return ""
+        pace = sum(self.took.values()) / sum(self.expected[name] for name in self.took) if self.took else 1.0
+        left = pace * sum(self.expected[name] for name in self.names if name not in self.took)
+        if self.cell_number:  # one runs; where it takes longer than it should, only the others are left
+            left -= min(time.monotonic() - self.started, pace * self.expected[self.name])
         return f", about {duration(left)} left" if left >= 1 else ""

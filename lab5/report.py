@@ -1,4 +1,4 @@
-"""Run the notebooks from the first cell to the last and export them: papermill, then pages, then the index.
+"""Run the notebooks from the first cell to the last and export them: papermill, pages, the index, a PDF.
 
 `record` and `show`, with which notebooks take part, are `lab5.results`' and can be had here as well.
 
@@ -6,9 +6,7 @@ It does not know what a notebook does or what its numbers mean, nor how a page l
 """
 
 import ast
-import importlib.metadata
 import os
-import platform
 import sys
 import time
 from collections.abc import Sequence
@@ -24,14 +22,16 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from lab5 import pages
-from lab5.config import ROOT, configure
-from lab5.progress import Progress
-from lab5.results import copy_figures, read_metrics, record, show, write_metrics
+from lab5.chapters import Chapter, title
+from lab5.config import ROOT, Config, configure
+from lab5.pdf import print_pdf
+from lab5.progress import TYPICAL, Progress
+from lab5.provenance import private, provenance
+from lab5.results import copy_figures, read_metrics, record, show, write_json, write_metrics
 
 __all__ = ["ReportError", "record", "run_report", "show"]
 
 CELL_SECONDS = {"smoke": 600, "quick": 3600, "cats-cpu": 4 * 3600, "full": 48 * 3600}  # a cell that runs longer hangs
-PACKAGES = ("torch", "torchvision", "numpy", "scipy", "matplotlib", "papermill", "nbconvert")
 
 
 class ReportError(RuntimeError):
@@ -45,20 +45,24 @@ def run_report(
     out: Path = ROOT / "report",
     only: Sequence[str] | None = None,
     parameters: dict[str, str] | None = None,
+    pdf: bool = True,
 ) -> Path:
     """Execute the notebooks in the order of their names and return the path of `index.html`.
 
     `only` selects notebooks by how their names begin (`["03"]`) and keeps the rest of an earlier report.
-    `parameters` go to the notebooks whose parameters cell declares them. A wrong name or value is refused with
-    a ValueError before anything runs; a cell that fails or a folder that cannot be written raises ReportError.
+    `parameters` go to the notebooks whose parameters cell declares them. With `pdf` the index is also printed to
+    `report.pdf`, if a browser is found. A wrong name or value is refused with a ValueError before anything runs; a
+    cell that fails or a folder that cannot be written raises ReportError.
     """
-    config = configure(profile)
-    paths = _select(Path(notebooks), only)
-    values = _share_out({"profile": config.profile, **(parameters or {})}, paths)
+    config, paths, values, given = plan(profile, parameters or {}, only=only, notebooks=notebooks)
+    repeat = provenance(config.profile, given)
     try:
         out = Path(out).resolve()
-        _begin(out, config.profile, config.device, keep=bool(only))
-        return _run(paths, values, out, CELL_SECONDS.get(config.profile, 3600))
+        _begin(out, config.profile, config.device, repeat, keep=bool(only))
+        index = _run(paths, values, out, CELL_SECONDS.get(config.profile, 3600), private(given))
+        if pdf:
+            _print(index)
+        return index
     except OSError as error:
         raise ReportError(
             f"the report cannot be written to {out}: {error.strerror or error}; make room there "
@@ -66,7 +70,26 @@ def run_report(
         ) from error
 
 
-def _begin(out: Path, profile: str, device: str, keep: bool) -> None:
+def plan(
+    profile: str,
+    parameters: dict[str, str],
+    *,
+    only: Sequence[str] | None = None,
+    notebooks: Path = ROOT / "notebooks",
+) -> tuple[Config, list[Path], dict[Path, dict[str, Any]], dict[str, Any]]:
+    """What a report would run: the profile's settings, the notebooks, the values for each, and all given ones by name.
+
+    Raises ValueError for what cannot be run.
+    """
+    config = configure(profile)
+    paths = _select(Path(notebooks), only)
+    values = _share_out({"profile": config.profile, **parameters}, paths)
+    given = {name: value for own in values.values() for name, value in own.items() if name != "profile"}
+    provenance(config.profile, given)
+    return config, paths, values, given
+
+
+def _begin(out: Path, profile: str, device: str, repeat: dict[str, Any], keep: bool) -> None:
     """Lay out the folder and its metrics: new ones, or with `keep` those of an earlier run of this profile."""
     (out / "figures").mkdir(parents=True, exist_ok=True)
     metrics = read_metrics(out)
@@ -77,22 +100,30 @@ def _begin(out: Path, profile: str, device: str, keep: bool) -> None:
                 f"profile {profile!r}: run all notebooks, or choose another folder"
             )
         metrics = {}
-    expected = metrics.get("expected_seconds", {}) | metrics.get("seconds", {})
+    expected = TYPICAL.get(profile, {}) | metrics.get("expected_seconds", {}) | metrics.get("seconds", {})
     kept = {key: value for key, value in metrics.items() if key != "failed"} if keep else {}
-    versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
     fresh = {"profile": profile, "device": device, "seconds": kept.get("seconds", {}), "total_seconds": 0.0}
-    write_metrics(out, kept | fresh | {"versions": versions, "expected_seconds": expected})
+    versions, repeat = repeat["versions"], {key: value for key, value in repeat.items() if key != "versions"}
+    write_metrics(out, kept | fresh | {"versions": versions, "repeat": repeat, "expected_seconds": expected})
+    write_json(out / "config.json", {"profile": profile, "device": device} | repeat | {"versions": versions})
 
 
-def _run(paths: list[Path], values: dict[Path, dict[str, Any]], out: Path, limit: float) -> Path:
+def _run(
+    paths: list[Path], values: dict[Path, dict[str, Any]], out: Path, limit: float, private: dict[str, str]
+) -> Path:
     every = sorted(paths[0].parent.glob("*.ipynb"))
-    chapters = [(path.stem, pages.title(nbformat.read(path, as_version=4)) or path.stem) for path in every]
+    chapters = [(path.stem, title(nbformat.read(path, as_version=4)) or path.stem) for path in every]
     progress = Progress([path.stem for path in paths], read_metrics(out)["expected_seconds"], sys.stderr)
+    executed = {
+        path.stem: Chapter(out / path.name, path.parent, private, out / "figures")
+        for path in every
+        if path not in paths and (out / path.name).exists() and path.stem in read_metrics(out)["seconds"]
+    }
     for path in paths:
-        executed, page, stopped = out / path.name, out / f"{path.stem}.html", ""
+        stopped = ""
         started = time.time()
         try:
-            _execute(path, executed, values[path], progress, limit)
+            _execute(path, out / path.name, values[path], progress, limit)
         except (PapermillExecutionError, CellTimeoutError, DeadKernelError) as error:
             stopped = f"{path.name} stopped in {progress.where}: {_reason(error, limit)}."
         progress.finish(stopped)
@@ -106,11 +137,20 @@ def _run(paths: list[Path], values: dict[Path, dict[str, Any]], out: Path, limit
             metrics["seconds"][path.stem] = round(time.time() - started, 1)
         metrics["total_seconds"] = round(sum(metrics["seconds"].values()), 1)
         write_metrics(out, metrics)
-        pages.export_page(executed, page, source_folder=path.parent, chapters=chapters, stopped=stopped)
-        index = pages.write_index(out, metrics, chapters)
+        chapter = Chapter(out / path.name, path.parent, private, out / "figures")
+        pages.write_chapter(out / f"{path.stem}.html", chapter, chapters, stopped)
+        if not stopped:
+            executed[path.stem] = chapter
+        in_order = {stem: executed[stem] for stem, _ in chapters if stem in executed}
+        index = pages.write_index(out, metrics, chapters, in_order)
         if stopped:
-            raise ReportError(f"{stopped} The page up to there is {page}")
+            raise ReportError(f"{stopped} The page up to there is {out / f'{path.stem}.html'}")
     return index
+
+
+def _print(index: Path) -> None:
+    why_not = print_pdf(index, index.with_name(pages.PDF))
+    print(why_not or f"{index.with_name(pages.PDF)} is the same on paper.", file=sys.stderr)
 
 
 def _select(notebooks: Path, only: Sequence[str] | None) -> list[Path]:
@@ -165,6 +205,11 @@ def _own_kernel(environment: dict[str, str]) -> type[AsyncKernelManager]:
     class OwnKernel(AsyncKernelManager):
         def __init__(self, **settings):
             super().__init__(transport_encryption="auto", **settings)  # else each kernel prints a warning
+
+        async def _async_interrupt_kernel(self) -> None:
+            """A shutdown begins with an interrupt, which an idle kernel reports as an error of its own: not then."""
+            if not self.shutting_down:
+                await super()._async_interrupt_kernel()
 
         @property
         def kernel_spec(self) -> KernelSpec:

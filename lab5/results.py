@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from lab5.config import ROOT
 
-OWN_KEYS = ("profile", "device", "seconds", "total_seconds", "expected_seconds", "versions", "failed")
+OWN_KEYS = ("profile", "device", "seconds", "total_seconds", "expected_seconds", "versions", "repeat", "failed")
 
 
 def show(figure: Figure, alt: str, name: str = "") -> None:
@@ -51,7 +51,8 @@ def table(rows: Sequence[dict[str, Any]], caption: str = "") -> None:
     if not rows:
         raise ValueError("a table needs at least one row, got none")
     columns = list(rows[0])
-    head = "".join(f"<th>{escape(str(column).replace('_', ' '))}</th>" for column in columns)
+    sides = {str(column).replace("_", " "): _side(value) for column, value in rows[0].items()}
+    head = "".join(f"<th style='{side}'>{escape(name)}</th>" for name, side in sides.items())
     body = "".join(f"<tr>{''.join(_cell(row.get(column)) for column in columns)}</tr>" for row in rows)
     note = f"<caption style='caption-side:bottom'>{escape(caption)}</caption>" if caption else ""
     html = f"<table>{note}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
@@ -60,8 +61,12 @@ def table(rows: Sequence[dict[str, Any]], caption: str = "") -> None:
 
 
 def _cell(value: Any) -> str:
-    side = "left" if isinstance(value, str) else "right"
-    return f"<td style='text-align:{side}'>{escape(_text(value))}</td>"
+    wide = ";white-space:normal;min-width:13em" if isinstance(value, str) and len(value) > 30 else ""
+    return f"<td style='{_side(value)}{wide}'>{escape(_text(value))}</td>"
+
+
+def _side(value: Any) -> str:
+    return f"text-align:{'left' if isinstance(value, str) else 'right'}"
 
 
 def _text(value: Any) -> str:
@@ -124,14 +129,18 @@ def read_metrics(folder: Path) -> dict[str, Any]:
 
 
 def write_metrics(folder: Path, metrics: dict[str, Any]) -> None:
-    """Replace `metrics.json` as a whole: a reader, or a full disk, never meets half of it."""
-    text = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".metrics-", suffix=".json")
+    write_json(folder / "metrics.json", metrics)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Replace a file as a whole: a reader, or a full disk, never meets half of it."""
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".json")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
         os.chmod(temporary, 0o644)  # mkstemp makes private files
-        os.replace(temporary, folder / "metrics.json")
+        os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise

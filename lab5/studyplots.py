@@ -157,7 +157,8 @@ def effects(
         axis.set_title(title, pad=20 if any(sides) else 6)
         axis.spines["left"].set_visible(False)
         for x, side, text in ((0, "left", f"← {sides[0]}"), (1, "right", f"{sides[1]} →")) if any(sides) else ():
-            axis.text(x, 1.01, text, transform=axis.transAxes, ha=side, va="bottom", fontsize=8, color=PALE)
+            axis.annotate(text, (x, 1), xycoords="axes fraction", xytext=(0, 4), textcoords="offset points", ha=side,
+                          va="bottom", fontsize=8, color=PALE)  # fmt: skip
     return figure
 
 

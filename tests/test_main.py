@@ -494,7 +494,7 @@ def test_the_wide_study_runs_and_decides_or_declines_every_claim(at_home, tmp_pa
     assert len(claims) == len(CLAIMS) and all(row["n"] == "6" for row in claims)
     networks = {row["network"] for row in rows_of(tmp_path / "wide-networks.csv")}
     assert networks >= {*RECIPES, *CONTROLLED} and len(networks) == len(RECIPES) + len(CONTROLLED) + 5
-    figures = ("claims", "schedules", "settings", "trainings", "loss", "recipes")
+    figures = ("claims", "schedules", "samplers", "surroundings", "trainings", "loss", "recipes")
     assert all((tmp_path / f"wide-{name}.png").stat().st_size > 10_000 for name in figures)
 
 

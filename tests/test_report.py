@@ -1,10 +1,12 @@
 """The report: kernels, parameters, failures, numbers and pages, on notebooks that take a second."""
 
+import dataclasses
 import errno
 import io
 import json
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,7 +18,8 @@ from bs4 import BeautifulSoup
 from matplotlib.figure import Figure
 
 from lab5 import results
-from lab5.progress import Progress, duration
+from lab5.config import configure
+from lab5.progress import TYPICAL, Progress, duration
 from lab5.report import ReportError, record, run_report, show
 
 TITLE = ("markdown", "# Is it $x^2$?\n\nExpected time: a second.")
@@ -28,7 +31,7 @@ FIGURE = (
 
 
 def run(folder: Path, **changes) -> Path:
-    return run_report("smoke", notebooks=folder, out=folder.parent / "report", **changes)
+    return run_report("smoke", notebooks=folder, out=folder.parent / "report", **{"pdf": False} | changes)
 
 
 def page(folder: Path, name: str) -> str:
@@ -60,7 +63,7 @@ def test_report_runs_exports_and_measures_in_order_of_names(write_notebook):
     assert "It is <strong>squared</strong>." in text
     assert "After the first &amp; &lt;last&gt;" in text
     assert text.index("<td>pretrained") < text.index("<td>do nothing"), "the better score comes first"
-    assert '<img src="figures/01_a-line.png" alt="A line that rises">' in text
+    assert '<img class="zoom" src="figures/01_a-line.png" alt="A line that rises">' in text
     assert (folder.parent / "report" / "figures" / "01_a-line.png").exists()
     chapter = page(folder, "01_a.html")
     assert "<math" in chapter and 'alt="A line that rises"' in chapter
@@ -214,19 +217,34 @@ def test_a_terminal_shows_the_bar_of_the_kernel_and_rewrites_its_own_line():
     assert shown == f"{clear}[1/2] a: cell 1 of 2{clear}\r 50%\r100%\n{clear}[1/2] a: done after 0 s\n"
 
 
-def test_time_left_follows_an_earlier_run_or_else_the_share_done(monkeypatch):
+def test_time_left_follows_an_earlier_run_and_this_ones_pace(monkeypatch):
     clock = [100.0]
     monkeypatch.setattr("lab5.progress.time.monotonic", lambda: clock[0])
-    cell = nbformat.v4.new_code_cell("x")
-    for expected, words in (({"a": 60.0, "b": 240.0}, "about 4 min 30 s left"), ({}, "about 1 min 30 s left")):
-        clock[0] = 100.0
-        terminal = Terminal()
-        progress = Progress(["a", "b"], expected, terminal)
-        progress.start("a", cells=2)
-        progress.cell(cell, 0)
-        clock[0] = 130.0
-        progress.cell(cell, 1)  # half of one of two notebooks took 30 s
-        assert words in terminal.getvalue()
+    cell, terminal = nbformat.v4.new_code_cell("x"), Terminal()
+    progress = Progress(["a", "b", "c"], {"a": 60.0, "b": 240.0, "c": 30.0}, terminal)
+
+    def at(seconds: float, act) -> str:
+        clock[0] = 100 + seconds
+        act()
+        return terminal.getvalue().rpartition("]")[2].strip()
+
+    progress.start("a", cells=2)
+    assert at(30, lambda: progress.cell(cell, 0)) == "a: cell 1 of 2, about 5 min 0 s left"
+    assert at(90, lambda: progress.cell(cell, 1)) == "a: cell 2 of 2, about 4 min 30 s left", "the others are left"
+    assert at(120, progress.finish) == "a: done after 2 min 0 s, about 9 min 0 s left", "twice as slow as then"
+    progress.start("b", cells=1)
+    assert at(180, lambda: progress.cell(cell, 0)) == "b: cell 1 of 1, about 8 min 0 s left"
+
+
+def test_nothing_is_said_of_the_time_left_where_nothing_is_known_and_the_lab_profiles_are_known(monkeypatch):
+    terminal = Terminal()
+    progress = Progress(["a", "b"], {"a": 60.0}, terminal)
+    progress.start("a", cells=2)
+    progress.cell(nbformat.v4.new_code_cell("x"), 0)
+    progress.finish()
+    assert "left" not in terminal.getvalue()
+    names = {path.stem for path in (results.ROOT / "notebooks").glob("*.ipynb")}
+    assert all(set(seconds) == names for seconds in TYPICAL.values())
 
 
 def test_durations_read_well():
@@ -277,12 +295,53 @@ def test_show_wants_a_text_alternative():
         show(Figure(), " ")
 
 
+def test_a_run_says_what_it_takes_to_make_it_again(write_notebook):
+    cells = ("parameters", 'profile = "auto"\nseed = 0\ndataset = "toycats"')
+    folder = write_notebook("01_a", ("markdown", "# Is it?"), cells, "print(seed)")
+    run(folder, parameters={"seed": "3"})
+    told = json.loads(page(folder, "config.json"))
+    assert told["command"] == "python -m lab5 report --profile smoke -p seed 3"
+    assert told["config"] == json.loads(json.dumps(dataclasses.asdict(configure("smoke", seed=3))))
+    assert told["versions"]["torch"] == torch.__version__.split("+")[0] and told["parameters"] == {"seed": 3}
+    metrics = json.loads(page(folder, "metrics.json"))
+    assert metrics["repeat"] == {key: told[key] for key in metrics["repeat"]} and "config" in metrics["repeat"]
+    head = subprocess.run(["git", "-C", str(results.ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
+    assert told.get("commit", "") == head.stdout.strip()
+    assert 'href="config.json"' in page(folder, "index.html")
+
+
+def test_a_wrong_setting_is_refused_before_anything_runs(write_notebook):
+    folder = write_notebook("01_a", ("parameters", 'profile = "auto"\nseed = 0'), "print(seed)")
+    with pytest.raises(ValueError, match="seed must be at least 0"):
+        run(folder, parameters={"seed": "-1"})
+    assert not (folder.parent / "report").exists()
+
+
+def test_no_page_tells_where_this_computer_keeps_its_files(write_notebook, tmp_path):
+    dataset = tmp_path / "somewhere" / "cats.zip"
+    dataset.parent.mkdir()
+    dataset.touch()
+    cells = ("parameters", 'profile = "auto"\ndataset = "toycats"')
+    show_path = "import pathlib\nprint(dataset, pathlib.Path(dataset).resolve())\nprint(pathlib.Path.home() / '.cache')"
+    folder = write_notebook("01_a", ("markdown", "# Is it?"), cells, show_path)
+    run(folder, parameters={"dataset": str(dataset)})
+    for name in ("index.html", "01_a.html", "config.json", "metrics.json"):
+        text = BeautifulSoup(page(folder, name), "html.parser").get_text()
+        assert "somewhere" not in text and str(Path.home() / ".cache") not in text
+    assert "cats.zip cats.zip" in page(folder, "01_a.html") and "~/.cache" in page(folder, "01_a.html")
+
+
+def test_a_kernel_ends_without_a_word(write_notebook, capfd):
+    run(write_notebook("01_a", PARAMETERS, "print(1)"))
+    assert "KeyboardInterrupt" not in "".join(capfd.readouterr())
+
+
 def test_a_report_elsewhere_leaves_the_figures_of_the_repository_alone(write_notebook, tmp_path, monkeypatch):
     monkeypatch.delenv("LAB5_FIGURES_DIR")
     draw = "from matplotlib.figure import Figure\nfrom lab5.results import show\nshow(Figure(), 'dots', '01_a-cover')"
     notebooks = write_notebook("01_a", ("markdown", "# Is it?"), ("parameters", "profile = 'smoke'"), draw)
     out = tmp_path / "elsewhere"
-    run_report("smoke", notebooks=notebooks, out=out)
+    run_report("smoke", notebooks=notebooks, out=out, pdf=False)
     assert (out / "figures" / "01_a-cover.png").exists()
     assert not (results.ROOT / "figures" / "01_a-cover.png").exists()
     assert 'src="figures/01_a-cover.png"' in (out / "index.html").read_text()

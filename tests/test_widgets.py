@@ -1,82 +1,110 @@
-"""The slider over decode steps: what it refuses, what its HTML holds, how the live one moves."""
+"""Watching a training: what comes back, curves on the way, an interrupt, a GPU that is full."""
 
-import base64
-import io
-import re
+import os
+import signal
+from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+import torch
+from matplotlib.figure import Figure
 
-from lab5.widgets import scrub
-
-FRAMES = [np.full((4, 6, 3), (10 * i, 0, 255), np.uint8) for i in range(3)]
-
-
-def pictures(html: str) -> list[np.ndarray]:
-    found = re.findall(r"data:image/png;base64,([^\"]+)", html)
-    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(code)))) for code in found]
+from lab5 import memory, widgets
+from lab5.config import TrainConfig
+from lab5.trainer import TrainStep
+from lab5.training import Training
+from lab5.widgets import watch
 
 
-def test_html_holds_each_picture_once_and_unchanged():
-    html = scrub({"a": FRAMES, "b": FRAMES[::-1]}, alt="Blue").html()
-    assert [p.tolist() for p in pictures(html)] == [f.tolist() for f in FRAMES + FRAMES[::-1]]
+class Steps:
+    """A training of four steps, of which each may do something."""
+
+    name, config, history = "vqgan", TrainConfig(steps=4, batch=12, lr=1.0), None
+
+    def __init__(self, during=lambda step: None):
+        self.during, self.closed = during, False
+
+    def __len__(self):
+        return 4
+
+    def __iter__(self):
+        try:
+            for step in range(1, 5):
+                self.during(step)
+                yield TrainStep(step, 4, 1 / step, 0.1, 0.0, {})
+        finally:
+            self.closed = True
 
 
-def test_html_names_each_picture_and_escapes_what_it_is_given():
-    html = scrub({"<b>": FRAMES}, alt='"Blue"', step_labels=["0", "</div>", "2"], caption="<i>x</i> & y").html()
-    assert 'alt="&quot;Blue&quot;: &lt;b&gt;, &lt;/div&gt;"' in html
-    assert "&lt;i&gt;x&lt;/i&gt; &amp; y" in html
-    for raw in ("<b>", "<i>", '""Blue'):
-        assert raw not in html
-    assert html.count("</div>") == html.count("<div")
+def test_all_steps_come_back_or_the_history_of_what_was_trained_before():
+    assert [step.step for step in watch(Steps())] == [1, 2, 3, 4]
+    done = Steps()
+    done.history = [TrainStep(9, 9, 0.0, 0.0, 0.0, {})]
+    assert watch(done) == done.history
 
 
-def test_html_asks_for_nothing_and_two_never_share_an_id():
-    widget = scrub({"a": FRAMES}, alt="Blue")
-    first, second = widget.html(), widget.html()
-    assert not re.search(r"https?:|//\w|src=\"(?!data:)", first)
-    ids = [re.findall(r'id="([^"]+)"', html) for html in (first, second)]
-    assert len(ids[0]) == len(ids[1]) == 1 and ids[0] != ids[1]
+def test_curves_are_drawn_on_the_way_where_somebody_watches(monkeypatch):
+    shown = []
+
+    class Handle:
+        def update(self, what):
+            shown.append(what)
+
+    monkeypatch.setattr(widgets, "is_live", lambda: True)
+    monkeypatch.setattr(widgets, "display", lambda *_, **__: Handle())
+    watch(Steps(), lambda steps: Figure(figsize=(len(steps), 1)), every=-1.0)
+    assert [figure.get_figwidth() for figure in shown[:-1]] == [1, 2, 3, 4]
+    assert not isinstance(shown[-1], Figure), "the notebook shows the final one"
+    shown.clear()
+    monkeypatch.setattr(widgets, "is_live", lambda: False)
+    watch(Steps(), lambda steps: pytest.fail("nobody watches"), every=-1.0)
+    assert shown == []
 
 
-def test_without_a_kernel_it_is_html_and_text():
-    bundle = scrub({"a": FRAMES}, alt="Blue")._repr_mimebundle_()
-    assert set(bundle) == {"text/plain", "text/html"} and bundle["text/plain"] == "Blue"
+def test_an_interrupt_ends_the_loop_and_not_the_cell(capsys):
+    steps = Steps(lambda step: os.kill(os.getpid(), signal.SIGINT) if step == 3 else None)
+    assert [step.step for step in watch(steps)] == [1, 2]
+    assert steps.closed and "vqgan is kept" in capsys.readouterr().out
 
 
-def test_with_a_kernel_it_is_a_widget_too_unless_nobody_watches(monkeypatch):
-    monkeypatch.setattr("lab5.widgets.get_ipython", lambda: type("Shell", (), {"kernel": object()})())
-    monkeypatch.delenv("LAB5_HEADLESS", raising=False)
-    view = "application/vnd.jupyter.widget-view+json"
-    assert view in scrub({"a": FRAMES}, alt="Blue")._repr_mimebundle_()
-    monkeypatch.setenv("LAB5_HEADLESS", "1")
-    assert view not in scrub({"a": FRAMES}, alt="Blue")._repr_mimebundle_()
+def test_an_interrupted_training_keeps_its_network_and_goes_on_where_it_was(own_folders):
+    def training() -> Training:
+        def objective(model, step, generator):
+            if step == 3 and not (own_folders / "once").exists():
+                (own_folders / "once").touch()
+                os.kill(os.getpid(), signal.SIGINT)
+            return (model.weight - 1).square().mean(), {}
+
+        return Training(
+            "toy", TrainConfig(steps=6, batch=1, lr=0.1, ema=0.0, amp="off", warmup=0), {},
+            build=lambda: torch.nn.Linear(2, 2), objective=lambda: objective,
+            save=lambda path, model, **meta: torch.save(model.state_dict(), path),
+            load=lambda path: torch.nn.Linear(2, 2), seed=0, device="cpu",
+        )  # fmt: skip
+
+    cut = training()
+    assert [step.step for step in watch(cut)] == [1, 2, 3], "the step of the moment is finished"
+    kept = cut.model.weight.detach().clone()
+    again = training()
+    running = iter(again)
+    assert next(running).step == 4, "nothing that was trained is lost"
+    assert not torch.equal(again.model.weight, kept)
+    running.close()
 
 
-def test_the_live_slider_moves_label_and_sharp_picture():
-    box = scrub({"a": FRAMES}, alt="Blue", step_labels=["x", "y", "z"], size=20).live()
-    columns, bar, _ = box.children
-    _, slider, label = bar.children
-    image = columns.children[0].children[1]
-    slider.value = 2
-    assert label.value == "z"
-    shown = np.asarray(Image.open(io.BytesIO(image.value)))
-    assert shown.tolist() == np.kron(FRAMES[2], np.ones((3, 3, 1), np.uint8)).tolist(), "enlarged 3 times"
+def test_a_full_gpu_is_told_with_the_setting_to_lower(monkeypatch):
+    monkeypatch.setattr(memory, "machine", lambda device: "a GPU, 0.1 of 8.0 GB memory free")
+    with pytest.raises(MemoryError, match=r"0.1 of 8.0 GB.*lower stage1.batch, which is 12.*: 6}\), or both$"):
+        with memory.naming("stage1.batch", 12, ", or both"):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    with pytest.raises(RuntimeError, match="else"), memory.naming("stage1.batch", 12):
+        raise RuntimeError("something else")
 
 
-@pytest.mark.parametrize(
-    ("rows", "changes", "words"),
-    [
-        ({}, {}, "no rows"),
-        ({"a": []}, {}, "at least one.*'a': 0"),
-        ({"a": FRAMES, "b": FRAMES[:2]}, {}, "same number.*'a': 3, 'b': 2"),
-        ({"a": [np.zeros((3, 4, 4), np.uint8)]}, {}, r"'a'.*\(3, 4, 4\)"),
-        ({"a": [np.zeros((4, 4, 3))]}, {}, "uint8.*float64"),
-        ({"a": FRAMES}, {"step_labels": ["x"]}, "3 steps, 1 labels"),
-        ({"a": FRAMES}, {"alt": " "}, "text alternative"),
-    ],
-)
-def test_what_is_not_a_strip_of_pictures_is_refused(rows, changes, words):
-    with pytest.raises(ValueError, match=words):
-        scrub(rows, **({"alt": "Blue"} | changes))
+def test_the_machine_is_a_line_with_memory_in_it(monkeypatch):
+    line = memory.machine("cpu")
+    assert line.startswith(f"cpu with {os.cpu_count()} cores, ")
+    free, total = memory.memory_gb()
+    if Path("/proc/meminfo").exists():
+        assert 0 < free < total and f"of {total:.1f} GB" in line
+    monkeypatch.delattr(os, "sysconf")
+    assert memory.machine("cpu").endswith("memory unknown")
