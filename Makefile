@@ -12,7 +12,7 @@ VENV_PYTHON := $(abspath $(VENV))/bin/python
 INSTALLED   := $(VENV)/requirements.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help report test test-all lab lint pretrained clean distclean setup
+.PHONY: help report test test-all bench lab lint pretrained clean distclean setup
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-20s%s\n", $$1, $$2}'
@@ -25,6 +25,9 @@ test: setup  ## run the tests, but for the slow ones
 
 test-all: setup  ## run all tests
 	@$(VENV_PYTHON) -m pytest
+
+bench: setup  ## measure beside a plain implementation, about a quarter of an hour
+	@$(VENV_PYTHON) -m bench
 
 # The first folder of JUPYTER_PATH wins over a kernel named python3 in the home folder.
 lab: setup  ## open the notebooks in JupyterLab, with the kernel of this environment
