@@ -159,7 +159,7 @@ def _finish(soup: BeautifulSoup) -> None:
     _fold_code(soup)
     for sign in soup.find_all(class_="anchor-link"):
         sign.decompose()
-    for wide in soup.select("pre, .output_html"):
+    for wide in soup.select("pre, .output_html, math[display=block]"):
         wide["tabindex"] = "0"  # what scrolls sideways must be reached by the keyboard
 
 

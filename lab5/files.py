@@ -74,7 +74,9 @@ def _zip_names(path: Path) -> list[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # damaged archives fail in many ways
         with path.open("rb") as file:
             if file.read(2) == b"PK":
                 raise ValueError(f"{path} is a zip archive that was damaged or cut short: copy it again") from error

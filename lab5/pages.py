@@ -25,7 +25,7 @@ PARTS = {
     "Discussion": {"study": "What the study says", "pitfalls": "Pitfalls"},
 }
 PDF = "report.pdf"
-DOWNLOADS = (PDF, "metrics.json", "config.json")
+DOWNLOADS = ("metrics.json", "config.json")
 
 
 def write_chapter(page: Path, chapter: Chapter, chapters: list[tuple[str, str]], stopped: str = "") -> None:
@@ -74,6 +74,7 @@ def write_index(
     return index
 
 
+_FILES = "<!-- the printed report -->"
 _INTRODUCTION = """<p>A VQGAN writes an image of 64x64 pixels as 16x16 tokens. A bidirectional transformer learns to
 guess tokens that are hidden from it. To fill a hole, its tokens are guessed, the surest are kept, and the rest is asked
 again, a few steps long; a mask schedule says how many are kept at each (Chang et al. 2022, "MaskGIT"). Each chapter
@@ -123,7 +124,13 @@ def _tagged(section: str, executed: dict[str, Chapter]) -> str:
 def _footer(out: Path, metrics: dict[str, Any]) -> str:
     links = "".join(f'<li><a href="{name}">{name}</a></li>' for name in DOWNLOADS if (out / name).exists())
     versions = "".join(f"<li>{escape(k)} {escape(str(v))}</li>" for k, v in metrics["versions"].items())
-    return f'<footer><ul class="facts">{links}</ul><ul class="facts">{versions}</ul></footer>'
+    return f'<footer><ul class="facts">{_FILES}{links}</ul><ul class="facts">{versions}</ul></footer>'
+
+
+def add_pdf(index: Path) -> None:
+    """Link the printed report, which is made from the index and so comes after it."""
+    link = f'<li><a href="{PDF}">{PDF}</a></li>'
+    index.write_text(index.read_text(encoding="utf-8").replace(_FILES, link), encoding="utf-8")
 
 
 def _card(out: Path, metrics: dict[str, Any], executed: dict[str, Chapter], stem: str, name: str) -> str:

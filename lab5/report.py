@@ -138,7 +138,10 @@ def _run(
         metrics["total_seconds"] = round(sum(metrics["seconds"].values()), 1)
         write_metrics(out, metrics)
         chapter = Chapter(out / path.name, path.parent, private, out / "figures")
-        pages.write_chapter(out / f"{path.stem}.html", chapter, chapters, stopped)
+        (out / f"{path.stem}.html").touch()
+        there = [named for named in chapters if (out / f"{named[0]}.html").exists()]
+        for stem, told in (executed | {path.stem: chapter}).items():
+            pages.write_chapter(out / f"{stem}.html", told, there, stopped if stem == path.stem else "")
         if not stopped:
             executed[path.stem] = chapter
         in_order = {stem: executed[stem] for stem, _ in chapters if stem in executed}
@@ -149,8 +152,12 @@ def _run(
 
 
 def _print(index: Path) -> None:
-    why_not = print_pdf(index, index.with_name(pages.PDF))
-    print(why_not or f"{index.with_name(pages.PDF)} is the same on paper.", file=sys.stderr)
+    pdf = index.with_name(pages.PDF)
+    if why_not := print_pdf(index, pdf):
+        print(why_not, file=sys.stderr)
+    else:
+        pages.add_pdf(index)
+        print(f"{pdf} is the same on paper.", file=sys.stderr)
 
 
 def _select(notebooks: Path, only: Sequence[str] | None) -> list[Path]:

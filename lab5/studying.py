@@ -91,7 +91,8 @@ def _decoded(part: Grid, pairs: dict[str, Pair], scorer: Scorer, seeds: int, job
     """What a part of the study decodes, in its order."""
     running = run_study(pairs, scorer, part.plans, seeds=seeds, folder=kept_results(), jobs=jobs)
     total = len_study(part.plans, seeds)
-    return ordered(tqdm(running, total=total, desc=f"decodings of {len(scorer.truth)} images"), part.plans)
+    results = list(tqdm(running, total=total, desc=f"decodings of {len(scorer.truth)} images"))
+    return ordered(results, part.plans)
 
 
 def _made(results: Sequence[Result]) -> str:

@@ -135,6 +135,14 @@ def test_the_naive_distance_is_that_of_two_gaussians():
     assert frechet_distance(a, b) == pytest.approx(naive.frechet_distance(a, b), rel=1e-9)
 
 
+def test_our_distance_is_exact_where_scipys_is_off_by_a_millionth(monkeypatch):
+    features = scoring.made_up_features(30, 90, 1)
+    parity = scoring.check(features)
+    assert parity.holds and parity.apart < 1e-12
+    monkeypatch.setattr(scoring, "frechet_distance", naive.frechet_distance)
+    assert 1e-9 < scoring.check(features).apart < 1e-4
+
+
 def test_the_naive_loader_normalises_every_file(tmp_path):
     images = render(5, 5).images
     files = [tmp_path / f"{i}.png" for i in range(5)]

@@ -87,6 +87,15 @@ def as_for_a_user():
     jaxtyping.config.update("jaxtyping_disable", before)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def torch_is_warm(tmp_path_factory):
+    """The first network that is loaded makes torch import its compiler, which makes a folder for itself."""
+    for name, (load, network, config) in NETWORKS.items():
+        path = tmp_path_factory.mktemp("networks") / "net"
+        checkpoint.save(path, network.state_dict(), {name: config, "kind": "classifier"})
+        load(path)
+
+
 def answers(load: Callable[[Path], Any], content: dict[str, bytes]) -> None:
     """An answer, or one sentence."""
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
@@ -376,11 +385,6 @@ def test_the_shares_are_all():
 
 
 def test_valid_files_load_and_what_is_written_or_hangs_is_caught(monkeypatch, tmp_path):
-    for network in NETWORKS.values():
-        path = tmp_path / "net"
-        meta = {name: config for name, (_, one, config) in NETWORKS.items() if one is network[1]}
-        checkpoint.save(path, network[1].state_dict(), meta | {"kind": "classifier"})
-        network[0](path)
     (tmp_path / "net.pt").write_bytes(pickled(LAB))
     load_transformer(tmp_path / "net.pt")
     with pytest.raises(AssertionError, match="open"):

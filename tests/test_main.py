@@ -11,6 +11,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -446,6 +447,34 @@ def test_without_known_truth_there_are_pictures_and_no_scores(at_home, tmp_path,
     assert "no scores" in capsys.readouterr().out
     assert main(["inpaint", *TINY, "--n", "5", "--out", str(tmp_path), "--overwrite"]) == 0
     assert {line.split()[-1] for line in capsys.readouterr().out.splitlines()[-6:]} == {"2"}, "two of five are known"
+
+
+def test_logging_without_its_package_is_refused_in_a_sentence(at_home, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert main(["train", *TINY, "--set", "seed=9", "--stage", "vqgan", "--log", str(tmp_path / "log")]) == 2
+    assert "pip install tensorboard" in capsys.readouterr().err and not (tmp_path / "log").exists()
+
+
+def test_a_training_is_logged_for_tensorboard_network_by_network(at_home, tmp_path, monkeypatch):
+    written = {}
+
+    class Writer:
+        def __init__(self, folder):
+            self.rows = written.setdefault(Path(folder).name, [])
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        def add_scalar(self, name, value, step):
+            self.rows.append((name, step))
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
+    assert main(["train", *TINY, "--set", "seed=9", "--stage", "transformer", "--log", str(tmp_path / "log")]) == 0
+    steps = {name: [step for what, step in rows if what == "loss"] for name, rows in written.items()}
+    assert steps == {"vqgan": [1, 2, 3, 4, 5, 6], "transformer": [1, 2, 3, 4]}
 
 
 # --- study ------------------------------------------------------------------------------------------------------

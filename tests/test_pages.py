@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 import re
 from pathlib import Path
 
@@ -159,4 +158,7 @@ def test_a_page_is_printed_with_its_code_folded_and_its_films_whole(tmp_path):
     index(tmp_path, one)
     assert pdf.print_pdf(tmp_path / "index.html", tmp_path / "report.pdf") == ""
     assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF-")
-    assert json.loads(json.dumps(sorted(p.name for p in tmp_path.glob("*.pdf")))) == ["report.pdf"]
+    assert [path.name for path in tmp_path.glob("*.pdf")] == ["report.pdf"]
+    assert "report.pdf" not in (tmp_path / "index.html").read_text()
+    pages.add_pdf(tmp_path / "index.html")
+    assert BeautifulSoup((tmp_path / "index.html").read_text(), "html.parser").footer.find("a", href="report.pdf")

@@ -136,6 +136,8 @@ def test_a_notebook_that_fails_stops_the_report_and_keeps_its_page(write_noteboo
         assert part in message
     assert "so far" in page(folder, "02_b.html") and "no cats here" in page(folder, "02_b.html")
     assert not (report / "03_c.ipynb").exists()
+    links = BeautifulSoup(page(folder, "01_a.html"), "html.parser").nav.find_all("a")
+    assert [link["href"] for link in links] == ["index.html", "01_a.html", "02_b.html"], "no link leads nowhere"
     metrics = json.loads(page(folder, "metrics.json"))
     assert list(metrics["seconds"]) == ["01_a"] and metrics["failed"]["notebook"] == "02_b"
     assert "no cats here" in page(folder, "index.html") and 'href="02_b.html"' in page(folder, "index.html")
