@@ -17,7 +17,7 @@ class Parity(NamedTuple):
 
     @property
     def holds(self) -> bool:
-        return self.apart <= self.limit
+        return bool(self.apart <= self.limit)
 
 
 class Ratio(NamedTuple):

@@ -34,7 +34,7 @@ def distance(plan: Plan) -> list[Ratio | Figure]:
     what = f"Frechet distance, n = {plan.score_images}, F = {plan.features}"
     return [
         compared(what, "distance", times, check(a), 60.0),
-        Figure("relative difference of the two", apart, "", "of which SciPy's part is its root of the zero eigenvalues"),
+        Figure("relative difference of the two", apart, "", "SciPy takes roots of zero eigenvalues"),
     ]
 
 
@@ -46,7 +46,7 @@ def check(features: np.ndarray, scale: float = 1.3, shift: float = 0.02) -> Pari
     apart = features.mean(0) - (scale * features.mean(0) + shift)
     known = apart @ apart + (1 - scale) ** 2 * features.var(0, ddof=1).sum()
     found = frechet_distance(features, scale * features + shift)
-    return Parity("relative error where the distance is known", abs(found - known) / known, 1e-6)
+    return Parity("relative error where the distance is known", float(abs(found - known) / known), 1e-6)
 
 
 def made_up_features(n: int, features: int, seed: int) -> np.ndarray:

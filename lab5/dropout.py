@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 LEVELS = 1 << 16  # of a decision's 16 bits
+CHEAP = True  # False: torch's own everywhere
 
 
 def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
@@ -24,7 +25,7 @@ def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
     if not training or p == 0:
         return x
     dropped = round(p * LEVELS)
-    if x.device.type != "cpu" or dropped == LEVELS:
+    if not CHEAP or x.device.type != "cpu" or dropped == LEVELS:
         return F.dropout(x, p)
     # The mean stays what it was, for the rounded probability.
     return x * keep(x.numel(), dropped).view(x.shape).to(x.dtype).mul_(LEVELS / (LEVELS - dropped))

@@ -175,11 +175,15 @@ class _Controls:
         self.refill()
 
     def _show_board(self) -> None:
-        buffer = io.BytesIO()
-        Image.fromarray(self.game.image.permute(1, 2, 0).numpy()).save(buffer, "png")
-        start = escape(f"{SCRIPT}(this.previousElementSibling)")
-        hole = _digits(self.game.hole)
-        self.board.value = BOARD.format(hole=hole, picture=_url(buffer.getvalue()), dot=DOT, start=start)
+        self.board.value = board(self.game.image, self.game.hole)
+
+
+def board(image: UInt8[Tensor, "3 64 64"], hole: Bool[Tensor, "64 64"]) -> str:
+    """HTML of a picture to draw a hole on; it writes into the text field of class lab5-hole in the same lab5-play."""
+    buffer = io.BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(buffer, "png")
+    start = escape(f"{SCRIPT}(this.previousElementSibling)")
+    return BOARD.format(hole=_digits(hole), picture=_url(buffer.getvalue()), dot=DOT, start=start)
 
 
 def _digits(hole: Bool[Tensor, "64 64"]) -> str:

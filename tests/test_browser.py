@@ -15,6 +15,7 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
+import torch
 from bs4 import BeautifulSoup
 from PIL import Image
 
@@ -140,6 +141,34 @@ def test_a_cell_tells_its_token_its_confidence_and_the_step_that_fixed_it(tmp_pa
     assert told.nth(0).text_content() == "row 2, column 5: token 20, known from the start"
     page.keyboard.press("Escape")
     assert told.nth(0).text_content() == ""
+
+
+def test_a_hole_is_drawn_and_erased_with_the_mouse(browser, tmp_path):
+    from lab5.play import _hole, board
+
+    html = board(torch.zeros(3, 64, 64, dtype=torch.uint8), torch.zeros(64, 64, dtype=torch.bool))
+    field = '<div class="lab5-hole" style="display:none"><textarea onchange="this.told = this.value"></textarea></div>'
+    (tmp_path / "a.html").write_text(f'<!DOCTYPE html><title>a</title><div class="lab5-play">{html}{field}</div>')
+    page = browser.new_page()
+    page.goto((tmp_path / "a.html").as_uri())
+    box = page.locator("canvas").bounding_box()
+
+    def stroke(row: int, first: int, last: int) -> torch.Tensor:
+        page.mouse.move(box["x"] + 4 * first, box["y"] + 4 * row)
+        page.mouse.down()
+        page.mouse.move(box["x"] + 4 * last, box["y"] + 4 * row)
+        page.mouse.up()
+        return _hole(page.evaluate("document.querySelector('textarea').told"))
+
+    drawn = stroke(32, 16, 48)
+    assert drawn[28:36, 16:48].all(), "a brush of eight pixels, without gaps where the mouse was fast"
+    assert not drawn[:27].any() and not drawn[37:].any() and not drawn[:, :11].any() and not drawn[:, 53:].any()
+    assert page.evaluate("document.querySelector('canvas').getContext('2d').getImageData(30, 32, 1, 1).data[3]") == 255
+    page.get_by_label("erase").check()
+    page.get_by_label("brush").select_option("small")
+    erased = stroke(32, 16, 48)
+    assert not erased[30:34, 17:47].any() and erased[28, 20:44].all() and erased.sum() < drawn.sum()
+    page.close()
 
 
 def test_without_script_and_in_print_all_steps_are_seen_side_by_side(browser, tmp_path):

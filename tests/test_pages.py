@@ -97,12 +97,12 @@ def test_a_figure_is_one_file_however_many_pages_show_it(tmp_path):
     Image.new("RGB", (2, 2)).save(png, "png")
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures" / "01_x-line.png").write_bytes(png.getvalue())
-    kept, other = shown(png.getvalue()), shown(png.getvalue() + b"more")
-    one = chapter(tmp_path, "01_x", "# Is it?", kept, kept, other, figures=tmp_path / "figures")
+    cells = (shown(png.getvalue()), shown(png.getvalue()), shown(png.getvalue() + b"more"))
+    one = chapter(tmp_path, "01_x", "# Is it?", *cells, figures=tmp_path / "figures")
     images = BeautifulSoup(one.html(), "html.parser").find_all("img", alt="A line")
     assert [image["src"] for image in images] == ["figures/01_x-line.png"] * 2 + ["figures/01_x.3.png"]
     assert (tmp_path / "figures" / "01_x.3.png").read_bytes() == png.getvalue() + b"more"
-    assert "base64" in chapter(tmp_path, "01_x", "# Is it?", kept).html()
+    assert "base64" in chapter(tmp_path, "01_x", "# Is it?", *cells).html()
 
 
 def test_what_is_private_is_shown_otherwise_everywhere(tmp_path):
