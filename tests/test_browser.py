@@ -325,6 +325,7 @@ def test_jupyterlab_opens_on_a_start_page_that_leads_to_the_notebooks(jupyterlab
     page.close()
 
 
+@pytest.mark.slow  # a whole notebook in a browser: on a busy machine it runs into its time limits
 def test_notebook_03_runs_in_jupyterlab_its_slider_moves_and_a_drawn_hole_is_filled(jupyterlab, browser):
     page = browser.new_page(viewport={"width": 1300, "height": 1000})
     page.goto(f"{jupyterlab}/lab/tree/03_inpainting.ipynb?token=secret&reset")
