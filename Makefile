@@ -31,7 +31,8 @@ bench: setup  ## measure beside a plain implementation, about a quarter of an ho
 
 # The first folder of JUPYTER_PATH wins over a kernel named python3 in the home folder.
 lab: setup  ## open the notebooks in JupyterLab, with the kernel of this environment
-	@JUPYTER_PATH="$(abspath $(VENV))/share/jupyter" PYTHONPATH="$(CURDIR)" $(VENV_PYTHON) -m jupyterlab notebooks
+	@JUPYTER_PATH="$(abspath $(VENV))/share/jupyter" JUPYTER_CONFIG_PATH="$(CURDIR)/notebooks/.jupyter" \
+	    PYTHONPATH="$(CURDIR)" $(VENV_PYTHON) -m jupyterlab notebooks --LabApp.default_url=/lab/tree/README.md
 
 lint: setup  ## check the style with ruff
 	@$(VENV_PYTHON) -m ruff check .
