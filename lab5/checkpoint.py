@@ -30,6 +30,7 @@ from lab5.labfiles import (
     fuse_attention,
     is_pickle,
     lab_config,
+    printable,
     rename_attention,
     unpickle,
 )
@@ -209,11 +210,12 @@ def _pickle(path: str | Path, content: dict) -> None:
 def _ours(path: str | Path, config_class: type) -> tuple[State, Any]:
     state, meta = load(path)
     if config_class.__name__ not in meta:
-        raise ValueError(f"{path} has no {config_class.__name__}; its header holds {', '.join(meta) or 'nothing'}")
+        found = printable(", ".join(meta)) or "nothing"
+        raise ValueError(f"{path} has no {config_class.__name__}; its header holds {found}")
     try:
         config = config_class(**{name: _tuples(value) for name, value in meta[config_class.__name__].items()})
     except (AttributeError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path} has a {config_class.__name__} of another version: {error}") from error
+        raise ValueError(f"{path} has a {config_class.__name__} of another version: {printable(error)}") from error
     for name, default in vars(config_class()).items():
         if not _is_like(getattr(config, name), default):
             found = f"{name} = {getattr(config, name)!r:.60} in its {config_class.__name__}"

@@ -48,6 +48,8 @@ def list_images(path: Path) -> tuple[list[str], list]:
         names = sorted(file.relative_to(path).as_posix() for file in _walk(path))
     else:
         names = _zip_names(path)
+    if odd := [name for name in names if any(character < " " for character in name)]:
+        raise ValueError(f"{path} holds the name {odd[0]!r}, with characters that no name should have")
     images = [name for name in names if PurePosixPath(name).suffix.lower() in SUFFIXES and not _is_hidden(name)]
     if not images:
         archives = [name for name in names if name.lower().endswith(".zip")]

@@ -86,9 +86,16 @@ def _check_size(path: str | Path, asked: int, stored: int) -> None:
         raise ValueError(f"{path} claims to hold {sizes}: it is damaged, or meant to fill the memory")
 
 
+def printable(text: object) -> str:
+    """In one line: a name out of a file may hold anything."""
+    return "".join(character if character.isprintable() else "?" for character in str(text))
+
+
 def check_weights(state: State, path: str | Path) -> None:
     """Refuse what is no weight: whole numbers, say, which would become floats in silence, and tensors without axes."""
     for name, tensor in state.items():
+        if name != printable(name):
+            raise ValueError(f"{path} holds a tensor by the name {name!r:.60}, which is none")
         plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
         if not (plain and tensor.ndim and tensor.dtype in FLOATS):
             found = f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"

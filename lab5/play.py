@@ -133,6 +133,7 @@ class _Controls:
         self.drawn.observe(lambda change: self._draw(change["new"]), "value")
         for widget in (*self.settings.values(), self.paste, self.samples):
             widget.continuous_update = False  # of a slider, its end is what counts
+            widget.style.description_width = "7em"
             widget.observe(lambda _: self.refill(), "value")
         left = ipywidgets.VBox([self.number, self.board, ipywidgets.HBox([own, other, clear]), self.drawn])
         right = ipywidgets.VBox([*self.settings.values(), self.samples, self.paste, dice])

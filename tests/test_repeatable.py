@@ -140,7 +140,7 @@ def masks_of(seed: int, steps: int = 3, dropout: float = 0.0, order: int = 0, ma
         def forward(self, tokens, masked):
             shown.append((tokens.clone(), masked.clone()))
             dropped.append(nn.functional.dropout(torch.ones(64), 0.5))
-            return self.table.expand(len(tokens), -1, -1)
+            return self.table.expand(len(tokens), -1, -1)[masked]
 
     tokens = torch.arange(20 * 16).view(20, 16) % 99
     config = replace(tiny().stage2, steps=steps, batch=4, masking=masking)
