@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lab5 import decoder, study
+from lab5 import decoder, filling
 from lab5.budgets import BUDGETS
 from lab5.config import DecodeConfig, TransformerConfig
 from lab5.decoder import DecodeStep, decode_steps, inpaint
@@ -470,7 +470,8 @@ def test_the_defaults_of_a_run_are_those_of_the_decoder():
 
 def test_every_setting_of_a_run_reaches_the_decoder(monkeypatch):
     given = {}
-    monkeypatch.setattr(study, "decode_steps", lambda *_, **settings: given.update(settings) or iter(()))
+    monkeypatch.setattr(filling, "dilate", lambda unknown, rings: unknown)  # this grid is a small one
+    monkeypatch.setattr(filling, "decode_steps", lambda *_, **settings: given.update(settings) or iter(()))
     transformer = torch.nn.Linear(1, 1)
     transformer.mask_id = K
     pair = Pair(SimpleNamespace(encode_holed=lambda *_: a_batch()), transformer, "stub")
@@ -480,9 +481,9 @@ def test_every_setting_of_a_run_reaches_the_decoder(monkeypatch):
         "count_base": "current", "budget": "entropy", "limit": 0.1, "remask": 0.2, "rounds": 4, "redo": 0.3,
     }  # fmt: skip
     images, holes = torch.zeros(IMAGES, 3, 64, 64, dtype=torch.uint8), torch.ones(IMAGES, 64, 64, dtype=torch.bool)
-    study._decode_batch(pair, images, holes, DecodeConfig(**changed), per_image())
+    filling._decode_batch(pair, images, holes, "grey", DecodeConfig(**changed), per_image())
     assert {name: given[name] for name in changed} == changed
-    study._decode_batch(pair, images, holes, DecodeConfig(), per_image())
+    filling._decode_batch(pair, images, holes, "grey", DecodeConfig(), per_image())
     assert given["stop_at"] is None and given["temperature_end"] is None
 
 
