@@ -10,7 +10,6 @@ inpaint, study and fid have rooms of their own.
 import dataclasses
 import hashlib
 import json
-import os
 import sys
 import textwrap
 from pathlib import Path
@@ -23,6 +22,7 @@ from lab5 import checkpoint
 from lab5.config import Config
 from lab5.data import Dataset
 from lab5.data import summary as data_summary
+from lab5.durable import write
 from lab5.features import ToyFeatures
 from lab5.maskings import read_masking
 from lab5.objectives import validate
@@ -133,7 +133,7 @@ def _hand_over(trained: list[Training], quality: dict[str, dict[str, float]], co
     entries = _read_entries(out)
     for training in trained:
         content = training.file.read_bytes()
-        _replace(out / f"{training.name}.safetensors", content)
+        write(out / f"{training.name}.safetensors", content)
         entries[training.name] = {
             "sha256": hashlib.sha256(content).hexdigest(),
             "seed": config.seed,
@@ -143,7 +143,7 @@ def _hand_over(trained: list[Training], quality: dict[str, dict[str, float]], co
             "quality": {name: round(value, 4) for name, value in quality[training.name].items()},
             "config": dataclasses.asdict(config),
         }
-    _replace(out / "training.json", (json.dumps(entries, indent=2) + "\n").encode())
+    write(out / "training.json", (json.dumps(entries, indent=2) + "\n").encode())
     print(f"copied to {out}")
 
 
@@ -153,15 +153,6 @@ def _read_entries(out: Path) -> dict[str, Any]:
         return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     except json.JSONDecodeError as error:
         raise ValueError(f"{file} is not JSON any more (line {error.lineno}): remove it and run again") from error
-
-
-def _replace(path: Path, content: bytes) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(content)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 # --- the networks that decode -----------------------------------------------------------------------------------

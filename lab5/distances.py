@@ -8,7 +8,6 @@ It knows no arguments, and neither how features are made nor what a distance is.
 """
 
 import hashlib
-import os
 import sys
 import zipfile
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from lab5.checkpoint import weights_hash
 from lab5.config import Config, data_folder
+from lab5.durable import replacing
 from lab5.features import InceptionFeatures, ToyFeatures
 from lab5.fid import feature_stats, frechet_distance, frechet_distance_from_stats, kid, with_spread
 from lab5.files import SIZE, cached, list_images, read_images
@@ -134,13 +134,8 @@ def _weights_hash(network: Network) -> str:
 
 def _write_stats(path: Path, features: Float[Tensor, "n F"]) -> None:
     mean, covariance = feature_stats(features)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            np.savez(file, mu=mean.numpy(), sigma=covariance.numpy(), n=len(features))
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(path) as file:
+        np.savez(file, mu=mean.numpy(), sigma=covariance.numpy(), n=len(features))
 
 
 # --- the sets ---------------------------------------------------------------------------------------------------

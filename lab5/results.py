@@ -9,7 +9,6 @@ import json
 import math
 import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -20,6 +19,7 @@ from matplotlib import pyplot, rc_context
 from matplotlib.figure import Figure
 
 from lab5.config import ROOT
+from lab5.durable import write
 
 OWN_KEYS = ("profile", "device", "seconds", "total_seconds", "expected_seconds", "versions", "repeat", "failed")
 
@@ -134,13 +134,4 @@ def write_metrics(folder: Path, metrics: dict[str, Any]) -> None:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Replace a file as a whole: a reader, or a full disk, never meets half of it."""
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".json")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)  # mkstemp makes private files
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())

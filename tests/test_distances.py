@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lab5 import distances
+from lab5 import distances, durable
 from lab5.__main__ import main
 from lab5.data import Dataset
 from lab5.features import InceptionFeatures, ToyFeatures
@@ -280,7 +280,7 @@ def test_statistics_are_written_whole_or_not_at_all(folders, network, tmp_path, 
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(distances.os, "replace", full)
+    monkeypatch.setattr(durable.os, "replace", full)
     assert run(folders[0], "--save-stats", tmp_path / "stats.npz") == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
     assert "No space left" in capsys.readouterr().err

@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lab5 import checkpoint, commands, doctor, inpainting, pipeline, training
+from lab5 import checkpoint, commands, doctor, durable, inpainting, pipeline, training
 from lab5.__main__ import main
 from lab5.claims import CLAIMS
 from lab5.config import ROOT, TransformerConfig, configure
@@ -258,7 +258,7 @@ def test_a_copy_that_fails_leaves_what_was_there(at_home, tmp_path, monkeypatch,
     def full(source, target):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(commands.os, "replace", full)
+    monkeypatch.setattr(durable.os, "replace", full)
     assert main(["train", *TINY, "--stage", "vqgan", "--out", str(tmp_path)]) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["vqgan.safetensors"]
     assert (tmp_path / "vqgan.safetensors").read_bytes() == b"old"

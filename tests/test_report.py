@@ -181,7 +181,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(write_notebook, monkeyp
     def full(source, target):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("lab5.results.os.replace", full)
+    monkeypatch.setattr("lab5.durable.os.replace", full)
     with pytest.raises(ReportError, match="No space left"):
         run(folder)
     assert not list((folder.parent / "report").glob("*metrics*")), "nothing half-written stays"
@@ -275,7 +275,7 @@ def test_record_leaves_the_reports_own_keys_alone_and_names_a_damaged_file(own_f
 
 def test_a_write_that_fails_leaves_the_old_numbers(own_folders, monkeypatch):
     record("a", {"x": 1})
-    monkeypatch.setattr("lab5.results.os.replace", lambda *paths: (_ for _ in ()).throw(OSError("full")))
+    monkeypatch.setattr("lab5.durable.os.replace", lambda *paths: (_ for _ in ()).throw(OSError("full")))
     with pytest.raises(OSError, match="full"):
         record("a", {"x": 2})
     assert [path.name for path in (own_folders / "report").iterdir()] == ["metrics.json"]
