@@ -2,7 +2,7 @@
 
 The quick grid is notebook 04's: schedules, T and every t. The wide one has what the five reports disagree about, in
 their way of decoding and in this project's; samplers, orders, temperatures; what is done around the hole; recipes,
-and trainings that differ in one thing.
+and trainings that differ in one thing. The grid of claims has their claims alone, and images enough to decide them.
 
 It decodes nothing, and knows no result.
 """
@@ -79,9 +79,7 @@ def wide(config: Config) -> list[Grid]:
     """
     best = replace(config.decode, stop_at=0)
     ways = {"best": best, "sampled": SAMPLED, "argmax": ARGMAX}
-    claimed = _schedules(ways, LAB_SCHEDULES, (4, 8, 12)) + _steps(ways, LAB_SCHEDULES, (4, 12)) + _reports()
-    for t in (6, 10):
-        claimed += _stops(ways, "cosine", 12, t)
+    claimed = _claimed(ways)
     curves = [Point(replace(way, schedule="cosine", steps=12), t) for way in ways.values() for t in (1, 2, 3, 4, 8)]
     curves += [end(replace(SAMPLED, schedule=name, steps=8)) for name in ("raised_cosine", "cubic", "stair")]
     others = _one_at_a_time(best) + _trainings(config)
@@ -94,6 +92,15 @@ def wide(config: Config) -> list[Grid]:
         Grid([], plans(_points(claimed) + curves), claimed, images=2),
         Grid(networks(config), plans([], _points(others)), others),
     ]
+
+
+def claims(config: Config) -> Grid:
+    """What the reports claim and nothing else, with the trainings that it takes, on eight times as many images."""
+    claimed = _claimed({"best": replace(config.decode, stop_at=0), "sampled": SAMPLED, "argmax": ARGMAX})
+    trained = [c for c in _trainings(config) if c.question.startswith(("training", "late"))]
+    used = {point.network for point in _points(trained)}
+    trainings = [network for network in networks(config) if used & {*network.names()}]
+    return Grid(trainings, plans(_points(claimed), _points(trained)), claimed + trained, images=8)
 
 
 def plans(points: Sequence[Point], fewer: Sequence[Point] = ()) -> list[Plan]:
@@ -150,6 +157,14 @@ def _trainings(config: Config) -> list[Comparison]:
 
 
 # --- what is compared -------------------------------------------------------------------------------------------
+
+
+def _claimed(ways: Mapping[str, DecodeConfig]) -> list[Comparison]:
+    """What the reports claim about decoding."""
+    found = _schedules(ways, LAB_SCHEDULES, (4, 8, 12)) + _steps(ways, LAB_SCHEDULES, (4, 12)) + _reports()
+    for t in (6, 10):
+        found += _stops(ways, "cosine", 12, t)
+    return found
 
 
 def _schedules(

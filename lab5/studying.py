@@ -44,7 +44,7 @@ def study(
     config: Config, table: Path | None, *, grid: str, jobs: int, weights: str, vqgan: Path | None,
     transformer: Path | None,
 ) -> None:  # fmt: skip
-    """Run the "quick" or the "wide" grid, and print and write its rows, effects and claims.
+    """Run the "quick", the "wide" or the "claims" grid, and print and write its rows, effects and claims.
 
     Every finished decoding is kept on disk, whatever becomes of the rest: given again, the command goes on from them.
     """
@@ -52,7 +52,11 @@ def study(
     data = get_dataset(config)
     pair = choose_pair(config, data, weights, vqgan, transformer)
     features = get_features(config, pair.tokenizer)
-    parts = grids.wide(config) if grid == "wide" else [grids.quick(config.study, config.decode)]
+    parts = {
+        "quick": lambda: [grids.quick(config.study, config.decode)],
+        "wide": lambda: grids.wide(config),
+        "claims": lambda: [grids.claims(config)],
+    }[grid]()
     pairs = {GIVEN: pair}
     networks = [network for part in parts for network in part.networks]
     trainings = train_all(config, data, pair.tokenizer, networks, jobs)
@@ -79,7 +83,7 @@ def study(
         if rows:
             write_table(table.with_name(f"{table.stem}-{name}.csv"), [row | told for row in rows])
     figures = study_figures(tables["effects"], tables["claims"], tables["networks"], _made(results))
-    if networks:
+    if pairs.keys() >= RECIPES.keys():
         figures["recipes"] = _recipes(pairs, scorer)
     for name, figure in figures.items():
         save_figure(figure, table.with_name(f"{table.stem}-{name}"))

@@ -5,6 +5,7 @@ from dataclasses import fields, replace
 import pytest
 
 from lab5 import grids
+from lab5.claims import CLAIMS
 from lab5.config import DecodeConfig, StudyConfig, configure
 from lab5.grids import ARGMAX, CONTROL, CONTROLLED, SAMPLED, end, one_shot
 from lab5.recipes import RECIPES
@@ -13,6 +14,7 @@ from lab5.study import GIVEN, Point
 CONFIG = configure("quick", device="cpu")
 CLAIMED, OTHERS = grids.wide(CONFIG)
 STUDY = StudyConfig(schedules=("cosine", "linear"), steps=(1, 3, 4), seeds=2, images=8)
+CLAIMS_ALONE = grids.claims(CONFIG)
 QUICK = grids.quick(STUDY, DecodeConfig(stop_at=2))
 
 
@@ -20,7 +22,7 @@ def points(grid: grids.Grid) -> set[Point]:
     return {Point(plan.decode, stop, plan.network) for plan in grid.plans for stop in plan.scored()}
 
 
-@pytest.mark.parametrize("grid", [QUICK, CLAIMED, OTHERS, grids.quick(CONFIG.study, CONFIG.decode)])
+@pytest.mark.parametrize("grid", [QUICK, CLAIMED, OTHERS, CLAIMS_ALONE, grids.quick(CONFIG.study, CONFIG.decode)])
 def test_every_comparison_is_of_two_results_that_the_plans_decode(grid):
     there = points(grid)
     assert all({c.first, c.second} <= there and c.first != c.second for c in grid.comparisons)
@@ -64,6 +66,14 @@ def test_the_wide_grid_asks_all_that_the_reports_disagree_about():
     assert CLAIMED.images == 2 and OTHERS.images == 1 and not CLAIMED.networks
     assert all(plan.seeds is None for plan in CLAIMED.plans), "as many as the study has"
     assert all(plan.seeds == grids.FEWER for plan in OTHERS.plans)
+
+
+def test_the_grid_of_claims_asks_what_the_wide_one_asks_about_every_claim():
+    for claim in CLAIMS:
+        about = [c for c in CLAIMS_ALONE.comparisons if claim.sign(c)]
+        assert about == [c for c in CLAIMED.comparisons + OTHERS.comparisons if claim.sign(c)] != [], claim.says
+    assert {network.name for network in CLAIMS_ALONE.networks} == {CONTROL, *CONTROLLED}
+    assert CLAIMS_ALONE.images == 4 * CLAIMED.images
 
 
 def test_comparisons_change_one_thing_at_a_time():
