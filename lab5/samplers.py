@@ -72,6 +72,8 @@ def _rand(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 # --- codes: (logits in float32, temperature, generator) -> codes ---
 
+COLDEST = 1e-30  # float32 divides logits by no less without overflow; already here nothing but the best is drawn
+
 
 def argmax(logits: Float[Tensor, "B N K"], temperature: float, generator: Generators) -> Int[Tensor, "B N"]:
     """The most probable code, whatever the temperature; draws no noise."""
@@ -86,7 +88,7 @@ def sample(logits: Float[Tensor, "B N K"], temperature: float, generator: Genera
     """
     if temperature == 0:
         return logits.argmax(dim=-1)
-    cumulative = (logits / temperature).softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)
+    cumulative = (logits / max(temperature, COLDEST)).softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)
     height = uniform(logits.shape[:2], generator, logits.device).unsqueeze(-1) * cumulative[..., -1:]
     return torch.searchsorted(cumulative, height).squeeze(-1)
 
@@ -105,7 +107,7 @@ def nucleus(
     """Sample among the fewest codes that hold the share `mass` of the probability (Holtzman et al. 2020)."""
     if temperature == 0:
         return logits.argmax(dim=-1)
-    ranked, ids = (logits / temperature).sort(dim=-1, descending=True)
+    ranked, ids = (logits / max(temperature, COLDEST)).sort(dim=-1, descending=True)
     probabilities = ranked.softmax(dim=-1)
     ahead = probabilities.cumsum(dim=-1) - probabilities
     rank = sample(ranked.masked_fill(ahead >= mass, -math.inf), 1.0, generator)
@@ -170,7 +172,8 @@ def moment(proposal: Proposal, generator: Generators) -> Float[Tensor, "B N"]:
     if tau == 0 or proposal.code_temperature == 0:
         score = log_p.amax(dim=-1)
     else:
-        log_q = (log_p / proposal.code_temperature).log_softmax(dim=-1)
+        tau = max(tau, COLDEST)
+        log_q = (log_p / max(proposal.code_temperature, COLDEST)).log_softmax(dim=-1)
         score = tau * (log_q + log_p / tau).logsumexp(dim=-1)
     return score + tau * gumbel(score.shape, generator, score.device)
 

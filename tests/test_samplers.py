@@ -99,10 +99,11 @@ def test_temperature_raises_probabilities_to_its_inverse(temperature):
     assert_frequencies(codes, right / right.sum())
 
 
+@pytest.mark.parametrize("temperature", [0.0, 5e-324, 4e-201, 1e-30])
 @pytest.mark.parametrize("name", CODES)
-def test_temperature_zero_is_argmax(name):
+def test_temperature_zero_is_argmax_and_so_is_one_that_no_float32_can_hold(name, temperature):
     logits = torch.randn(2, 50, 30, generator=seeded())
-    assert torch.equal(CODES[name](logits, 0.0, seeded()), logits.argmax(dim=-1))
+    assert torch.equal(CODES[name](logits, temperature, seeded()), logits.argmax(dim=-1))
 
 
 def test_argmax_ignores_the_temperature():
@@ -265,14 +266,15 @@ def test_without_noise_the_moment_sampler_takes_the_largest_probability(code_tem
     assert torch.equal(ORDERS["moment"](proposal, seeded()), ORDERS["max_probability"](proposal, seeded()).double())
 
 
+@pytest.mark.parametrize("close", [1e-3, 4e-201])
 @pytest.mark.parametrize("code_temperature", [1.0, 0.0])
-def test_the_moment_samplers_scores_are_continuous_in_the_temperature(code_temperature):
+def test_the_moment_samplers_scores_are_continuous_in_the_temperature(code_temperature, close):
     """Both temperatures have cases of their own at 0, to which the formula must tend."""
-    at_zero, close = (
-        random_proposal(temperature=t)._replace(code_temperature=max(code_temperature, t)) for t in (0.0, 1e-3)
+    at_zero, near = (
+        random_proposal(temperature=t)._replace(code_temperature=max(code_temperature, t)) for t in (0.0, close)
     )
     torch.testing.assert_close(
-        ORDERS["moment"](close, seeded()), ORDERS["moment"](at_zero, seeded()), rtol=0, atol=0.02
+        ORDERS["moment"](near, seeded()), ORDERS["moment"](at_zero, seeded()), rtol=0, atol=0.02
     )
 
 
