@@ -43,7 +43,7 @@ def sampler_laws(
             last.plot(*zip(*points, strict=True), "o", color=colour, ms=4.5, label=name)
             ends.append((*points[-1], name, colour))
         last.axhline(1, color=PALE, lw=1, ls="--")
-        last.set(title="A hidden temperature", xlabel="choice temperature τ", ylabel="exponent e: drawn are pᵉ, not p")
+        last.set(title="A hidden temperature", xlabel="choice temperature τ", ylabel="drawn are pᵉ: e")
         name_ends(last, [*ends, (tau[-1], 1, "p itself", PALE)])
     return figure
 

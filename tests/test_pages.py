@@ -7,11 +7,13 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 from bs4 import BeautifulSoup
 from PIL import Image
 
 from lab5 import overview, pages, pdf
 from lab5.chapters import Chapter
+from lab5.scores import Scores, psnr_db
 
 
 def printed(text: str, code: str = "1 + 1", tag: str = "") -> nbformat.NotebookNode:
@@ -131,7 +133,16 @@ def test_the_overview_says_what_it_ran_on_and_whose_known_pixels_are_kept():
     assert overview.scores({}) == "" and overview.best_setting(None) == "" and overview.best_setting([]) == ""
 
 
+def test_equal_pictures_have_no_finite_psnr():
+    equal, close = (torch.full((9, 3, 64, 64), value, dtype=torch.uint8) for value in (7, 7))
+    close[0, 0, 0, 0] = 8
+    for pictures, told in ((equal, "∞"), (close, f"{psnr_db(close, equal):.1f}")):
+        row = {"score": 1.0, "n": 9, "hole_psnr_db": psnr_db(pictures, equal)}
+        assert f"<td>{told}</td>" in overview.scores({"truth": row})
+
+
 def test_the_best_setting_tells_what_differs_and_not_what_was_measured():
+    assert overview.MEASURED | {"n"} >= {*Scores._fields}
     common = {"schedule": "linear", "steps": 8, "stop_at": 8, "order": "random", "n": 4}
     found = (("argmax", 0, 2.0), ("argmax", 1, 3.0), ("sample", 0, 1.0), ("sample", 1, 5.0))
     rows = [common | {"codes": c, "seed": seed, "seconds": 1.0 + seed, "score": score} for c, seed, score in found]
