@@ -87,11 +87,15 @@ def _sync(folder: Path) -> None:
 # --- folders ------------------------------------------------------------------------------------------------------
 
 
+class InUseError(OSError):
+    """Another run is at work in the folder."""
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """A folder for one run at a time; it is made if need be. The lock of a process that dies dies with it.
 
-    Raises OSError where another run is at work there, or where the folder cannot be written.
+    Raises InUseError where another run is at work there, and OSError where the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".lock"
@@ -114,7 +118,7 @@ def _lock(path: Path) -> BinaryIO:
             owner = file.read().decode() or "another process"
             file.close()
             mine = " (this one: leave its loop first)" if owner == _me() else ""
-            raise OSError(f"{path.parent} is in use by {owner}{mine}: wait for it, or stop it") from error
+            raise InUseError(f"{path.parent} is in use by {owner}{mine}: wait for it, or stop it") from error
         # Whoever had it may have removed the file between the two lines above: then this is no lock.
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
             file.truncate(0)

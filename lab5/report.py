@@ -24,6 +24,7 @@ from papermill.exceptions import PapermillExecutionError
 from lab5 import pages
 from lab5.chapters import Chapter, title
 from lab5.config import ROOT, Config, configure
+from lab5.durable import InUseError, locked
 from lab5.pdf import print_pdf
 from lab5.progress import TYPICAL, Progress
 from lab5.provenance import private, provenance
@@ -58,11 +59,14 @@ def run_report(
     repeat = provenance(config.profile, given)
     try:
         out = Path(out).resolve()
-        _begin(out, config.profile, config.device, repeat, keep=bool(only))
-        index = _run(paths, values, out, CELL_SECONDS.get(config.profile, 3600), private(given))
-        if pdf:
-            _print(index)
+        with locked(out):
+            _begin(out, config.profile, config.device, repeat, keep=bool(only))
+            index = _run(paths, values, out, CELL_SECONDS.get(config.profile, 3600), private(given))
+            if pdf:
+                _print(index)
         return index
+    except InUseError as error:
+        raise ReportError(str(error)) from error
     except OSError as error:
         raise ReportError(
             f"the report cannot be written to {out}: {error.strerror or error}; make room there "
@@ -121,7 +125,7 @@ def _run(
     }
     for path in paths:
         stopped = ""
-        started = time.time()
+        started, began = time.time(), time.monotonic()
         try:
             _execute(path, out / path.name, values[path], progress, limit)
         except (PapermillExecutionError, CellTimeoutError, DeadKernelError) as error:
@@ -134,7 +138,7 @@ def _run(
         if stopped:
             metrics["failed"] = {"notebook": path.stem, "message": stopped}
         else:
-            metrics["seconds"][path.stem] = round(time.time() - started, 1)
+            metrics["seconds"][path.stem] = round(time.monotonic() - began, 1)
         metrics["total_seconds"] = round(sum(metrics["seconds"].values()), 1)
         write_metrics(out, metrics)
         chapter = Chapter(out / path.name, path.parent, private, out / "figures")

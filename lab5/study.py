@@ -141,7 +141,7 @@ def _result(shared: tuple[dict[str, Pair], Scorer, Path | None], work: tuple[Pla
         return _decode_and_score(plan, pairs[plan.network], scorer, seed, common)
     text = json.dumps(common | {"stops": plan.scored()}, sort_keys=True)
     file = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"
-    found = _read(file, plan, seed)
+    found = _read(file, plan, seed, common)
     if found is None:
         found = _decode_and_score(plan, pairs[plan.network], scorer, seed, common)
         _write(file, found)
@@ -213,13 +213,16 @@ def _write(file: Path, result: Result) -> None:
     checkpoint.save(file, tensors, {"rows": result.rows})
 
 
-def _read(file: Path, plan: Plan, seed: int) -> Result | None:
-    """None where there is no file; one that is damaged is computed again."""
+def _read(file: Path, plan: Plan, seed: int, common: Row) -> Result | None:
+    """None where there is no file; one that is damaged, or that is another's, is computed again."""
     try:
         tensors, meta = checkpoint.load(file)
     except (FileNotFoundError, ValueError):
         return None
-    rows = meta["rows"]
+    rows = meta.get("rows", [])
+    expected = [common | {"stop_at": stop} for stop in plan.scored()]
+    if len(rows) != len(expected) or any(row | own != row for row, own in zip(rows, expected, strict=True)):
+        return None
     outcomes = [Outcome(**{name: tensors[f"{i}.{name}"] for name in Outcome._fields}) for i in range(len(rows))]
     return Result(plan, seed, rows, outcomes)
 

@@ -17,7 +17,7 @@ import torch
 from bs4 import BeautifulSoup
 from matplotlib.figure import Figure
 
-from lab5 import results
+from lab5 import durable, results
 from lab5.config import configure
 from lab5.progress import TYPICAL, Progress, duration
 from lab5.report import ReportError, record, run_report, show
@@ -185,6 +185,16 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(write_notebook, monkeyp
     with pytest.raises(ReportError, match="No space left"):
         run(folder)
     assert not list((folder.parent / "report").glob("*metrics*")), "nothing half-written stays"
+
+
+def test_a_second_report_into_the_same_folder_is_refused_and_the_first_is_not_touched(write_notebook):
+    folder = write_notebook("01_a", PARAMETERS, "print(1)")
+    run(folder)
+    before = {path: path.read_bytes() for path in (folder.parent / "report").glob("*.*")}
+    with durable.locked(folder.parent / "report"), pytest.raises(ReportError, match=r"report is in use by process \d+"):
+        run(folder)
+    assert {path: path.read_bytes() for path in before} == before
+    run(folder)
 
 
 def test_progress_of_the_kernel_is_shown_while_it_runs_and_left_out_of_the_page(write_notebook, capsys):

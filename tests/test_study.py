@@ -10,7 +10,7 @@ import pytest
 import torch
 from stubs import Blocks, cats, untrained_pair
 
-from lab5 import durable
+from lab5 import checkpoint, durable
 from lab5 import study as study_module
 from lab5.config import ROOT, DecodeConfig
 from lab5.filling import decode_holes, inpaint_images
@@ -217,6 +217,15 @@ def test_a_damaged_file_is_made_again_once(pair, scorer, decodings, tmp_path):
     victim.write_bytes(victim.read_bytes()[:-10])
     assert without_time(run(pair, scorer, folder=tmp_path)) == without_time(whole) and len(decodings) == 7
     assert without_time(run(pair, scorer, folder=tmp_path)) == without_time(whole) and len(decodings) == 7
+
+
+def test_a_file_under_the_name_of_another_is_made_again(pair, scorer, decodings, tmp_path):
+    whole = run(pair, scorer, folder=tmp_path)
+    made, (victim, other) = len(decodings), sorted(tmp_path.iterdir())[:2]
+    victim.write_bytes(other.read_bytes())
+    assert without_time(run(pair, scorer, folder=tmp_path)) == without_time(whole) and len(decodings) == made + 1
+    checkpoint.save(victim, {"x": torch.zeros(2)}, {})
+    assert without_time(run(pair, scorer, folder=tmp_path)) == without_time(whole) and len(decodings) == made + 2
 
 
 def test_two_processes_give_the_rows_of_one(pair, scorer, tmp_path):
