@@ -223,7 +223,7 @@ def _add_study(commands, parents: list) -> None:
         "--grid", choices=("quick", "wide", "claims"), default="quick",
         help="quick: schedules, T and every t; wide: also samplers, orders, temperatures, what is done around the "
         "hole, recipes and trainings, which takes up to an hour in the quick profile; claims: what the reports claim "
-        "alone, on more images, which takes longer (default: quick)",
+        "alone, on twice as many images as there (default: quick)",
     )  # fmt: skip
     parser.add_argument("--seeds", type=int, metavar="N", help="decodings of each plan (default: as the profile)")
     parser.add_argument(

@@ -95,12 +95,12 @@ def wide(config: Config) -> list[Grid]:
 
 
 def claims(config: Config) -> Grid:
-    """What the reports claim and nothing else, with the trainings that it takes, on eight times as many images."""
+    """What the reports claim and nothing else, with the trainings that it takes, on four times as many images."""
     claimed = _claimed({"best": replace(config.decode, stop_at=0), "sampled": SAMPLED, "argmax": ARGMAX})
     trained = [c for c in _trainings(config) if c.question.startswith(("training", "late"))]
     used = {point.network for point in _points(trained)}
     trainings = [network for network in networks(config) if used & {*network.names()}]
-    return Grid(trainings, plans(_points(claimed), _points(trained)), claimed + trained, images=8)
+    return Grid(trainings, plans(_points(claimed), _points(trained)), claimed + trained, images=4)
 
 
 def plans(points: Sequence[Point], fewer: Sequence[Point] = ()) -> list[Plan]:

@@ -160,7 +160,7 @@ def featuriser(scale):
 
 
 def test_scoring_takes_turns_over_both_sets_and_compares_the_distances():
-    row, speed, kept = scoring.score(QUICK, featuriser(1), featuriser(1), lambda: None, 1e6, 1e9)
+    row, apart, speed, kept = scoring.score(QUICK, featuriser(1), featuriser(1), lambda: None, 1e6, 1e9)
     assert row.parity.holds and row.times.rounds == 2 * math.ceil(QUICK.score_images / QUICK.score_batch)
     assert row.times.ratio == row.times.naive / row.times.lab5 and kept.value > row.times.ratio
     assert row.flops == 2 * QUICK.score_images * 1e6
