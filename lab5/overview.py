@@ -77,12 +77,12 @@ def scores(inpainting: dict[str, Any]) -> str:
         for name, row in rows
     )
     score = escape(str(inpainting.get("score_name", "score")))
-    return f"""<div class="scroll" tabindex="0"><table class="scores"><thead><tr><th scope="col">fill</th>
+    return f"""<figure><div class="scroll" tabindex="0"><table class="scores"><thead><tr><th scope="col">fill</th>
 <th scope="col">known pixels</th><th scope="col" colspan="2">{score}</th><th scope="col">attributes read right</th>
-<th scope="col">hole PSNR, dB</th><th scope="col">n</th></tr></thead><tbody>{body}</tbody>
-<caption>{score}: lower is better. PSNR rewards blur and is printed for completeness. Known pixels are kept as the
+<th scope="col">hole PSNR, dB</th><th scope="col">n</th></tr></thead><tbody>{body}</tbody></table></div>
+<figcaption>{score}: lower is better. PSNR rewards blur and is printed for completeness. Known pixels are kept as the
 photograph has them, or redrawn from tokens by the decoder, which is how the lab wants the pictures that it scores:
-rows of one kind compare with each other.</caption></table></div>"""
+rows of one kind compare with each other.</figcaption></figure>"""
 
 
 def best_setting(study: Any) -> str:

@@ -71,7 +71,7 @@ class Play:
             last = Reel(finished[number][None], *(part[-1:] for part in one[1:]))
             reels[f"sample {number + 1}"] = Reel(*map(torch.cat, zip(one, last, strict=True)))
         labels = [f"t = {state.step}" for state in states] + ["finished"]
-        return scrub(reels, alt="the hole being filled", step_labels=labels, size=200)
+        return scrub(reels, alt="the hole being filled", step_labels=labels, size=200, start=-1)
 
     def live(self) -> ipywidgets.Widget:
         """The controls, which fill anew whenever one is touched."""
@@ -122,7 +122,7 @@ class _Controls:
             "temperature": ipywidgets.FloatSlider(decode.temperature, max=2, step=0.1, description="temperature"),
             "choice_temperature": ipywidgets.FloatSlider(decode.choice_temperature, max=10, description="of the order"),
         }
-        self.paste = ipywidgets.Checkbox(True, description="keep known pixels at the end")
+        self.paste = ipywidgets.Checkbox(True, description="keep known pixels at the end", layout={"width": "26em"})
         self.samples = ipywidgets.IntSlider(3, 1, 4, description="samples")
         self.board, self.result, self.said = ipywidgets.HTML(), ipywidgets.VBox(), ipywidgets.Label()
         own.on_click(lambda _: self._choose(self.game.of_dataset(self.number.value)[1]))

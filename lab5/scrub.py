@@ -73,11 +73,12 @@ def reel(
 class Scrub:
     """What `scrub` returns: a notebook shows it as a widget if there is a kernel, else as HTML."""
 
-    def __init__(self, reels: dict[str, Reel], labels: list[str], caption: str, alt: str, size: int):
+    def __init__(self, reels: dict[str, Reel], labels: list[str], caption: str, alt: str, size: int, start: int):
         self.reels, self.labels, self.caption, self.alt, self.size = reels, labels, caption, alt, size
+        self.start = start
 
     def html(self) -> str:
-        """A self-contained snippet, which begins at the first step."""
+        """A self-contained snippet."""
         name = f"scrub-{uuid.uuid4().hex[:8]}"
         return f'{self._box(name)}<script>{SCRIPT.strip()}(document.getElementById("{name}"))</script>'
 
@@ -105,7 +106,7 @@ class Scrub:
             f'<div class="lab5-scrub" id="{name}" style="--steps:{len(self.labels)};--size:{self.size}px"'
             f' data-reels="{escape(json.dumps(data, separators=(",", ":")))}"><style>{STYLE}</style>'
             f'<div class="bar"><button type="button" aria-label="play" {OWN_KEYS}></button>'
-            f'<input type="range" min="0" max="{len(self.labels) - 1}" value="0" {OWN_KEYS}'
+            f'<input type="range" min="0" max="{len(self.labels) - 1}" value="{self.start}" {OWN_KEYS}'
             f' aria-label="{escape(self.alt)}"><output aria-live="off"></output></div>'
             f'<div class="reels">{figures}</div>'
             f'<p class="note">steps {escape(self.labels[0])} to {escape(self.labels[-1])}; latent mask:'
@@ -143,12 +144,13 @@ def scrub(
     step_labels: Sequence[str] | None = None,
     caption: str = "",
     size: int = 220,
+    start: int = 0,
 ) -> Scrub:
     """Show the steps of one or more decodings, of the same or of several images, on one slider.
 
     `reels` have names and equally many states of 256 tokens; `alt` says in a sentence what they show; `step_labels`
     default to "t = 0", "t = 1", …; `size` is the width in pixels at which a picture is shown, its own pixels staying
-    sharp. Raises ValueError for anything else.
+    sharp; it begins at the state `start`, -1 for the last. Raises ValueError for anything else.
     """
     counts = {name: len(reel.pictures) for name, reel in reels.items()}
     if len(set(counts.values())) != 1 or 0 in counts.values():
@@ -163,7 +165,9 @@ def scrub(
         raise ValueError(f"scrub needs one label a step: {steps} steps, {len(labels)} labels")
     if not alt.strip():
         raise ValueError("scrub needs a text alternative, a sentence that says what the pictures show; got none")
-    return Scrub(dict(reels), labels, caption, alt, size)
+    if not -steps <= start < steps:
+        raise ValueError(f"start must be the number of one of {steps} states, not {start}")
+    return Scrub(dict(reels), labels, caption, alt, size, start % steps)
 
 
 def _mask_film(reel: Reel) -> UInt8[Tensor, "S 3 16 16"]:

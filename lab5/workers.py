@@ -5,6 +5,8 @@ the pieces that were done stay done.
 """
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -49,6 +51,13 @@ def _begin(shared: Any, threads: int) -> None:
     global _shared
     _shared = shared
     torch.set_num_threads(threads)
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+
+
+def _end_with_the_parent() -> None:
+    """Where a parent is killed, its workers would finish their pieces and then wait for others for ever."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _one(work: Callable[[Any, Item], Any], item: Item) -> Any:

@@ -6,7 +6,7 @@ import scipy.special
 import torch
 import torch.nn.functional as F
 
-from lab5.attention import MultiHeadAttention, PerHeadAttention, scaled_dot_product_attention
+from lab5.attention import AttentionHead, MultiHeadAttention, PerHeadAttention, scaled_dot_product_attention
 
 WIDTH, HEADS = 24, 4
 
@@ -158,6 +158,37 @@ def test_with_dropout_a_cpu_takes_the_path_by_hand_whatever_is_asked_for():
         torch.manual_seed(0)
         outputs.append(attention(x))
     assert torch.equal(*outputs)
+
+
+@pytest.mark.parametrize(("fused", "dropout", "device", "asked", "dropped"), [
+    (True, 0.0, "cpu", False, [0.0]), (True, 0.0, "cpu", True, []), (False, 0.0, "cpu", False, []),
+    (True, 0.5, "cpu", False, []), (True, 0.5, "meta", False, [0.5]), (False, 0.5, "meta", False, []),
+])  # fmt: skip
+def test_the_fused_kernel_is_taken_where_it_can_be_and_told_the_dropout(
+    fused, dropout, device, asked, dropped, monkeypatch
+):
+    told, kernel = [], F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *qkv, **how: told.append(how) or kernel(*qkv))
+    attention = MultiHeadAttention(WIDTH, HEADS, dropout, fused).train().to(device)
+    attention(torch.zeros(1, 5, WIDTH, device=device), return_weights=asked)
+    assert told == [{"dropout_p": p} for p in dropped]
+
+
+def test_nothing_is_dropped_and_nothing_fused_unless_asked_for(x):
+    torch.manual_seed(0)
+    attention = MultiHeadAttention(WIDTH, HEADS).double()
+    split = PerHeadAttention.from_fused(attention)
+    assert not attention.fused and torch.equal(attention.train()(x), attention.eval()(x))
+    for form in (split, PerHeadAttention(WIDTH, HEADS).double(), AttentionHead(WIDTH, 6).double()):
+        assert torch.equal(form.train()(x), form.eval()(x))
+
+
+@pytest.mark.parametrize("form", [MultiHeadAttention, PerHeadAttention])
+def test_one_head_is_attention_over_the_whole_width(form, x):
+    attention = form(WIDTH, 1).double().eval()
+    one = attention.heads[0] if form is PerHeadAttention else attention
+    query, key, value = one.query(x), one.key(x), one.value(x)
+    torch.testing.assert_close(attention(x), attention.out(F.scaled_dot_product_attention(query, key, value)))
 
 
 def test_parameters_carry_the_labs_names(attention):

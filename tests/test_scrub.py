@@ -108,6 +108,12 @@ def test_with_a_kernel_it_is_a_widget_too_unless_nobody_watches(monkeypatch):
     assert view not in scrub({"a": REEL}, alt="Grey")._repr_mimebundle_()
 
 
+@pytest.mark.parametrize(("start", "first"), [(0, "0"), (1, "1"), (-1, "2")])
+def test_it_begins_where_it_is_told(start, first):
+    slider = BeautifulSoup(scrub({"a": REEL}, alt="Grey", start=start).html(), "html.parser").find("input")
+    assert slider["value"] == first and slider["max"] == "2"
+
+
 @pytest.mark.parametrize(
     ("reels", "changes", "words"),
     [
@@ -117,6 +123,7 @@ def test_with_a_kernel_it_is_a_widget_too_unless_nobody_watches(monkeypatch):
          r"3 states of 256 tokens.*'a'.*\(3, 16\)"),
         ({"a": REEL}, {"step_labels": ["x"]}, "3 steps, 1 labels"),
         ({"a": REEL}, {"alt": " "}, "text alternative"),
+        ({"a": REEL}, {"start": 3}, "one of 3 states, not 3"),
     ],
 )  # fmt: skip
 def test_what_is_not_a_decoding_is_refused(reels, changes, words):

@@ -1,10 +1,15 @@
 """Pieces of work over processes: each done once, with what is shared, and errors that are not lost."""
 
 import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
 
+from lab5.config import ROOT
 from lab5.workers import spread
 
 
@@ -16,6 +21,11 @@ def fail(shared: int, item: int) -> int:
     if item == 2:
         raise ValueError("two is refused")
     return item
+
+
+def stay(folder: Path, item: int) -> None:
+    (folder / str(os.getpid())).touch()
+    time.sleep(600)
 
 
 def die(shared: int, item: int) -> int:
@@ -47,6 +57,34 @@ def test_an_error_in_a_process_is_raised_here():
 def test_a_process_that_dies_is_told_in_one_sentence():
     with pytest.raises(ChildProcessError, match="a worker process died.*run again to go on from what is done"):
         list(spread(die, 0, [1, 2], jobs=2))
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to see which processes run")
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    code = "import sys; from pathlib import Path\n"
+    code += "from lab5.workers import spread\nfrom tests.test_workers import stay\n"
+    code += "if __name__ == '__main__': list(spread(stay, Path(sys.argv[1]), [1, 2], jobs=2))"
+    script = tmp_path / "spreads.py"
+    script.write_text(code)
+    parent = subprocess.Popen([sys.executable, script, tmp_path], env=os.environ | {"PYTHONPATH": str(ROOT)})
+    workers: list[int] = []
+    while len(workers) < 2:
+        assert parent.poll() is None
+        time.sleep(0.1)
+        workers = [int(path.name) for path in tmp_path.iterdir() if path.name.isdigit()]
+    parent.kill()
+    parent.wait()
+    end = time.monotonic() + 20
+    while any(map(is_running, workers)) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not any(map(is_running, workers))
+
+
+def is_running(process: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{process}/stat").read_text().rpartition(")")[2]
+    except FileNotFoundError:
+        return False
 
 
 def test_less_than_one_job_is_refused():
