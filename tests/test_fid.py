@@ -1,5 +1,6 @@
 """Distances against SciPy, pytorch-fid, closed forms and naive loops."""
 
+import inspect
 import warnings
 
 import numpy as np
@@ -271,3 +272,37 @@ def test_features_that_cannot_be_compared_are_refused(distance):
         distance(good.flatten(), good)
     with pytest.raises(ValueError, match="found 5 and 4"):
         with_spread(distance, good, good[:4], generator=torch.Generator())
+
+
+def test_statistics_of_other_features_are_refused_in_a_sentence():
+    bare = inspect.unwrap(frechet_distance_from_stats)  # of the shape checker, which users do not have
+    with pytest.raises(ValueError, match="have 3 and 4 features"):
+        bare(np.zeros(3), np.eye(3), np.zeros(4), np.eye(4))
+    for place, name in enumerate(("features_a", "features_b")):
+        sets = [np.zeros((3, 2)), np.zeros((3, 2))]
+        sets[place][1] = np.nan
+        with pytest.raises(ValueError, match=f"^{name} hold NaN"):
+            kid(*sets)
+
+
+def test_means_of_float32_are_compared_in_float64():
+    far = np.full(4, 4096, np.float32), np.full(4, 4096.0625, np.float32)
+    far[1][0] = 4100.1
+    apart = ((far[0].astype(float) - far[1]) ** 2).sum()
+    eye = np.eye(4, dtype=np.float32)
+    assert frechet_distance_from_stats(far[0], eye, far[1], eye) == pytest.approx(apart, rel=1e-12)
+
+
+@pytest.mark.parametrize("measure, calls", [(with_spread, 51), (floor_of_halves, 20)])
+def test_the_spread_of_many_nearly_equal_values_is_told_from_four_images_on(measure, calls):
+    asked = []
+
+    def distance(a, b):
+        asked.append(len(a))
+        return 1 + 1e-12 * len(asked)
+
+    sets = [draw(4, 3, seed=1)] * (2 if measure is with_spread else 1)
+    _, sd = measure(distance, *sets, generator=torch.Generator().manual_seed(0))
+    assert len(asked) == calls and set(asked) <= {2, 4}
+    repeats = calls - (measure is with_spread)
+    assert sd == pytest.approx(1e-12 * np.std(np.arange(repeats), ddof=1), rel=1e-3)
