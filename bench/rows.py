@@ -86,8 +86,15 @@ def describe(row: Ratio | Figure) -> str:
 
 
 def write_json(path: Path, about: dict[str, Any], sections: dict[str, list[Ratio | Figure]]) -> None:
-    """The whole file or none: a bench that stops on the way leaves the last one as it was."""
+    """The whole file or none: a bench that stops on the way leaves the last one as it was.
+
+    Sections in the file that were not measured now stay, if plan, device, threads and torch are the same.
+    """
     rows = {name: [_plain(row) for row in section] for name, section in sections.items()}
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if earlier and all(earlier.get(key) == about.get(key) for key in ("plan", "device", "threads", "torch")):
+        rows = earlier["sections"] | rows
+        about = about | {"seconds": earlier["seconds"] | about["seconds"]}
     with replacing(path) as file:
         file.write((json.dumps(about | {"sections": rows}, indent=1) + "\n").encode())
 

@@ -287,6 +287,17 @@ def test_the_file_is_written_whole_or_not_at_all(tmp_path):
     assert json.loads(file.read_text()) == written and list(file.parent.iterdir()) == [file]
 
 
+def test_sections_that_are_not_measured_again_stay_if_the_machine_is_the_same(tmp_path):
+    file, about = tmp_path / "cpu.json", {"plan": "full", "device": "a CPU", "threads": 2, "torch": "2"}
+    write_json(file, about | {"seconds": {"a": 3, "b": 4}}, {"a": [Figure("x", 1.0, "")], "b": [Figure("x", 2.0, "")]})
+    write_json(file, about | {"seconds": {"b": 5}}, {"b": [Figure("x", 3.0, "")]})
+    written = json.loads(file.read_text())
+    assert {name: rows[0]["value"] for name, rows in written["sections"].items()} == {"a": 1.0, "b": 3.0}
+    assert written["seconds"] == {"a": 3, "b": 5}
+    write_json(file, about | {"threads": 1, "seconds": {"b": 6}}, {"b": [Figure("x", 4.0, "")]})
+    assert json.loads(file.read_text())["sections"].keys() == {"b"}
+
+
 def test_the_command_runs_a_section_and_leaves_its_numbers(tmp_path, capsys):
     out = tmp_path / "quick.json"
     assert command.main(["--quick", "--only", "distance", "--device", "cpu", "--out", str(out)]) == 0
