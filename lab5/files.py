@@ -46,10 +46,9 @@ def list_images(path: Path) -> tuple[list[str], list]:
     """
     if path.is_dir():
         names = sorted(file.relative_to(path).as_posix() for file in _walk(path))
+        _check_letters(path, names)
     else:
         names = _zip_names(path)
-    if odd := [name for name in names if any(character < " " for character in name)]:
-        raise ValueError(f"{path} holds the name {odd[0]!r}, with characters that no name should have")
     images = [name for name in names if PurePosixPath(name).suffix.lower() in SUFFIXES and not _is_hidden(name)]
     if not images:
         archives = [name for name in names if name.lower().endswith(".zip")]
@@ -71,6 +70,11 @@ def _walk(folder: Path) -> Iterator[Path]:
     return (file for file in sorted(folder.rglob("*")) if file.is_file())
 
 
+def _check_letters(path: Path, names: list[str]) -> None:
+    if odd := [name for name in names if any(character < " " for character in name)]:
+        raise ValueError(f"{path} holds the name {odd[0]!r}, with characters that no name should have")
+
+
 def _zip_names(path: Path) -> list[str]:
     """The files in an archive, none of which may be anything but a file inside it."""
     try:
@@ -83,6 +87,7 @@ def _zip_names(path: Path) -> list[str]:
             if file.read(2) == b"PK":
                 raise ValueError(f"{path} is a zip archive that was damaged or cut short: copy it again") from error
         raise ValueError(f"{path} is neither a folder nor a zip archive") from error
+    _check_letters(path, [entry.filename for entry in entries])
     for entry in entries:
         name = entry.filename
         if ".." in PurePosixPath(name).parts or PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive:

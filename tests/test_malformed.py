@@ -154,8 +154,8 @@ def zipped(*entries: tuple[str | zipfile.ZipInfo, bytes], files: Files = LAB) ->
     return file("lab5_dataset.zip", archive(*entries, files=files))
 
 
-def link() -> zipfile.ZipInfo:
-    info = zipfile.ZipInfo("train/image_00009.png")
+def link(name: str = "train/image_00009.png") -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name)
     info.external_attr = (stat.S_IFLNK | 0o777) << 16
     return info
 
@@ -343,6 +343,7 @@ DATASETS: list[tuple[str, Make, str]] = [
     ("an absolute path", zipped(("/etc/x.png", b"x")), "holds the path '/etc/x.png', which leads out"),
     ("a path with a drive", zipped(("C:/x.png", b"x")), "holds the path 'C:/x.png', which leads out"),
     ("a symbolic link in a zip", zipped((link(), b"/etc/passwd")), "image_00009.png in .* is a symbolic link"),
+    ("such a link with a name in two lines", zipped((link("train/\n.png"), b"x")), r"holds the name 'train/\\n.png'"),
     ("a zip bomb", file("x.zip", directory_field(archive(), 24, struct.pack("<I", 3 << 30))),
      "image_00000.png in .*x.zip unpacks to 3221 MB, more than the 268 MB that are read"),
     ("a zip bomb of many pictures", file("x.zip", all_of_size(archive(), 200 << 20)),
