@@ -19,6 +19,7 @@ from lab5.objectives import (
     AttributeObjective,
     MVTMObjective,
     VQGANObjective,
+    _spoiled,
     all_cross_entropy,
     epoch_batch,
     masked_cross_entropy,
@@ -97,6 +98,7 @@ def test_an_epoch_that_does_not_come_out_even_leaves_the_rest_out_and_repeats_no
 def test_a_batch_that_the_examples_cannot_fill_is_refused(batch):
     with pytest.raises(ValueError, match=rf"1\.\.10, the number of examples; found {batch}"):
         epoch_batch(10, batch, 1, seed=0)
+    assert len(epoch_batch(10, 1, 1, seed=0)) == 1 and len(epoch_batch(10, 10, 1, seed=0)) == 10
 
 
 # --- the loss of stage two --------------------------------------------------------------------------------------------
@@ -248,6 +250,15 @@ def noisy_model():
     return model
 
 
+def test_validation_hands_every_image_its_own_hints():
+    hints, seen = torch.randn(10, N, 3, generator=seeded(4)), []
+    model = noisy_model()
+    answer = model.forward
+    model.forward = lambda tokens, where=None, hints=None: seen.append(hints) or answer(tokens, where)
+    validate(model, tokens_of(10), holes_of(10), hints, batch=4)
+    assert torch.equal(torch.cat(seen), hints)
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_validation_says_the_same_twice_and_leaves_the_mode_as_it_was(training):
     tokens, masked, model = tokens_of(10), holes_of(10), noisy_model().train(training)
@@ -344,6 +355,11 @@ def test_without_quantisation_it_is_a_plain_autoencoder():
     assert tokens.numel() == 0 and "commitment" not in terms
     loss.backward()
     assert model.codebook.embedding.weight.grad is None
+    small = model.latents  # latents so large that holding them back is most of the loss
+    model.latents = lambda images: 1000 * small(images)
+    loss, terms, latents, _ = vqgan_loss(model, images, quantised=False)
+    held_back = loss - terms["absolute"] - terms["squared"]
+    assert held_back.item() == pytest.approx(1e-3 * latents.square().mean().item(), rel=1e-3) and held_back > 1
 
 
 # --- codes that follow their latents ----------------------------------------------------------------------------------
@@ -456,6 +472,20 @@ def test_stage_one_is_first_an_autoencoder_and_then_quantised_from_a_start_by_k_
             assert metrics["codes_used"] == len(tokens.unique())
 
 
+def test_codes_start_from_four_batches_and_then_follow_every_one(monkeypatch):
+    seen: dict[str, list[int]] = {"start": [], "update": []}
+    for name, rows in seen.items():
+        real = getattr(CodeAverages, name)
+        monkeypatch.setattr(CodeAverages, name, lambda self, codebook, flat, *rest, real=real, rows=rows: (
+            rows.append(len(flat)), real(self, codebook, flat, *rest)
+        ))  # fmt: skip
+    config = Stage1Config(steps=3, batch=2, autoencoder_share=0.34)
+    objective, model = VQGANObjective(render(1, 12).images, SMALL, config, seed=1), vqgan()
+    for draw in (1, 2, 3):
+        objective(model, draw, seeded(draw))
+    assert seen == {"start": [4 * 2 * N], "update": [2 * N, 2 * N]}
+
+
 def test_the_state_of_the_codes_is_part_of_the_objectives():
     objective = VQGANObjective(
         torch.zeros(4, 3, 64, 64, dtype=torch.uint8), SMALL, replace(Stage1Config(), batch=4), seed=0
@@ -505,3 +535,16 @@ def test_a_classifier_step_is_a_function_of_its_number_and_the_generator():
     pick = epoch_batch(12, 4, 2, seed=1)
     expected = F.cross_entropy(model(shown[2])["mouth"], cats.attributes["mouth"][pick])
     assert losses[2] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_classifier_images_are_blurred_twice_made_noisy_and_dimmed_by_amounts_of_their_own():
+    images, draws = render(3, 4).images.float() / 255, seeded(9)
+    blur, noise, gain = torch.rand(3, 4, 1, 1, 1, generator=draws)
+    expected = images.clone()
+    kernel = torch.ones(3, 1, 3, 3)
+    for _ in range(2):
+        shape = dict(padding=1, groups=3)
+        mean = F.conv2d(expected, kernel, **shape) / F.conv2d(torch.ones_like(expected), kernel, **shape)
+        expected = (1 - blur) * expected + blur * mean
+    expected = expected + 0.06 * noise * torch.randn(images.shape, generator=draws)
+    torch.testing.assert_close(_spoiled(images, seeded(9)), (expected * (0.94 + 0.12 * gain)).clamp(0, 1))
