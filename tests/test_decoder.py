@@ -235,6 +235,17 @@ def test_without_noise_the_surest_positions_are_committed_first():
     assert torch.equal(states[-1].tokens[0], torch.arange(POSITIONS) % K)
 
 
+def test_the_moment_sampler_draws_anew_only_what_it_commits():
+    tokens, unknown = a_batch()
+    settings = dict(steps=4, schedule="linear", temperature=2.0, choice_temperature=0.5)
+    first, drawn = (
+        states_of(Stub(), tokens, unknown, per_image(), order=order, **settings)[1] for order in ("moment", "random")
+    )
+    assert torch.equal(first.filled[first.masked], drawn.filled[first.masked]), "guesses are the model's own"
+    committed = unknown & ~first.masked
+    assert not torch.equal(first.filled[committed], drawn.filled[committed]), "the chosen ones' are sharper"
+
+
 class Chain:
     """Sure that a token is one more than its left neighbour where it sees that, without a clue elsewhere."""
 
