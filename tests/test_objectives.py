@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from lab5.codebook import CodeAverages
 from lab5.config import Stage1Config, Stage2Config, VQGANConfig
+from lab5.critics import PerceptualDistance
 from lab5.data import TRAIN_STATS, normalise
 from lab5.features import ToyFeatures
 from lab5.objectives import (
@@ -25,6 +26,7 @@ from lab5.objectives import (
     masked_cross_entropy,
     mvtm_loss,
     mvtm_mask,
+    read_loss,
     validate,
     vqgan_loss,
 )
@@ -124,6 +126,12 @@ def test_the_mask_id_is_never_a_class(loss):
 
     losses = [mvtm_loss(Stub(answer), tokens, generator=seeded(), loss=loss).item() for answer in (uniform, eager)]
     assert losses[0] == losses[1] == pytest.approx(math.log(K))
+
+
+def test_nothing_is_smoothed_unless_asked_for():
+    tokens, masked, model = tokens_of(4), holes_of(4), Stub(lambda shown: torch.randn(4, N, K + 1, generator=seeded(1)))
+    for cross_entropy in (masked_cross_entropy, read_loss("masked"), read_loss("all")):
+        assert torch.equal(cross_entropy(model, tokens, masked)[0], cross_entropy(model, tokens, masked, 0.0)[0])
 
 
 def test_the_loss_looks_only_at_masked_tokens():
@@ -508,6 +516,37 @@ def test_judges_are_weighed_and_asked_only_once_the_network_quantises():
     assert "worst" not in vqgan_loss(model, images, quantised=False, judges={"worst": (0.5, Judge())})[1]
 
 
+class Constant(PerceptualDistance):
+    """A judge that is always of one mind."""
+
+    def __init__(self, verdict):
+        nn.Module.__init__(self)
+        self.verdict, self.asked = verdict, []
+
+    def forward(self, made, images):
+        self.asked.append((made, images))
+        return made.sum() * 0 + self.verdict
+
+
+def test_a_training_asks_those_judges_that_have_a_weight():
+    images, perceptual = render(2, 8).images, Constant(7.0)
+    config = Stage1Config(steps=2, batch=4, autoencoder_share=0.0, perceptual=0.5, adversarial=0.25)
+    objective = VQGANObjective(images, SMALL, config, seed=3, perceptual=perceptual)
+    objective.critic = Constant(3.0)
+    model = vqgan()
+    objective(model, 1, seeded(1))  # the codes are put among the latents, and move
+    before = copy.deepcopy(model)
+    loss, metrics = objective(model, 2, seeded(2))
+    assert metrics["perceptual"] == 7 and metrics["adversarial"] == 3
+    made, shown = perceptual.asked[-1]
+    assert made.shape == shown.shape == (4, 3, 64, 64) and shown.is_contiguous(memory_format=torch.channels_last)
+    alone = vqgan_loss(before, shown, learn_codes=False)[0]
+    assert loss.item() == pytest.approx(alone.item() + 0.5 * 7 + 0.25 * 3, rel=1e-4)
+    silent = VQGANObjective(images, SMALL, replace(config, perceptual=0.0, adversarial=0.0), 3, perceptual)
+    assert silent.perceptual is None and silent.critic is None
+    assert not {"perceptual", "adversarial"} & silent(vqgan(), 1, seeded(1))[1].keys()
+
+
 def test_a_perceptual_weight_without_a_network_to_judge_with_is_refused():
     with pytest.raises(ValueError, match="stage1.perceptual needs a network"):
         VQGANObjective(torch.zeros(4, 3, 64, 64, dtype=torch.uint8), SMALL, Stage1Config(perceptual=0.1), seed=0)
@@ -548,3 +587,12 @@ def test_classifier_images_are_blurred_twice_made_noisy_and_dimmed_by_amounts_of
         expected = (1 - blur) * expected + blur * mean
     expected = expected + 0.06 * noise * torch.randn(images.shape, generator=draws)
     torch.testing.assert_close(_spoiled(images, seeded(9)), (expected * (0.94 + 0.12 * gain)).clamp(0, 1))
+
+
+def test_white_is_one_before_it_is_spoiled(monkeypatch):
+    seen = []
+    monkeypatch.setattr("lab5.objectives._spoiled", lambda images, generator: seen.append(images) or images)
+    objective = AttributeObjective(torch.full((4, 3, 64, 64), 255, dtype=torch.uint8),
+                                   {"mouth": torch.zeros(4, dtype=torch.int64)}, batch=4, seed=0)  # fmt: skip
+    objective(ToyFeatures({"mouth": 3}, 8).eval(), 1, seeded())
+    assert torch.equal(seen[0], torch.ones(4, 3, 64, 64))
