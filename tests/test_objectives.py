@@ -516,6 +516,16 @@ def test_judges_are_weighed_and_asked_only_once_the_network_quantises():
     assert "worst" not in vqgan_loss(model, images, quantised=False, judges={"worst": (0.5, Judge())})[1]
 
 
+def test_half_of_the_images_are_mirrored():
+    left = torch.zeros(400, 3, 64, 64, dtype=torch.uint8)
+    left[..., :32] = 255
+    objective = VQGANObjective(left, SMALL, replace(Stage1Config(), batch=400), seed=0)
+    shown = objective._batch(1, torch.device("cpu"), seeded(1))
+    mirrored = shown[:, 0, 0, 0] < shown[:, 0, 0, -1]
+    assert 160 < mirrored.sum() < 240
+    assert (shown[mirrored].flip(3) == shown[~mirrored][:1]).all()
+
+
 class Constant(PerceptualDistance):
     """A judge that is always of one mind."""
 
