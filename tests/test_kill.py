@@ -24,7 +24,7 @@ SIZES = {
     "device": "cpu",
     "data.train": 24, "data.val": 8, "data.test": 8, "transformer.dropout": 0.1, "transformer.hints": 0,
     "stage1.steps": 24, "stage1.batch": 4, "stage1.warmup": 2, "stage1.adversarial": 0.1, "stage1.ema": 0.9,
-    "stage2.steps": 32, "stage2.batch": 4, "stage2.warmup": 2, "stage2.schedule": "plateau", "stage2.decay_every": 4,
+    "stage2.steps": 80, "stage2.batch": 4, "stage2.warmup": 2, "stage2.schedule": "plateau", "stage2.decay_every": 4,
 }  # fmt: skip
 
 
