@@ -77,9 +77,8 @@ def wide(config: Config) -> list[Grid]:
 
     Its best way of decoding is `config.decode`, with a network that it suits; the lab's ways use tokens alone.
     """
-    best = replace(config.decode, stop_at=0)
-    ways = {"best": best, "sampled": SAMPLED, "argmax": ARGMAX}
-    claimed = _claimed(ways)
+    ways = _ways(config)
+    best, claimed = ways["best"], _claimed(ways)
     curves = [Point(replace(way, schedule="cosine", steps=12), t) for way in ways.values() for t in (1, 2, 3, 4, 8)]
     curves += [end(replace(SAMPLED, schedule=name, steps=8)) for name in ("raised_cosine", "cubic", "stair")]
     others = _one_at_a_time(best) + _trainings(config)
@@ -96,7 +95,7 @@ def wide(config: Config) -> list[Grid]:
 
 def claims(config: Config) -> Grid:
     """What the reports claim and nothing else, with the trainings that it takes, on four times as many images."""
-    claimed = _claimed({"best": replace(config.decode, stop_at=0), "sampled": SAMPLED, "argmax": ARGMAX})
+    claimed = _claimed(_ways(config))
     trained = [c for c in _trainings(config) if c.question.startswith(("training", "late"))]
     used = {point.network for point in _points(trained)}
     trainings = [network for network in networks(config) if used & {*network.names()}]
@@ -157,6 +156,11 @@ def _trainings(config: Config) -> list[Comparison]:
 
 
 # --- what is compared -------------------------------------------------------------------------------------------
+
+
+def _ways(config: Config) -> dict[str, DecodeConfig]:
+    """This project's way of decoding, and the lab's two."""
+    return {"best": replace(config.decode, stop_at=0), "sampled": SAMPLED, "argmax": ARGMAX}
 
 
 def _claimed(ways: Mapping[str, DecodeConfig]) -> list[Comparison]:
