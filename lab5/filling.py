@@ -14,6 +14,7 @@ from torch import Tensor
 from lab5.config import DecodeConfig
 from lab5.data import token_mask
 from lab5.decoder import DecodeStep, decode_steps
+from lab5.memory import naming
 from lab5.pasting import paste_known
 from lab5.pipeline import Pair
 from lab5.surroundings import dilate
@@ -27,6 +28,8 @@ def decode_holes(
 
     Each image has a generator of its own, from (seed, its number): its noise is the same in any batch and under
     any schedule. `decode.refills` first decodes the whole, and then again with that in the hole.
+
+    Raises ValueError for a batch below 1, and MemoryError that names the setting where a GPU's memory is full.
     """
     if decode.batch < 1:
         raise ValueError(f"decode.batch must be at least 1, not {decode.batch}")
@@ -35,15 +38,16 @@ def decode_holes(
         before = replace(decode, refills=decode.refills - 1, stop_at=0, paste="poisson")  # without a seam
         fill = inpaint_images(pair, images, holes, before, seed)
     generators = [torch.Generator().manual_seed(seed * 1_000_003 + i) for i in range(len(images))]
-    decodings = []
-    for start in range(0, len(images), decode.batch):
-        part = slice(start, start + decode.batch)
-        shown = fill[part] if isinstance(fill, Tensor) else fill
-        decodings.append(_decode_batch(pair, images[part], holes[part], shown, decode, generators[part]))
-    # All batches take the same steps, so their states are one state: a batch at a time stays in the cache.
-    for states in zip(*decodings, strict=True):
-        _, *tensors = zip(*states, strict=True)
-        yield DecodeStep(states[0].step, *(torch.cat(parts) for parts in tensors))
+    with naming("decode.batch", decode.batch):
+        decodings = []
+        for start in range(0, len(images), decode.batch):
+            part = slice(start, start + decode.batch)
+            shown = fill[part] if isinstance(fill, Tensor) else fill
+            decodings.append(_decode_batch(pair, images[part], holes[part], shown, decode, generators[part]))
+        # All batches take the same steps, so their states are one state: a batch at a time stays in the cache.
+        for states in zip(*decodings, strict=True):
+            _, *tensors = zip(*states, strict=True)
+            yield DecodeStep(states[0].step, *(torch.cat(parts) for parts in tensors))
 
 
 def _decode_batch(

@@ -47,32 +47,42 @@ def show(figure: Figure, alt: str, name: str = "") -> None:
 
 
 def table(rows: Sequence[dict[str, Any]], caption: str = "") -> None:
-    """Display rows as a table, a column per key of the first row, with a caption below."""
+    """Display rows as a table, a column per key of the first row, with a caption below.
+
+    Floats have three decimals; a column of small ones has four.
+    """
     if not rows:
         raise ValueError("a table needs at least one row, got none")
-    columns = list(rows[0])
+    decimals = {column: _decimals([row.get(column) for row in rows]) for column in rows[0]}
     sides = {str(column).replace("_", " "): _side(value) for column, value in rows[0].items()}
     head = "".join(f"<th style='{side}'>{escape(name)}</th>" for name, side in sides.items())
-    body = "".join(f"<tr>{''.join(_cell(row.get(column)) for column in columns)}</tr>" for row in rows)
+    cells = [[(row.get(column), _text(row.get(column), n)) for column, n in decimals.items()] for row in rows]
+    body = "".join(f"<tr>{''.join(_cell(*cell) for cell in row)}</tr>" for row in cells)
     note = f"<caption style='caption-side:bottom'>{escape(caption)}</caption>" if caption else ""
     html = f"<table>{note}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    plain = "\n".join("  ".join(_text(row.get(column)) for column in columns) for row in rows)
+    plain = "\n".join("  ".join(text for _, text in row) for row in cells)
     display({"text/html": html, "text/plain": plain}, raw=True)
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, text: str) -> str:
     wide = ";white-space:normal;min-width:13em" if isinstance(value, str) and len(value) > 30 else ""
-    return f"<td style='{_side(value)}{wide}'>{escape(_text(value))}</td>"
+    return f"<td style='{_side(value)}{wide}'>{escape(text)}</td>"
 
 
 def _side(value: Any) -> str:
     return f"text-align:{'left' if isinstance(value, str) else 'right'}"
 
 
-def _text(value: Any) -> str:
+def _decimals(column: Sequence[Any]) -> int:
+    """Three decimals of 0.0086 and its like would hide what tells one row from the next."""
+    sizes = [abs(value) for value in column if isinstance(value, float) and math.isfinite(value)]
+    return 4 if sizes and max(sizes) < 0.05 else 3
+
+
+def _text(value: Any, decimals: int) -> str:
     if value is None:
         return "–"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    return f"{value:.{decimals}f}" if isinstance(value, float) else str(value)
 
 
 def _figures() -> Path:

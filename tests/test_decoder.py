@@ -619,6 +619,31 @@ def test_bad_batches_are_refused_at_the_call():
         decode_steps(Stub(), tokens, unknown.long(), generator=seeded())
 
 
+def test_bad_batches_are_refused_in_a_sentence_where_nobody_checks_shapes():
+    tokens, unknown = a_batch()
+
+    def check(tokens, unknown, prior=None, generator=None):
+        decoder._check_batch(Stub(), tokens, unknown, prior, K, generator or per_image())
+
+    check(tokens, unknown)
+    check(tokens[3:], unknown[3:], generator=[seeded()])  # where nothing is known
+    check(torch.tensor([[0, K - 1]]), torch.zeros(1, 2, dtype=torch.bool), generator=seeded())
+    known = torch.zeros_like(unknown)
+    for wrong in (-1, K):
+        with pytest.raises(ValueError, match="known tokens must be codes in 0..5, but they span"):
+            check(tokens.masked_fill(unknown, wrong), known)
+    with pytest.raises(ValueError, match=r"same shape \(B, N\), but they have \(4, 16\) and \(4, 8\)"):
+        check(tokens, unknown[:, :8])
+    with pytest.raises(ValueError, match=r"same shape \(B, N\), but they have \(16,\) and \(16,\)"):
+        check(tokens[0], unknown[0])
+    with pytest.raises(ValueError, match="unknown must be bool, .* it is torch.int64"):
+        check(tokens, unknown.long())
+    with pytest.raises(ValueError, match="3 generators for 4 images"):
+        check(tokens, unknown, generator=per_image()[:3])
+    with pytest.raises(ValueError, match=r"prior must have shape \(4, 16, 6\), but it has \(16, 6\)"):
+        check(tokens, unknown, torch.zeros(16, K))
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_cpu_generator_decodes_the_same_on_a_gpu():
     tokens, unknown = a_batch()

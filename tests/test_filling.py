@@ -77,6 +77,16 @@ def test_a_batch_below_one_is_refused(pair, dataset):
         filled(pair, dataset.test, dataset.holes, replace(DECODE, batch=0))
 
 
+def test_a_gpu_without_enough_memory_is_told_with_the_setting_to_lower(pair, dataset, monkeypatch):
+    def too_large(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total ...")
+
+    monkeypatch.setattr("lab5.memory.machine", lambda device: "a GPU")
+    monkeypatch.setattr(type(pair.transformer), "forward", too_large)
+    with pytest.raises(MemoryError, match=r"lower decode\.batch, which is 4, .*\"decode\.batch\": 2"):
+        filled(pair, dataset.test, dataset.holes, DECODE)
+
+
 def test_baselines_read_the_hole_only_for_the_reconstruction_floor(pair, dataset):
     ours = baselines(dataset.test, dataset.holes, pair.tokenizer)
     hidden = torch.where(dataset.holes[:, None], 255 - dataset.test, dataset.test)

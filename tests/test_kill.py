@@ -60,6 +60,8 @@ def result(folder: Path) -> dict[str, list]:
     """Everything that a run leaves: weights, losses and metrics, tokens; without times and the folder's name."""
     found: dict[str, list] = {}
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        if file.name == ".lock":  # of a process that was killed when all was done but this; it locks nothing now
+            continue
         name = str(file.relative_to(folder))
         if file.suffix == ".safetensors":
             state, meta = load(file)

@@ -96,6 +96,12 @@ def test_an_epoch_that_does_not_come_out_even_leaves_the_rest_out_and_repeats_no
     assert torch.cat(seen).unique().tolist() == list(range(10))  # not always the same rest
 
 
+def test_the_order_of_the_examples_is_what_it_has_always_been():
+    """Written down when there were trainings to go on with: a draw outside the loop must find the same examples."""
+    drawn = {1: [4, 5, 0, 1], 2: [2, 8, 3, 6], 3: [1, 9, 5, 6], 5: [4, 6, 9, 0]}
+    assert {draw: epoch_batch(10, 4, draw, seed=3).tolist() for draw in drawn} == drawn
+
+
 @pytest.mark.parametrize("batch", [0, 11])
 def test_a_batch_that_the_examples_cannot_fill_is_refused(batch):
     with pytest.raises(ValueError, match=rf"1\.\.10, the number of examples; found {batch}"):
@@ -132,6 +138,8 @@ def test_nothing_is_smoothed_unless_asked_for():
     tokens, masked, model = tokens_of(4), holes_of(4), Stub(lambda shown: torch.randn(4, N, K + 1, generator=seeded(1)))
     for cross_entropy in (masked_cross_entropy, read_loss("masked"), read_loss("all")):
         assert torch.equal(cross_entropy(model, tokens, masked)[0], cross_entropy(model, tokens, masked, 0.0)[0])
+    plain, unsmoothed = (mvtm_loss(model, tokens, generator=seeded(), **more) for more in ({}, {"label_smoothing": 0}))
+    assert torch.equal(plain, unsmoothed)
 
 
 def test_the_loss_looks_only_at_masked_tokens():
@@ -153,6 +161,11 @@ def test_the_loss_on_all_tokens_looks_at_known_ones_too_and_its_accuracy_does_no
         answer = torch.where(right, tokens, (tokens + 1) % K)
         loss, accuracy = all_cross_entropy(sure_of(answer), tokens, masked)
         assert loss.item() == pytest.approx(50 * loss_of_it, rel=1e-3) and accuracy == accuracy_of_it
+
+
+def test_a_masking_by_holes_needs_some():
+    with pytest.raises(ValueError, match="masking 'hole' needs holes"):
+        mvtm_loss(Stub(uniform), tokens_of(1), masking="hole", generator=seeded())
 
 
 def test_an_unknown_loss_or_masking_is_refused_before_the_first_step():
@@ -492,6 +505,17 @@ def test_codes_start_from_four_batches_and_then_follow_every_one(monkeypatch):
     for draw in (1, 2, 3):
         objective(model, draw, seeded(draw))
     assert seen == {"start": [4 * 2 * N], "update": [2 * N, 2 * N]}
+
+
+def test_a_perfect_picture_has_a_signal_to_noise_ratio_that_can_be_plotted(monkeypatch):
+    def perfect(model, images, **settings):
+        zero = images.sum() * 0
+        return zero, {"image_squared": zero}, images, torch.zeros(1)
+
+    monkeypatch.setattr("lab5.objectives.vqgan_loss", perfect)
+    config = Stage1Config(steps=1, batch=2, autoencoder_share=1.0)
+    _, metrics = VQGANObjective(render(1, 4).images, SMALL, config, seed=1)(vqgan(), 1, seeded())
+    assert metrics == {"psnr_db": pytest.approx(120)}
 
 
 def test_the_state_of_the_codes_is_part_of_the_objectives():
