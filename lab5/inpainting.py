@@ -65,6 +65,8 @@ def inpaint(
     shown = n if show_steps is None else min(show_steps, n)
     write_pictures(out, chain(_results_of(filled, results), _steps_of(filled, pair, shown)))
     print(f"{n} pictures in {out / results}: weights {pair.weights}, seed {seed}, device {config.device}")
+    if split == "test" and n == len(data.test) < (given := data.given.get("test", 0)):
+        print(f"these are the first {n} of {given} test images: --set data.test={given} takes all")
     print(f"decoded with {_describe(decode)}{filled.pasted and f'; {filled.pasted}'}")
     if shown:
         print(f"the steps of {shown} in {out / 'mask_scheduling'} and {out / 'imga'}, without any pasting")

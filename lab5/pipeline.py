@@ -8,6 +8,7 @@ It does not know how anything is trained, decoded or drawn.
 
 import dataclasses
 import hashlib
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from lab5 import checkpoint
 from lab5.config import Config, data_folder, pretrained_folder
@@ -239,9 +241,18 @@ def open_pair(config: Config, data: Dataset, weights: str = "pretrained") -> Pai
         folder = pretrained_folder()
         return load_pair(config, folder / "vqgan.safetensors", folder / "transformer.safetensors", weights)
     if weights == "trained":
-        tokenizer = Tokenizer(train_vqgan(config, data).run().model)
-        return make_pair(tokenizer, train_transformer(config, data, tokenizer).run().model, weights)
+        tokenizer = Tokenizer(_trained(train_vqgan(config, data)))
+        return make_pair(tokenizer, _trained(train_transformer(config, data, tokenizer)), weights)
     raise ValueError(f"weights must be 'pretrained' or 'trained', not {weights!r}")
+
+
+def _trained(training: Training | Given) -> nn.Module:
+    """Its network. Where that takes minutes there is a bar: whoever asked for a pair did not ask for a training."""
+    if training.reused:
+        return training.run().model
+    for _ in tqdm(training, desc=f"training {training.name} first", file=sys.stderr, mininterval=1):
+        pass
+    return training.model
 
 
 def load_pair(config: Config, vqgan: Path, transformer: Path, name: str) -> Pair:

@@ -86,6 +86,14 @@ def test_by_default_there_are_the_results_alone_named_by_number(data, networks, 
         assert torch.equal(read(tmp_path / f"test_results/image_{number:03d}.png"), picture)
 
 
+def test_it_says_where_a_profile_takes_only_the_first_of_the_test_images(data, networks, tmp_path, monkeypatch, capsys):
+    inpaint(CONFIG, tmp_path / "all", **networks)
+    assert "the first" not in capsys.readouterr().out
+    monkeypatch.setattr(inpainting, "get_dataset", lambda config: replace(data, given={"test": 9}))
+    inpaint(CONFIG, tmp_path / "some", **networks)
+    assert "these are the first 5 of 9 test images: --set data.test=9 takes all" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("shown, numbers", [(2, (3, 12)), (None, NUMBERS)])
 def test_steps_are_drawn_of_the_first_images_or_of_all(data, networks, tmp_path, shown, numbers):
     inpaint(CONFIG, tmp_path, show_steps=shown, **networks)
