@@ -18,39 +18,39 @@ help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-20s%s\n", $$1, $$2}'
 
 report: setup  ## run the four notebooks, export them, write report/index.html
-	@$(VENV_PYTHON) -m lab5 report --profile $(PROFILE)
+	@"$(VENV_PYTHON)" -m lab5 report --profile $(PROFILE)
 
 test: setup  ## run the tests, but for the slow ones
-	@$(VENV_PYTHON) -m pytest -m "not slow"
+	@"$(VENV_PYTHON)" -m pytest -m "not slow"
 
 test-all: setup  ## run all tests
-	@$(VENV_PYTHON) -m pytest
+	@"$(VENV_PYTHON)" -m pytest
 
 bench: setup  ## measure beside a plain implementation, about a quarter of an hour
-	@$(VENV_PYTHON) -m bench
+	@"$(VENV_PYTHON)" -m bench
 
 # The first folder of JUPYTER_PATH wins over a kernel named python3 in the home folder.
 lab: setup  ## open the notebooks in JupyterLab, with the kernel of this environment
 	@JUPYTER_PATH="$(abspath $(VENV))/share/jupyter" JUPYTER_CONFIG_PATH="$(CURDIR)/notebooks/.jupyter" \
-	    PYTHONPATH="$(CURDIR)" $(VENV_PYTHON) -m jupyterlab notebooks --LabApp.default_url=/lab/tree/README.md
+	    PYTHONPATH="$(CURDIR)" "$(VENV_PYTHON)" -m jupyterlab notebooks --LabApp.default_url=/lab/tree/README.md
 
 lint: setup  ## check the style with ruff
-	@$(VENV_PYTHON) -m ruff check .
+	@"$(VENV_PYTHON)" -m ruff check .
 
 # First a transformer of tokens alone, then the same one with hints; training.json records settings and results.
 pretrained: setup  ## train the committed weights again
-	@$(VENV_PYTHON) -m lab5 train --stage all --profile pretrained --set transformer.hints=0 --out data/pretrained
-	@$(VENV_PYTHON) -m lab5 train --stage transformer --profile pretrained \
+	@"$(VENV_PYTHON)" -m lab5 train --stage all --profile pretrained --set transformer.hints=0 --out data/pretrained
+	@"$(VENV_PYTHON)" -m lab5 train --stage transformer --profile pretrained \
 	    --set stage2.start=data/pretrained/transformer.safetensors --set stage2.steps=3600 --set stage2.lr=0.0008 \
 	    --out data/pretrained
 
 clean:  ## remove what runs wrote: the report, figures, caches, checkpoints
 	rm -rf report data/runs data/cache .pytest_cache .ruff_cache .hypothesis
-	git clean -fdXq figures
+	test ! -e .git || git clean -fdXq figures
 	find lab5 tests bench -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean  ## also remove the environment
-	rm -rf $(VENV)
+	rm -rf "$(VENV)"
 
 # The list of what is installed is kept in the environment: set-up happens once, and again when the list changes.
 setup:

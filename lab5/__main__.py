@@ -34,6 +34,10 @@ def main(words: Sequence[str] | None = None) -> int:
         if args.debug:
             raise
         return _complain(error, 2)
+    except RuntimeError as error:  # torch's, by name: to import it takes seconds that --help does not need
+        if args.debug or type(error).__name__ != "OutOfMemoryError":
+            raise
+        return _complain(f"the GPU's memory is full, a smaller batch takes less: {error}", 2)
 
 
 def _complain(error: Exception | str, code: int) -> int:
@@ -88,7 +92,8 @@ def _train(args: Namespace) -> None:
     config = _configure(args, told, lab)
     if labflags.counts_images(args):
         lab |= labflags.in_steps(args, told, config, commands.count_train_images(config))
-        told.pop("data.train", None)  # it was the number of which --partial is a share
+        if "data.train" in lab:
+            told.pop("data.train", None)  # it was the number of which --partial is a share
         config = _configure(args, told, lab)
     _translate(args, lab)
     commands.train(config, args.stage, args.out, labflags.stage_one(args), args.log)

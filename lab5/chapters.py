@@ -8,7 +8,6 @@ It does not know which notebooks there are, nor what a page around a chapter loo
 """
 
 import base64
-import json
 import re
 from html import escape
 from pathlib import Path
@@ -20,6 +19,8 @@ from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat import NotebookNode
+
+from lab5.provenance import without
 
 SECTION = "report-"  # begins the tag that moves a cell to another section of the report: report-pitfalls
 
@@ -84,9 +85,7 @@ class Chapter:
         private: dict[str, str] | None = None,
         figures: Path | None = None,
     ):
-        text = executed.read_text(encoding="utf-8")
-        for words, shown in (private or {}).items():
-            text = text.replace(json.dumps(words)[1:-1], json.dumps(shown)[1:-1])
+        text = without(executed.read_text(encoding="utf-8"), private or {})
         self.notebook = nbformat.reads(text, as_version=4)
         self.title = title(self.notebook) or executed.stem
         _leave_out_live_parts(self.notebook)

@@ -71,7 +71,7 @@ def train(
         tokens, *rest = validation(tokenizer, data, bool(config.transformer.hints))
         found = validate(trained[-1].model, tokens, *rest)
         quality["transformer"] = {f"val_{name}": value for name, value in found.items()} | {"n": len(tokens)}
-    if stage == "classifier" or stage == "all" and data.name == "toycats":
+    if stage == "classifier" or stage == "all" and data.attributes:
         trained.append(watched(train_classifier(config, tokenizer), log))
         quality["classifier"] = attribute_accuracy(trained[-1].model)
     for training in trained:

@@ -96,6 +96,8 @@ PROFILES: dict[str, Config] = {
 }
 
 
+SEEDS = 10**12  # times a million, for a seed of each step and image, it is still a number of 64 bits
+
 # What values settings of these names may have, in whichever section; of a tuple, each item. NaN passes none.
 RANGES: dict[str, tuple[Callable[[Any], bool], set[str]]] = {
     "at least 1": (
@@ -104,13 +106,15 @@ RANGES: dict[str, tuple[Callable[[Any], bool], set[str]]] = {
         | {"latent", "stem", "encoder", "middle", "decoder", "width", "layers", "heads", "hidden", "features"}
         | {"vqgan.codes", "transformer.codes"},
     ),
-    "at least 2": (lambda x: x >= 2, {"images"}),
+    "at least 2": (lambda x: x >= 2, {"classifier.images"}),
+    "at least 8": (lambda x: x >= 8, {"study.images"}),  # of fewer, a resample may hold one alone
     "above 0 and finite": (lambda x: 0 < x < inf, {"lr"}),
     "at least 0 and finite": (
         lambda x: 0 <= x < inf,
-        {"seed", "threads", "warmup", "weight_decay", "clip", "groups", "hints", "dilate", "refills"}
+        {"threads", "warmup", "weight_decay", "clip", "groups", "hints", "dilate", "refills"}
         | {"evidence", "temperature", "choice_temperature", "choice_temperature_end"},
     ),
+    "from 0 to a million million": (lambda x: 0 <= x <= SEEDS, {"seed"}),
     "at least 0 and below 1": (
         lambda x: 0 <= x < 1,
         {"betas", "ema", "dropout", "attention_dropout", "label_smoothing"},

@@ -125,7 +125,7 @@ def open_dataset(path: str | Path, *, n_train: int, n_val: int, n_test: int, see
         raise ValueError(f"a dataset needs at least one image per split; found {', '.join(small)}")
     if str(path) == "toycats":
         return _open_toycats(sizes, seed, cache)
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; a dataset is toycats, the lab's zip or folder, or any images")
     path = dataset_root(path)

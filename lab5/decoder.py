@@ -121,7 +121,7 @@ def decode_steps(
             # Infinity comes last: no noise and no score can bring a committed position back under the mask.
             scores = score(proposal._replace(once=once), generator).masked_fill(~masked, torch.inf)
             if budget != "schedule":
-                left = still_masked(budget, proposal, scores, masked, limit)
+                left = still_masked(budget, proposal, scores, masked, limit) * (step < steps)
             back = taken_back(unknown & ~masked, left, remask, generator) if remask else none
             staying = lowest(scores, left - back.sum(dim=1))
             if order == "moment":

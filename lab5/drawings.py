@@ -3,7 +3,7 @@
 It computes nothing: rows of `lab5.findings` go into the figures of `lab5.studyplots`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,41 +30,42 @@ AXIS: dict[str, Any] = {
 
 
 def study_figures(
-    effects: Sequence[Row], claims: Sequence[Row], networks: Sequence[Row], caption: str
+    effects: Sequence[Row], claims: Sequence[Row], networks: Sequence[Row], made: str
 ) -> dict[str, Figure]:
-    """The claims, the effects in groups, and KID against loss; only what has been measured."""
+    """The claims, the effects in groups, and KID against loss; only what has been measured.
+
+    The captions are `made`, by what weights and such, behind the images and seeds of the rows that are shown.
+    """
     figures = {}
-    if any("kid" in row for row in claims):
-        figures["claims"] = claims_figure(claims, caption)
+    if measured := [row for row in claims if "kid" in row]:
+        figures["claims"] = claims_figure(claims, _of(measured, made))
     for name, questions in TOGETHER.items():
-        if any(row["question"] in questions for row in effects):
-            figures[name] = effects_figure(effects, caption, questions, f"What it is worth: {name}")
+        if shown := [row for row in effects if row["question"] in questions]:
+            figures[name] = effects_figure(shown, _of(shown, made), title=f"What it is worth: {name}")
     if losses := losses_along(networks):
+        late = [row for row in effects if row["question"] == "late in a training"]
         figures["loss"] = loss_against_score(
-            losses, xlabel="validation loss, nats per masked token", ylabel="KID", caption=caption
+            losses, xlabel="validation loss, nats per masked token", ylabel="KID", caption=_of(late, made)
         )
     return figures
+
+
+def _of(rows: Sequence[Row], made: str) -> str:
+    """How many images and seeds are behind the rows, as in "n = 64 and 32, 5 and 3 seeds", and what else there is."""
+    n, seeds = (" and ".join(map(str, sorted({row[name] for row in rows}, reverse=True))) for name in ("n", "seeds"))
+    return ", ".join([f"n = {n}, {seeds} seeds"] * bool(rows) + [made])
 
 
 def claims_figure(rows: Sequence[Row], caption: str) -> Figure:
     """`claim_rows`, but for claims that have not been measured."""
     measured = [row for row in rows if row.get("kid") is not None]
-    return forest(
-        measured, "kid", label="claim", margin=measured[0]["margin"], title="What the reports claim", caption=caption,
-        **AXIS,
-    )  # fmt: skip
+    return forest(measured, "kid", label="claim", title="What the reports claim", caption=caption, **AXIS)
 
 
-def effects_figure(
-    rows: Sequence[Row], caption: str, questions: Iterable[str] = (), title: str = "What it is worth"
-) -> Figure:
-    """`effect_rows` that answer these questions, or all of them; schedules of single recipes are left to the table."""
-    chosen = set(questions) or {row["question"] for row in rows}
-    shown = [row for row in rows if row["question"] in chosen and "recipe" not in row["comparison"]]
-    return forest(
-        shown, "kid", label="comparison", group="question", margin=shown[0]["margin"], title=title, caption=caption,
-        **AXIS,
-    )  # fmt: skip
+def effects_figure(rows: Sequence[Row], caption: str, title: str = "What it is worth") -> Figure:
+    """`effect_rows`; the schedules of single recipes are left to the table."""
+    shown = [row for row in rows if "recipe" not in row["comparison"]]
+    return forest(shown, "kid", label="comparison", group="question", title=title, caption=caption, **AXIS)
 
 
 def calibration_figure(told: Mapping[str, Predictions], caption: str) -> Figure:

@@ -166,7 +166,7 @@ class ToyFeatures(nn.Module):
     @torch.no_grad()
     def calibrate(self, images: Float[Tensor, "n 3 64 64"]) -> None:
         """Make every feature of unit variance over these images, so that none rules a distance by its scale."""
-        hidden = self.body(2 * images - 1)
+        hidden = self.body(2 * images.to(self.mean.device) - 1)
         self.mean.copy_(hidden.mean(0))
         self.scale.copy_(hidden.std(0).clamp(min=0.05 * hidden.std(0).mean()))
 

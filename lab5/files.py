@@ -67,7 +67,14 @@ def stamp(path: Path) -> list:
 def _walk(folder: Path) -> Iterator[Path]:
     if not os.access(folder, os.R_OK | os.X_OK):
         raise PermissionError(f"{folder} may not be read by this user")
-    return (file for file in sorted(folder.rglob("*")) if file.is_file())
+    found, seen = [], set()
+    for place, folders, files in os.walk(folder, followlinks=True):  # datasets are often linked, folder by folder
+        if (real := os.path.realpath(place)) in seen:
+            folders.clear()  # it leads back to where one has been
+        else:
+            seen.add(real)
+            found += [path for path in (Path(place, name) for name in files) if path.is_file()]
+    return iter(sorted(found))
 
 
 def _check_letters(path: Path, names: list[str]) -> None:

@@ -11,14 +11,31 @@ import torch
 from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
 
+from lab5.budgets import BUDGETS
 from lab5.config import DecodeConfig
 from lab5.data import token_mask
 from lab5.decoder import DecodeStep, decode_steps
+from lab5.gamma import SCHEDULES
 from lab5.memory import naming
-from lab5.pasting import paste_known
+from lab5.pasting import PASTES, paste_known
 from lab5.pipeline import Pair
+from lab5.samplers import CODES, ORDERS
 from lab5.surroundings import dilate
-from lab5.tokenizer import Fill, Tokenizer, fill_holes
+from lab5.tokenizer import FILLS, Fill, Tokenizer, fill_holes
+
+CHOICES = {
+    "schedule": SCHEDULES, "codes": CODES, "order": ORDERS, "fill": FILLS, "paste": PASTES,
+    "budget": ("schedule", *BUDGETS), "rounding": ("floor", "ceil"), "count_base": ("hole", "current"),
+}  # fmt: skip
+
+
+def check_decode(decode: DecodeConfig) -> None:
+    """Raise ValueError for a name that there is not, before anything is trained, decoded or written."""
+    for setting, known in CHOICES.items():
+        if (name := getattr(decode, setting)) not in known:
+            raise ValueError(f"decode.{setting} must be one of {', '.join(known)}, not {name!r}")
+    if decode.batch < 1:
+        raise ValueError(f"decode.batch must be at least 1, not {decode.batch}")
 
 
 def decode_holes(
@@ -29,10 +46,9 @@ def decode_holes(
     Each image has a generator of its own, from (seed, its number): its noise is the same in any batch and under
     any schedule. `decode.refills` first decodes the whole, and then again with that in the hole.
 
-    Raises ValueError for a batch below 1, and MemoryError that names the setting where a GPU's memory is full.
+    Raises ValueError for settings that cannot be, and MemoryError that names the setting where a GPU's memory is full.
     """
-    if decode.batch < 1:
-        raise ValueError(f"decode.batch must be at least 1, not {decode.batch}")
+    check_decode(decode)
     fill: Fill = decode.fill
     if decode.refills:
         before = replace(decode, refills=decode.refills - 1, stop_at=0, paste="poisson")  # without a seam

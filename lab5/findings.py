@@ -72,20 +72,19 @@ def predictions(pair: Pair, scorer: Scorer, decode: DecodeConfig) -> Predictions
     """Of one-shot predictions and of teacher-forced ones, given the known tokens and the hints that `decode` shows."""
     holed, unknown = pair.tokenizer.encode_holed(scorer.truth, scorer.holes, decode.fill)
     tokens = torch.where(unknown, pair.tokenizer.encode(scorer.truth), holed)
-    generator, mask_id = torch.Generator().manual_seed(0), pair.transformer.mask_id
+    device, mask_id = next(pair.transformer.parameters()).device, pair.transformer.mask_id
     parts, bits = [], {1: 0.0, 8: 0.0}
     for start in range(0, len(tokens), decode.batch):
         part = slice(start, start + decode.batch)
-        model = pair.transformer
+        asked, model = (tokens[part].to(device), unknown[part].to(device)), pair.transformer
         if decode.hints and model.config.hints:
             shown = pair.tokenizer.hints(scorer.truth[part], scorer.holes[part], decode.fill)
-            model = partial(model, hints=shown)
+            model = partial(model, hints=shown.to(device))
         for steps in bits:
-            told = bits_per_token(
-                model, tokens[part], unknown[part], generator=generator, steps=steps, order="random", mask_id=mask_id
-            )
+            own = [torch.Generator().manual_seed(start + i) for i in range(len(tokens[part]))]  # the same in any batch
+            told = bits_per_token(model, *asked, generator=own, steps=steps, order="random", mask_id=mask_id)
             bits[steps] += told * int(unknown[part].sum()) / int(unknown.sum())
-        parts.append(hidden_predictions(model, tokens[part], unknown[part], mask_id=mask_id))
+        parts.append([found.cpu() for found in hidden_predictions(model, *asked, mask_id=mask_id)])
     log_p, true = (torch.cat(columns) for columns in zip(*parts, strict=True))
     bins = calibration(log_p, true)
     return Predictions(bits[1], bits[8], calibration_error(bins), bins)

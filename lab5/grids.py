@@ -234,9 +234,8 @@ def _one_at_a_time(best: DecodeConfig) -> list[Comparison]:
     others |= {f"temperature: {t}": {"temperature": t} for t in (0.25, 0.75, 1.0)}
     others |= {f"choice temperature: {t:g}": {"choice_temperature": t} for t in (0.0, 1.0, 10.0)}
     others |= {"seen: no hints": {"hints": False}, "seen: no evidence": {"evidence": 0.0}}
-    others["budget: entropy"] = {"budget": "entropy"}
-    others["budget: threshold"] = {"budget": "threshold"}
-    others["re-masking: 0.1"] = {"remask": 0.1}
+    others |= {f"budget: {name}": {"budget": name, "remask": 0.0} for name in ("entropy", "threshold")}
+    others["re-masking: 0.1"] = {"remask": 0.1, "budget": "schedule"}
     others["correcting rounds: 2"] = {"rounds": 2}
     found = []
     for label, settings in others.items():

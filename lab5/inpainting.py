@@ -19,20 +19,26 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lab5.commands import choose_pair
-from lab5.config import Config, DecodeConfig
+from lab5.config import SEEDS, Config, DecodeConfig
 from lab5.data import Dataset, open_masked
 from lab5.decoder import DecodeStep
-from lab5.filling import baselines, decode_holes, to_pictures
-from lab5.gamma import SCHEDULES
-from lab5.outputs import Picture, draw_masks, draw_steps, existing, print_table, to_image, write_pictures
-from lab5.pasting import PASTES, paste_known
+from lab5.filling import baselines, check_decode, decode_holes, to_pictures
+from lab5.outputs import (
+    Picture,
+    draw_masks,
+    draw_steps,
+    existing,
+    print_table,
+    remove_pictures,
+    to_image,
+    write_pictures,
+)
+from lab5.pasting import paste_known
 from lab5.pipeline import Pair, get_dataset, get_features
-from lab5.samplers import CODES, ORDERS
 from lab5.scores import Scorer
-from lab5.tokenizer import FILLS
 from lab5.toycats import random_holes
 
-CHOICES = {"schedule": SCHEDULES, "codes": CODES, "order": ORDERS, "fill": FILLS, "paste": PASTES}
+STEPS = ("mask_scheduling", "imga")
 VAL_HOLES = 3_000_000  # seed of the holes in validation images: those of the validation loss
 
 Folders = tuple[Path | None, Path | None]
@@ -49,9 +55,11 @@ def inpaint(
     are in `out` already are replaced with `overwrite` and refused without.
     """
     decode, seed = config.decode, config.seed if seed is None else seed
-    _check_decode(decode)
+    check_decode(decode)
+    if not 0 <= seed <= SEEDS:
+        raise ValueError(f"--seed must lie in 0..{SEEDS}, not {seed}")
     results = f"{split}_results{'' if decode.paste == 'none' else '_pasted'}"
-    _check_output(out, results, show_steps, overwrite)
+    there = _check_output(out, results, show_steps, overwrite)
     data = _open_images(config, split, folders)
     n = _how_many(len(data.test), split, n, share)
     pair = choose_pair(config, data, weights, vqgan, transformer)
@@ -64,6 +72,8 @@ def inpaint(
     filled = _fill(pair, data, n, decoding, decode)
     shown = n if show_steps is None else min(show_steps, n)
     write_pictures(out, chain(_results_of(filled, results), _steps_of(filled, pair, shown)))
+    if there and not shown:  # the steps of another decoding than the results would be beside them
+        remove_pictures(out, STEPS)
     print(f"{n} pictures in {out / results}: weights {pair.weights}, seed {seed}, device {config.device}")
     if split == "test" and n == len(data.test) < (given := data.given.get("test", 0)):
         print(f"these are the first {n} of {given} test images: --set data.test={given} takes all")
@@ -79,20 +89,15 @@ def inpaint(
 # --- what is refused --------------------------------------------------------------------------------------------
 
 
-def _check_decode(decode: DecodeConfig) -> None:
-    for setting, known in CHOICES.items():
-        if (name := getattr(decode, setting)) not in known:
-            raise ValueError(f"decode.{setting} must be one of {', '.join(known)}, not {name!r}")
-    if decode.batch < 1:
-        raise ValueError(f"decode.batch must be at least 1, not {decode.batch}")
-
-
-def _check_output(out: Path, results: str, show_steps: int | None, overwrite: bool) -> None:
+def _check_output(out: Path, results: str, show_steps: int | None, overwrite: bool) -> bool:
+    """Whether there are results to be replaced."""
     if show_steps is not None and show_steps < 0:
         raise ValueError(f"--show-steps takes the number of images to show, at least 1, not {show_steps}")
-    folders = [results] if show_steps == 0 else [results, "mask_scheduling", "imga"]
-    if not overwrite and (there := existing(out, folders)):
+    folders = [results] if show_steps == 0 else [results, *STEPS]
+    there = existing(out, folders)
+    if there and not overwrite:
         raise ValueError(f"{there} holds results already: choose another --out, or replace them with --overwrite")
+    return there is not None
 
 
 # --- which images -----------------------------------------------------------------------------------------------
@@ -175,8 +180,9 @@ def _steps_of(filled: Filled, pair: Pair, shown: int) -> Iterator[Picture]:
             image, hole = (x[i].expand(before, *x[i].shape) for x in (filled.images, filled.holes))
             earlier = to_pictures(pair.tokenizer, filled.tokens[:-1, i], image, hole, filled.decode)
             pictures = torch.cat([earlier, pictures])
-        yield Picture(f"mask_scheduling/test_{number}.png", draw_masks(filled.masked[:, i]))
-        yield Picture(f"imga/test_{number}.png", draw_steps(filled.images[i], pictures))
+        of_masks, of_images = STEPS
+        yield Picture(f"{of_masks}/test_{number}.png", draw_masks(filled.masked[:, i]))
+        yield Picture(f"{of_images}/test_{number}.png", draw_steps(filled.images[i], pictures))
 
 
 def _describe(decode: DecodeConfig) -> str:

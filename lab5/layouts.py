@@ -178,7 +178,7 @@ def read_own(path: Path, folders: dict[str, list[str]]) -> Arrays:
     for name, image in read_images(path, names):
         if image.mode.startswith(("I", "F")):
             raise ValueError(f"{name} in {path} has pixels of type {image.mode}; save it with 8 bits per channel")
-        upright = ImageOps.exif_transpose(image).convert("RGB")
+        upright = _upright(image).convert("RGB")
         square = _square(upright, Image.Resampling.LANCZOS).transpose(2, 0, 1)
         if stencil := stencils.get(PurePosixPath(name).stem):
             tests.append((square, *_with_hole(f"{name} in {path}", upright, stencil)))
@@ -229,6 +229,14 @@ def _with_hole(what: str, picture: Image.Image, stencil: _Stencil) -> tuple[np.n
     if hole.all() or not hole.any():
         raise ValueError(f"{what}: of the square in its middle {stencil.name} says that all is missing, or nothing")
     return square, hole, under.size > 0 and bool((under.std(1) > FLAT).any())
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """As the camera was held, where the photograph says it legibly."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # damaged EXIF data fail in many ways, and the pixels are fine
+        return image
 
 
 def _square(image: Image.Image, resampling: Image.Resampling) -> np.ndarray:

@@ -9,6 +9,7 @@ It knows neither how they are decoded, nor what comes of it.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import takewhile
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from lab5 import checkpoint
@@ -17,6 +18,7 @@ from lab5.data import Dataset
 from lab5.objectives import validate
 from lab5.pipeline import Pair, make_pair, train_transformer, validation
 from lab5.recipes import all_settings
+from lab5.states import differences
 from lab5.tokenizer import Tokenizer
 from lab5.training import Training
 from lab5.workers import spread
@@ -45,11 +47,13 @@ def train_networks(config: Config, data: Dataset, tokenizer: Tokenizer, network:
     training = train_transformer(config, data, tokenizer)
     files = {step: training.folder / f"after-{step}.safetensors" for step in sorted(network.stops)}
     for stop, file in files.items():
-        if not file.exists() and not _train_to(training, stop):
+        settings = training.settings | {"after": stop}
+        if _is_of(file, settings):
+            continue
+        if not _train_to(training, stop):
             training.forget()  # it is beyond: the same steps again give the same weights
             _train_to(training, stop)
-        if not file.exists():
-            checkpoint.save_transformer(file, training.model, settings=training.settings | {"after": stop})
+        checkpoint.save_transformer(file, training.model, settings=settings)
     models = [checkpoint.load_transformer(file).to(config.device) for file in files.values()]
     models.append(training.run().model)
     return {name: make_pair(tokenizer, model, name) for name, model in zip(network.names(), models, strict=True)}
@@ -65,6 +69,14 @@ def train_all(
 
 def _train_one(shared: tuple[Config, Dataset, Tokenizer], network: Network) -> dict[str, Pair]:
     return train_networks(*shared, network)
+
+
+def _is_of(file: Path, settings: dict[str, Any]) -> bool:
+    """Whether a network is there, whole, and was trained by these settings and this version of the code."""
+    try:
+        return file.exists() and not differences(checkpoint.load(file)[1].get("settings", {}), settings)
+    except ValueError:
+        return False
 
 
 def _train_to(training: Training, stop: int) -> bool:

@@ -65,6 +65,15 @@ def existing(out: Path, folders: Iterable[str]) -> Path | None:
     return next((out / folder for folder in folders if any((out / folder).glob("*_*.png"))), None)
 
 
+def remove_pictures(out: Path, folders: Iterable[str]) -> None:
+    """What `existing` finds, and folders that are empty without it."""
+    for folder in folders:
+        for picture in (out / folder).glob("*_*.png"):
+            picture.unlink()
+        if (out / folder).is_dir() and not any((out / folder).iterdir()):
+            (out / folder).rmdir()
+
+
 class Picture(NamedTuple):
     """A file to be, such as "test_results/image_000.png"; its comment goes into it as text beside the pixels."""
 

@@ -52,9 +52,10 @@ def write_index(
     """Write `out/index.html` from the metrics, `out/figures/` and the chapters that were executed, by file stem."""
     failed = metrics.get("failed")
     stopped = f'<p class="stopped">{escape(failed["message"])}</p>' if failed else ""
+    cover = figure(out / "figures" / COVER, "cover") if COVER.partition("-")[0] in executed else ""
     opening = f"""<h1 id="result">What is behind the hole?</h1>
 <p class="lead">MaskGIT inpainting, taught, trained and measured in {len(chapters)} chapters.</p>
-{overview.facts(metrics)}{stopped}{figure(out / "figures" / COVER, "cover")}"""
+{overview.facts(metrics)}{stopped}{cover}"""
     if table := overview.scores(metrics.get("inpainting", {})):
         opening += f"<h2>How good are the fills?</h2>{table}"
     cards = "".join(_card(out, metrics, executed, stem, name) for stem, name in chapters)
@@ -135,7 +136,7 @@ def add_pdf(index: Path) -> None:
 
 def _card(out: Path, metrics: dict[str, Any], executed: dict[str, Chapter], stem: str, name: str) -> str:
     """A chapter: its question, a figure, its answer. One that did not run to its end has only the question."""
-    if stem not in metrics["seconds"]:
+    if stem not in executed:
         partial = metrics.get("failed", {}).get("notebook") == stem
         what = f'<a href="{escape(stem)}.html">stopped: the partial page</a>' if partial else "not run"
         return f'<article class="card"><h3>{inline(name)}</h3><p>{what}</p></article>'

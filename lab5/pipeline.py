@@ -44,7 +44,7 @@ def train_vqgan(config: Config, data: Dataset) -> Training | Given:
         return given_vqgan(config, Path(config.stage1.file))
     settings = {"vqgan": dataclasses.asdict(config.vqgan), "data": data.fingerprint}
     perceptual = None
-    if config.stage1.perceptual and data.name == "toycats":
+    if config.stage1.perceptual and data.attributes:
         perceptual = PerceptualDistance(load_classifier().body[:9])  # its three finest maps
         settings["judge"] = _weights_hash(perceptual)
     return Training(
@@ -236,7 +236,7 @@ class Pair(NamedTuple):
 def open_pair(config: Config, data: Dataset, weights: str = "pretrained") -> Pair:
     """The committed pair ("pretrained"), or the one that this profile trains ("trained"), training it if need be."""
     if weights == "pretrained":
-        if data.name != "toycats":
+        if not data.attributes:
             raise ValueError(f"the pretrained pair knows toy cats only: for {data.name} take weights 'trained'")
         folder = pretrained_folder()
         return load_pair(config, folder / "vqgan.safetensors", folder / "transformer.safetensors", weights)

@@ -32,8 +32,11 @@
     field.dispatchEvent(new Event("input", { bubbles: true }));
     field.dispatchEvent(new Event("change", { bubbles: true }));
   };
-  canvas.onpointerdown = event => { canvas.setPointerCapture(event.pointerId); before = null; stroke(...at(event)); };
+  canvas.onpointerdown = event => {
+    if (!event.isPrimary || event.button) return; // one finger, and the left button
+    canvas.setPointerCapture(event.pointerId); before = null; stroke(...at(event));
+  };
   canvas.onpointermove = event => { if (canvas.hasPointerCapture(event.pointerId)) stroke(...at(event)); };
-  canvas.onpointerup = event => { canvas.releasePointerCapture(event.pointerId); send(); };
+  canvas.onlostpointercapture = send; // a stroke that ends, or that the system ends
   show();
 })

@@ -150,11 +150,11 @@ class _Controls:
         began = time.monotonic()
         try:
             shown = self.game.fill(self.samples.value)
-        except ValueError as error:
+        except (ValueError, MemoryError) as error:
             self.said.value = str(error)
-            self.result.children = ()
+            self._show()
             return
-        self.result.children = (shown.live(),)
+        self._show(shown.live())
         took, share = time.monotonic() - began, float(self.game.hole.double().mean())
         self.said.value = f"{share:.0%} of the pixels missing, filled {self.samples.value} times in {took:.1f} s"
 
@@ -162,20 +162,31 @@ class _Controls:
         self.game.image, hole = self.game.of_dataset(self.number.value)
         self._choose(hole)
 
+    def _show(self, *results: ipywidgets.Widget) -> None:
+        """In place of the earlier ones, which kernel and browser would otherwise keep, with all their pictures."""
+        before, self.result.children = self.result.children, results
+        for widget in before:
+            widget.close()
+
     def _choose(self, hole: Bool[Tensor, "64 64"]) -> None:
         self.game.hole = hole
         self._show_board()
+        self.drawn.value = _digits(hole)  # so that a stroke back to what was drawn before is a change too
         self.refill()
 
     def _draw(self, digits: str) -> None:
-        self.game.hole = _hole(digits)
-        self.refill()
+        hole = _hole(digits)
+        if not torch.equal(hole, self.game.hole):  # else it was chosen, not drawn
+            self.game.hole = hole
+            self.refill()
 
     def _roll(self) -> None:
         self.game.seed += 1
         self.refill()
 
     def _show_board(self) -> None:
+        """Anew in any case: what was drawn on the old one is known to the browser alone."""
+        self.board.value = ""
         self.board.value = board(self.game.image, self.game.hole)
 
 

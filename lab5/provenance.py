@@ -5,6 +5,7 @@ It does not run anything.
 
 import dataclasses
 import importlib.metadata
+import json
 import platform
 import shlex
 import subprocess
@@ -69,3 +70,11 @@ def private(parameters: Mapping[str, Any]) -> dict[str, str]:
     if len(home) > 1:  # "/" would be found in everything
         told |= {f"{home}/": "~/"}
     return dict(sorted(told.items(), key=lambda item: -len(item[0])))
+
+
+def without(text: str, private: Mapping[str, str]) -> str:
+    """The text with what is shown instead of `private` texts, as they are and as JSON may write them."""
+    for words, shown in private.items():
+        for ascii_only in (False, True):
+            text = text.replace(*(json.dumps(part, ensure_ascii=ascii_only)[1:-1] for part in (words, shown)))
+    return text

@@ -19,8 +19,8 @@ def taken_back(
     """During the decoding: each generated token with probability eta (1 - alpha_s) / alpha_t, at most 1.
 
     ReMDM (Wang et al. 2025, arXiv 2503.00307) as in its code for MaskGIT, where alpha_t is the share generated before
-    the step and 1 - alpha_s the share masked after it; here both are counted. Never more than `left`, the number of
-    tokens that the plan has masked after the step.
+    the step and 1 - alpha_s the share masked after it; here both are counted. Early on, when few are generated, that
+    is far more than eta. Never more than `left`, the number of tokens that the plan has masked after the step.
     """
     chance = eta * left / generated.sum(dim=1).clamp(min=1)
     draw = uniform(tuple(generated.shape), generator, generated.device).masked_fill(~generated, torch.inf)

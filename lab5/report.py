@@ -7,6 +7,7 @@ It does not know what a notebook does or what its numbers mean, nor how a page l
 
 import ast
 import os
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ from lab5.config import ROOT, Config, configure
 from lab5.durable import InUseError, locked
 from lab5.pdf import print_pdf
 from lab5.progress import TYPICAL, Progress
-from lab5.provenance import private, provenance
+from lab5.provenance import private, provenance, without, without_folder
 from lab5.results import copy_figures, read_metrics, record, show, write_json, write_metrics
 
 __all__ = ["ReportError", "record", "run_report", "show"]
@@ -56,11 +57,12 @@ def run_report(
     cell that fails or a folder that cannot be written raises ReportError.
     """
     config, paths, values, given = plan(profile, parameters or {}, only=only, notebooks=notebooks)
-    repeat = provenance(config.profile, given)
     try:
         out = Path(out).resolve()
         with locked(out):
-            _begin(out, config.profile, config.device, repeat, keep=bool(only))
+            kept = _kept(out, config.profile, paths, given) if only else {}
+            repeat = provenance(config.profile, kept.get("repeat", {}).get("parameters", {}) | given)
+            _begin(out, config.profile, config.device, repeat, kept)
             index = _run(paths, values, out, CELL_SECONDS.get(config.profile, 3600), private(given))
             if pdf:
                 _print(index)
@@ -86,26 +88,48 @@ def plan(
     Raises ValueError for what cannot be run.
     """
     config = configure(profile)
+    if "profile" in parameters:
+        raise ValueError("the profile of a report is what --profile says; it is not one of its parameters")
     paths = _select(Path(notebooks), only)
-    values = _share_out({"profile": config.profile, **parameters}, paths)
+    values = _share_out({"profile": config.profile, **parameters}, paths, _select(Path(notebooks), None))
     given = {name: value for own in values.values() for name, value in own.items() if name != "profile"}
     provenance(config.profile, given)
     return config, paths, values, given
 
 
-def _begin(out: Path, profile: str, device: str, repeat: dict[str, Any], keep: bool) -> None:
-    """Lay out the folder and its metrics: new ones, or with `keep` those of an earlier run of this profile."""
+def _kept(out: Path, profile: str, paths: list[Path], given: dict[str, Any]) -> dict[str, Any]:
+    """The metrics of the run in the folder, of which some notebooks are run again; {} where there is none.
+
+    Raises ValueError where that run was another one: the parts would not belong together.
+    """
+    metrics, again = read_metrics(out), {path.stem for path in paths}
+    if not metrics:
+        return {}
+    there = {"profile": metrics.get("profile", profile)} | metrics.get("repeat", {}).get("parameters", {})
+    here = {"profile": profile} | {name: without_folder(value) for name, value in given.items()}
+    seconds = {stem: value for stem, value in metrics.get("seconds", {}).items() if stem not in again}
+    staying = [path for path in paths[0].parent.glob("*.ipynb") if path.stem in seconds]
+    theirs, ours = ({k: v for path in some for k, v in _defaults(path).items()} for some in (staying, paths))
+    for name in ["profile", *sorted(ours.keys() & theirs.keys())]:
+        before, now = (run.get(name, ours.get(name)) for run in (there, here))
+        if before != now:
+            raise ValueError(
+                f"{out} holds a run with {name} = {before!r}, of which no part can be run again with {name} = {now!r}: "
+                "give the same, run all notebooks, or choose another folder"
+            )
+    return {key: value for key, value in metrics.items() if key != "failed"} | {"seconds": seconds}
+
+
+def _begin(out: Path, profile: str, device: str, repeat: dict[str, Any], kept: dict[str, Any]) -> None:
+    """Lay out the folder and its metrics: with what is `kept` of an earlier run, or without anything of it."""
     (out / "figures").mkdir(parents=True, exist_ok=True)
     metrics = read_metrics(out)
-    if metrics.get("profile", profile) != profile:
-        if keep:
-            raise ValueError(
-                f"{out} holds a run of profile {metrics['profile']!r}, of which no part can be run again with "
-                f"profile {profile!r}: run all notebooks, or choose another folder"
-            )
-        metrics = {}
-    expected = TYPICAL.get(profile, {}) | metrics.get("expected_seconds", {}) | metrics.get("seconds", {})
-    kept = {key: value for key, value in metrics.items() if key != "failed"} if keep else {}
+    earlier = metrics if metrics.get("profile") == profile else {}
+    expected = TYPICAL.get(profile, {}) | earlier.get("expected_seconds", {}) | earlier.get("seconds", {})
+    (out / pages.PDF).unlink(missing_ok=True)
+    if not kept:
+        for page in out.glob("[0-9][0-9]_*.html"):
+            page.unlink()
     fresh = {"profile": profile, "device": device, "seconds": kept.get("seconds", {}), "total_seconds": 0.0}
     versions, repeat = repeat["versions"], {key: value for key, value in repeat.items() if key != "versions"}
     write_metrics(out, kept | fresh | {"versions": versions, "repeat": repeat, "expected_seconds": expected})
@@ -126,10 +150,13 @@ def _run(
     for path in paths:
         stopped = ""
         started, began = time.time(), time.monotonic()
+        shutil.copy(path, out / path.name)  # what there is to show where not even a kernel starts
         try:
             _execute(path, out / path.name, values[path], progress, limit)
         except (PapermillExecutionError, CellTimeoutError, DeadKernelError) as error:
-            stopped = f"{path.name} stopped in {progress.where}: {_reason(error, limit)}."
+            stopped = without(f"{path.name} stopped in {progress.where}: {_reason(error, limit)}.", private)
+        except RuntimeError as error:  # of jupyter_client: the kernel did not answer
+            stopped = without(f"{path.name} did not start: {error}.", private)
         progress.finish(stopped)
         if "LAB5_FIGURES_DIR" not in _environment(out):
             copy_figures(path.stem, out / "figures", since=started)
@@ -142,8 +169,7 @@ def _run(
         metrics["total_seconds"] = round(sum(metrics["seconds"].values()), 1)
         write_metrics(out, metrics)
         chapter = Chapter(out / path.name, path.parent, private, out / "figures")
-        (out / f"{path.stem}.html").touch()
-        there = [named for named in chapters if (out / f"{named[0]}.html").exists()]
+        there = [named for named in chapters if named[0] in (*executed, path.stem)]
         for stem, told in (executed | {path.stem: chapter}).items():
             pages.write_chapter(out / f"{stem}.html", told, there, stopped if stem == path.stem else "")
         if not stopped:
@@ -174,10 +200,13 @@ def _select(notebooks: Path, only: Sequence[str] | None) -> list[Path]:
     return [path for path in paths if not only or path.stem.startswith(tuple(only))]
 
 
-def _share_out(values: dict[str, str], paths: list[Path]) -> dict[Path, dict[str, Any]]:
-    """To each notebook the values that its parameters cell declares, as the type of the default there."""
+def _share_out(values: dict[str, str], paths: list[Path], every: list[Path]) -> dict[Path, dict[str, Any]]:
+    """To each notebook the values that its parameters cell declares, as the type of the default there.
+
+    Names that none of `every` notebook declares are refused; those of one that is not run go nowhere.
+    """
     declared = {path: _defaults(path) for path in paths}
-    known = {name for defaults in declared.values() for name in defaults}
+    known = {name for path in every for name in _defaults(path)}
     for name in values.keys() - known - {"profile"}:
         raise ValueError(f"no notebook declares a parameter {name!r}; declared are {sorted(known)}")
     return {

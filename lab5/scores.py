@@ -146,6 +146,7 @@ class Scorer:
         self.tokenizer = tokenizer
         self.tokens = None if tokenizer is None else tokenizer.encode(self.truth)
         self.natural = across_edge(self.truth, self.holes)
+        self.dataset = dataset.name
         self.data = f"{dataset.name} {_digest(self.truth, self.holes, network)}"
 
     @property

@@ -52,7 +52,8 @@
     view.onpointerleave = () => { if (!pinned) { aimed = null; show(); } };
     view.onclick = event => {
       const cell = cellAt(event);
-      pinned = !(pinned && cell === aimed); aimed = cell; show(); range.focus();
+      pinned = !(pinned && cell === aimed); // a finger that lets go of a cell points at none
+      aimed = pinned || event.pointerType === "mouse" ? cell : null; show(); range.focus({ preventScroll: true });
     };
   });
   button.onclick = play;

@@ -151,7 +151,7 @@ class DecodeConfig:
     count_base: str = "hole"  # what the schedule's shares are of; "current" = what is masked, which compounds
     budget: str = "schedule"  # tokens per step; "entropy", "threshold" = as many as are safe within `limit`
     limit: float = 0.5  # of the budget: nats for "entropy", a probability for "threshold"
-    remask: float = 0.0  # ReMDM's eta: chance of generated tokens to be masked again
+    remask: float = 0.0  # ReMDM's eta: how likely generated tokens are masked again
     rounds: int = 0  # of correction after the steps, each of two passes of the model
     redo: float = 0.1  # share of the hole that a round of correction decodes again
     dilate: int = 0  # rings of known tokens around the hole that are hidden too, because it has leaked into them

@@ -274,9 +274,9 @@ def kl(a: Float[Tensor, "..."], b: Float[Tensor, "..."]) -> float:
 def laws_by_steps(steps: Sequence[int] = range(1, 7), choice_temperature: float = 4.5) -> dict[str, Any]:
     """Every order's law of a world of 2x3 tokens beside the truth, for each T, and the exponents of what MaskGIT's
     order commits first of 2, 8 and 128 positions: the arguments of `lessonplots.sampler_laws`."""
-    world = neighbours(2, 3)
-    truth, p = world.probabilities, (0.7, 0.3)
-    laws = {order: [exact_law(world, schedule="linear", steps=T, order=order) for T in steps] for order in ENUMERATED}
+    world, p = neighbours(2, 3), (0.7, 0.3)
+    settings = {"schedule": "linear", "choice_temperature": choice_temperature}
+    laws = {order: [exact_law(world, steps=T, order=order, **settings) for T in steps] for order in ENUMERATED}
     measures: dict[str, Callable[[Tensor, Tensor], float]] = {
         "total variation from the truth": total_variation,
         "KL divergence of the truth": kl,
@@ -286,7 +286,7 @@ def laws_by_steps(steps: Sequence[int] = range(1, 7), choice_temperature: float 
     return {
         "steps": steps,
         "distances": {
-            name: {order: [measure(truth, law) for law in laws[order]] for order in laws}
+            name: {order: [measure(world.probabilities, law) for law in laws[order]] for order in laws}
             for name, measure in measures.items()
         },
         "exponents": {

@@ -48,8 +48,11 @@ def save_state(
     for i, state in parts.optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{i}.{k}": v for k, v in state.items()}
     meta = {"step": step, "settings": settings, "scaler": parts.scaler.state_dict(), **facts}
-    checkpoint.save(path.with_name(f"{path.name}-{step}"), tensors, meta)
-    for old in state_files(path)[KEPT:]:
+    newest = path.with_name(f"{path.name}-{step}")
+    checkpoint.save(newest, tensors, meta)
+    files = state_files(path)
+    at = files.index(newest)  # those of later steps were damaged, or training would have gone on from them
+    for old in files[:at] + files[at + KEPT :]:
         old.unlink(missing_ok=True)
 
 

@@ -240,11 +240,13 @@ def write_table(table: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def read_table(table: Path) -> list[Row]:
     """The rows of a CSV, numbers as numbers and an empty field as None."""
     with table.open(newline="", encoding="utf-8") as file:
-        return [{key: _value(text) for key, text in line.items()} for line in csv.DictReader(file)]
+        return [{key: _value(key, text) for key, text in line.items()} for line in csv.DictReader(file)]
 
 
-def _value(text: str) -> Any:
+def _value(key: str, text: str) -> Any:
     """A table's field as it was before it became text."""
+    if key == "code":  # eight digits, which may look like a number
+        return text
     if text in ("True", "False"):
         return text == "True"
     for kind in (int, float):

@@ -3,6 +3,7 @@
 It computes nothing itself: it trains what a grid asks for, runs it over processes, and writes its tables.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from lab5 import grids
 from lab5.commands import choose_pair
 from lab5.config import Config, data_folder
 from lab5.drawings import save_figure, study_figures
-from lab5.filling import decode_holes, to_pictures
+from lab5.filling import check_decode, decode_holes, to_pictures
 from lab5.findings import Findings, baseline_rows, claim_rows, effect_rows, find, luck, network_rows
 from lab5.grids import Grid
 from lab5.networks import train_all
@@ -39,6 +40,8 @@ from lab5.study import (
 )
 from lab5.tokenizer import fill_holes
 
+LEAST = 8  # images; of fewer, a resample may hold one alone, and KID needs two
+
 
 def study(
     config: Config, table: Path | None, *, grid: str, jobs: int, weights: str, vqgan: Path | None,
@@ -48,8 +51,11 @@ def study(
 
     Every finished decoding is kept on disk, whatever becomes of the rest: given again, the command goes on from them.
     """
+    check_decode(config.decode)
     table = table or data_folder() / "runs" / f"study-{grid}.csv"
     data = get_dataset(config)
+    if (known := int(data.whole.sum())) < LEAST:
+        raise ValueError(f"a study needs at least {LEAST} test images whose truth is known; {data.name} has {known}")
     pair = choose_pair(config, data, weights, vqgan, transformer)
     features = get_features(config, pair.tokenizer)
     parts = {
@@ -66,6 +72,8 @@ def study(
     results: list[Result] = []
     for part in parts:
         scorer = Scorer(data, features, config.study.images * part.images, tokenizer=pair.tokenizer)
+        if (asked := config.study.images * part.images) > (there := len(scorer.truth)):
+            print(f"{asked} images asked for, {there} are there: data.test has more of them", file=sys.stderr)
         decoded = _decoded(part, pairs, scorer, config.study.seeds, jobs)
         found.append(find(part, decoded, scorer, pair))
         results += decoded
@@ -82,7 +90,8 @@ def study(
     for name, rows in tables.items():
         if rows:
             write_table(table.with_name(f"{table.stem}-{name}.csv"), [row | told for row in rows])
-    figures = study_figures(tables["effects"], tables["claims"], tables["networks"], _made(results))
+    made = "weights {weights}, {profile}, device {device}, code {code}".format(**told)
+    figures = study_figures(tables["effects"], tables["claims"], tables["networks"], made)
     if pairs.keys() >= RECIPES.keys():
         figures["recipes"] = _recipes(pairs, scorer)
     for name, figure in figures.items():
@@ -120,7 +129,9 @@ def _recipes(pairs: dict[str, Pair], scorer: Scorer, image: int = 0, at: Sequenc
             shown += [to_pictures(pairs[name].tokenizer, state.filled, *one, decode) for state in states]
         rows[name] = torch.cat([given, *shown, truth])
     titles = ["given", *(f"{schedule}\nt = {t}" for schedule in grids.LAB_SCHEDULES for t in at), "truth"]
-    return decode_grid(rows, titles, caption=f"toy cat {image}, every recipe's own decoding in 8 steps, seed 0")
+    number = int(scorer.places[image])
+    caption = f"test image {number} of {scorer.dataset}, every recipe's own decoding in {max(at)} steps, seed 0"
+    return decode_grid(rows, titles, caption=caption)
 
 
 def _print(

@@ -6,7 +6,7 @@ a colour says a shape or a word says too. It knows no model and computes no scor
 
 import textwrap
 from collections.abc import Sequence
-from itertools import cycle
+from itertools import cycle, pairwise
 from typing import Any
 
 import numpy as np
@@ -113,7 +113,6 @@ def effects(
     *,
     label: str = "label",
     group: str = "",
-    margin: float = 0.0,
     limit: float | None = None,
     digits: int = 2,
     xlabel: str = "",
@@ -124,11 +123,11 @@ def effects(
     """A forest plot: under each row's label its effect around zero, with interval, numbers and verdict.
 
     `rows` are those of a table, with the columns `value`, `<value>_low`, `<value>_high`, `label`, and where there are
-    such, `verdict` and `group`, under whose values they stand together. A row without `value` was not measured. What
-    lies within ± `margin`, which is shaded, is too small to matter. `sides` say what it means to lie left and right
-    of zero. Beyond `limit` an interval ends in an arrow; its numbers tell all. What has no verdict is black where its
-    interval excludes zero, else grey. Raises ValueError unless some row is measured, and for an effect outside its
-    interval.
+    such, `margin`, `verdict` and `group`, under whose values they stand together. A row without `value` was not
+    measured. What lies within ± the margin, which is shaded, is too small to matter. `sides` say what it means to lie
+    left and right of zero. Beyond `limit` an interval ends in an arrow; its numbers tell all. What has no verdict is
+    black where its interval excludes zero, else grey. Raises ValueError unless some row is measured, and for an effect
+    outside its interval.
     """
     measured = [row for row in rows if row.get(value) is not None]
     if not measured:
@@ -140,20 +139,24 @@ def effects(
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault(str(row[group]) if group else "", []).append(row)
-    limit = limit or 1.08 * max([margin, *(abs(row[f"{value}_{end}"]) for row in measured for end in ("low", "high"))])
+    ends = [abs(row[f"{value}_{end}"]) for row in measured for end in ("low", "high")]
+    limit = limit or 1.08 * max(ends + [row.get("margin", 0.0) for row in rows])
     with styled(7.6, 1.0, caption) as figure:  # as high as the rows will need
         axis = figure.subplots()
-        axis.axvspan(-margin, margin, color="#ececec", lw=0)
         axis.axvline(0, color=INK, lw=1)
-        place = 0.0
+        place, shaded = 0.0, [(-0.5, 0.0)]  # where a margin begins, and how large it is
         for name, members in groups.items():
             if group:
                 _text(axis, name, place + 0.2, 0.0, weight="bold", fontsize=10)
                 place += 0.9
             for row in members:
+                if (margin := row.get("margin", 0.0)) != shaded[-1][1]:
+                    shaded.append((place - 0.25 if len(shaded) > 1 else -0.5, margin))
                 place = _effect(axis, row, value, textwrap.wrap(row[label], WIDTH), place, limit, digits)
         figure.set_figheight(0.4 * place + 1.0)
         axis.set(xlim=(-limit, limit), ylim=(place - 0.1, -0.5), yticks=[], xlabel=xlabel)
+        for (top, margin), (bottom, _) in pairwise([*shaded, (place - 0.1, 0.0)]):
+            axis.fill_betweenx([top, bottom], -margin, margin, color="#ececec", lw=0, zorder=0)
         axis.set_title(title, pad=20 if any(sides) else 6)
         axis.spines["left"].set_visible(False)
         for x, side, text in ((0, "left", f"← {sides[0]}"), (1, "right", f"{sides[1]} →")) if any(sides) else ():

@@ -27,6 +27,9 @@ from lab5.results import read_metrics
 TRAINED_BY = ("seed", "dataset")  # runs that agree in these share trained networks: only one of them may train
 NUMBERS = {"score": "score", "hole_psnr_db": "hole PSNR, dB", "attribute_accuracy": "attributes read right"}
 ROWS = ("pretrained", "trained_from_scratch")  # of a run's results, the first that it has is compared
+STOPPED = 1  # the exit code of a report of which a notebook failed
+
+Codes = dict[Path, int]  # of the runs that have ended, by folder
 
 
 class Run(NamedTuple):
@@ -96,62 +99,90 @@ def run_sweep(
     out.mkdir(parents=True, exist_ok=True)
     print(f"{len(runs)} runs, {workers} at once, in {out}", file=sys.stderr)
 
-    writing = threading.Lock()
+    codes: Codes = {}
+    writing, stopping = threading.Lock(), threading.Event()
 
     def follow(chain: list[Run]) -> None:
         for run in chain:
-            _start(run, config.profile, fixed, only, max(1, cores // workers))
+            code = _follow(_start(run, config.profile, fixed, only, max(1, cores // workers)), stopping)
             with writing:
-                print(f"{run.name}: {_told(run)}", file=sys.stderr)
-                write_overview(out, runs)
+                codes[run.folder] = code
+                print(f"{run.name}: {_told(run, codes)}", file=sys.stderr)
+                write_overview(out, runs, codes)
+            if stopping.is_set():
+                return
 
     with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(follow, chains.values()))
-    return write_overview(out, runs), [f"{run.name}: {_told(run)}" for run in runs if not _finished(run)]
+        following = [pool.submit(follow, chain) for chain in chains.values()]
+        try:
+            for chain in following:
+                chain.result()
+        except BaseException:
+            stopping.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+    failed = [f"{run.name}: {_told(run, codes)}" for run in runs if codes[run.folder] != 0]
+    return write_overview(out, runs, codes), failed
 
 
-def _start(run: Run, profile: str, fixed: dict[str, str], only: Sequence[str] | None, threads: int) -> None:
-    """One report in a process of its own; what it prints goes to `report.log` in its folder."""
+def _start(
+    run: Run, profile: str, fixed: dict[str, str], only: Sequence[str] | None, threads: int
+) -> subprocess.Popen:
+    """One report in a process of its own; what it prints goes to `report.log` in its folder.
+
+    It is in a group of its own too: Ctrl-C is for the sweep, which ends its runs.
+    """
     words = [word for name, value in (fixed | run.parameters).items() for word in ("-p", name, value)]
     words += ["--only", *only] if only else []
     command = [sys.executable, "-m", "lab5", "report", "--profile", profile, "--out", str(run.folder), *words]
     run.folder.mkdir(parents=True, exist_ok=True)
     with (run.folder / "report.log").open("w", encoding="utf-8") as log:
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-        subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=log, check=False)
+        own = {"process_group": 0} if os.name == "posix" else {}
+        return subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **own
+        )
 
 
-def _finished(run: Run) -> bool:
+def _follow(process: subprocess.Popen, stopping: threading.Event) -> int:
+    """Its exit code, when it has ended, by itself or because it was to."""
+    while (code := process.poll()) is None:
+        if stopping.wait(0.2):
+            process.terminate()  # a training keeps its state first
+            return process.wait()
+    return code
+
+
+def _told(run: Run, codes: Codes) -> str:
+    """What became of a run. What lies in its folder may be an earlier one's: only the exit code tells."""
+    if run.folder not in codes:
+        return "not yet"
     metrics = read_metrics(run.folder)
-    return bool(metrics.get("seconds")) and "failed" not in metrics
-
-
-def _told(run: Run) -> str:
-    metrics = read_metrics(run.folder)
-    if failed := metrics.get("failed"):
-        return failed["message"]
-    if not metrics.get("seconds"):
-        return f"not run, {run.folder / 'report.log'} says why" if (run.folder / "report.log").exists() else "not yet"
-    return f"done after {duration(metrics['total_seconds'])}"
+    if codes[run.folder] == 0:
+        return f"done after {duration(metrics['total_seconds'])}"
+    if codes[run.folder] == STOPPED and "failed" in metrics:
+        return metrics["failed"]["message"]
+    return f"stopped, {run.folder.name}/report.log says why"
 
 
 # --- the overview -------------------------------------------------------------------------------------------------
 
 
-def write_overview(out: Path, runs: list[Run]) -> Path:
+def write_overview(out: Path, runs: list[Run], codes: Codes) -> Path:
     """Write `out/sweep.html`: a table with a row per run, means over seeds, and the runs' pictures."""
-    rows = [(run, _numbers(run)) for run in runs]
+    done = [run for run in runs if codes.get(run.folder) == 0]
+    rows = [(run, _numbers(run) if run in done else {}) for run in runs]
     names = [name for name in NUMBERS if any(name in numbers for _, numbers in rows)]
     keys = list(runs[0].parameters)
     head = "".join(f'<th scope="col">{escape(key)}</th>' for key in [*keys, *(NUMBERS[name] for name in names)])
     body = "".join(
         f"<tr>{_cells(without_folder(run.parameters[key]) for key in keys)}"
-        f"{_cells(_number(numbers.get(name)) for name in names)}<td>{_link(run)}</td></tr>"
+        f"{_cells(_number(numbers.get(name)) for name in names)}<td>{_link(run, codes)}</td></tr>"
         for run, numbers in rows
     )
     what = next((numbers["what"] for _, numbers in rows if "what" in numbers), "")
     pictures = "".join(
-        f"<h3>{escape(run.name)}</h3>{_picture(run, out)}" for run in runs if (run.folder / "figures" / COVER).exists()
+        f"<h3>{escape(run.name)}</h3>{_picture(run, out)}" for run in done if (run.folder / "figures" / COVER).exists()
     )
     content = f"""<h1 id="runs">{len(runs)} runs</h1>
 <div class="scroll" tabindex="0"><table class="runs"><thead><tr>{head}<th scope="col">run</th></tr></thead>
@@ -207,9 +238,10 @@ def _cells(texts: Iterable[str]) -> str:
     return "".join(f"<td>{escape(str(text))}</td>" for text in texts)
 
 
-def _link(run: Run) -> str:
-    page = f'<a href="{escape(run.folder.name)}/index.html">{escape(_told(run))}</a>'
-    return page if (run.folder / "index.html").exists() else escape(_told(run))
+def _link(run: Run, codes: Codes) -> str:
+    told = escape(_told(run, codes))
+    there = run.folder in codes and (run.folder / "index.html").exists()
+    return f'<a href="{escape(run.folder.name)}/index.html">{told}</a>' if there else told
 
 
 def _picture(run: Run, out: Path) -> str:

@@ -9,7 +9,8 @@ It knows no transformer and no decoding.
 import hashlib
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -80,6 +81,17 @@ def fill_holes(
     return FILLS[fill](images.cpu(), holes.cpu())
 
 
+@contextmanager
+def _float32(device: torch.device) -> Iterator[None]:
+    """Neither autocast nor, in the convolutions of a GPU, TF32, whose 10 bits would flip codes that are near a tie."""
+    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
 PIECE = 256  # images between files of a token cache: minutes, for the lab's VQGAN on a CPU
 
 
@@ -104,13 +116,13 @@ class Tokenizer:
     def encode(self, images: UInt8[Tensor, "n 3 64 64"]) -> Int[Tensor, "n N"]:
         """Tokens 0..K-1 on the CPU."""
         device = next(self.vqgan.parameters()).device
-        with torch.autocast(device.type, enabled=False):
+        with _float32(device):
             return torch.cat([self.vqgan.encode(normalise(p).to(device)).cpu() for p in images.split(self.batch)])
 
     @torch.no_grad()
     def decode(self, tokens: Int[Tensor, "n N"]) -> UInt8[Tensor, "n 3 64 64"]:
         device = next(self.vqgan.parameters()).device
-        with torch.autocast(device.type, enabled=False):
+        with _float32(device):
             images = [denormalise(self.vqgan.decode(part.to(device))).cpu() for part in tokens.split(self.batch)]
         return (torch.cat(images) * 255).round().to(torch.uint8)
 
@@ -133,7 +145,7 @@ class Tokenizer:
         """
         device = next(self.vqgan.parameters()).device
         filled = fill_holes(images, holes, fill)
-        with torch.autocast(device.type, enabled=False):
+        with _float32(device):
             maps = [self.vqgan.latents(normalise(part).to(device)).cpu() for part in filled.split(self.batch)]
         latents = torch.cat(maps).flatten(2).transpose(1, 2) / self.vqgan.codebook.embedding.weight.std().cpu()
         missing = F.pixel_unshuffle(holes[:, None].float(), BLOCK).flatten(2).transpose(1, 2)
@@ -156,7 +168,8 @@ class Tokenizer:
         filled = fill_holes(images, holes, fill)
         rows = []
         for part, seen in zip(filled.split(self.batch), visible.split(self.batch), strict=True):
-            latents = self.vqgan.latents(normalise(part).to(device)).flatten(2).transpose(1, 2)
+            with _float32(device):
+                latents = self.vqgan.latents(normalise(part).to(device)).flatten(2).transpose(1, 2)
             distance = torch.cdist(latents, codes.expand(len(latents), -1, -1)).square().cpu()
             nearest, known = distance.amin(2), seen == 1
             known |= ~known.any(1, keepdim=True)  # without a known token, all count

@@ -120,6 +120,24 @@ def _constants(node: ast.Constant) -> Iterator[tuple[str, Callable[[ast.AST], No
         yield f"{value!r} -> {other!r}", lambda n, other=other: setattr(n, "value", other)
 
 
+class ShortestFirst:
+    """A plugin: what takes long comes last, for most changes are noticed by what takes no time."""
+
+    def __init__(self, kept: Path):
+        self.kept, self.took = kept, json.loads(kept.read_text()) if kept.exists() else {}
+
+    def pytest_collection_modifyitems(self, items: list) -> None:
+        items.sort(key=lambda item: self.took.get(item.name, 0))
+
+    def pytest_runtest_logreport(self, report) -> None:
+        name = report.nodeid.rpartition("::")[2]
+        self.took[name] = self.took.get(name, 0) + report.duration
+
+    def pytest_sessionfinish(self) -> None:
+        if not self.kept.exists():
+            self.kept.write_text(json.dumps(self.took))
+
+
 def outcome(folder: Path, test: str, limit: float) -> int | str:
     """The exit code of the tests in a fork, or "timeout"."""
     if (process := os.fork()) == 0:
@@ -131,7 +149,8 @@ def outcome(folder: Path, test: str, limit: float) -> int | str:
         try:
             import pytest
 
-            os._exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-W", "ignore", test])))
+            words = ["-x", "-q", "-p", "no:cacheprovider", "-W", "ignore", test]
+            os._exit(int(pytest.main(words, plugins=[ShortestFirst(folder / "took.json")])))
         finally:
             os._exit(99)
     end = time.monotonic() + limit
@@ -147,7 +166,6 @@ def outcome(folder: Path, test: str, limit: float) -> int | str:
 
 def main(module: str, minutes: float = 1e6) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
-    sys.dont_write_bytecode = True
     for package in ("cv2", "hypothesis.strategies", "matplotlib", "scipy.stats", "torchvision"):
         importlib.import_module(package)  # once, for all forks
     folder = Path(tempfile.gettempdir()) / f"mutation-{module}"
@@ -173,6 +191,8 @@ def main(module: str, minutes: float = 1e6) -> None:
     for name, text in todo:
         if name not in found and time.monotonic() - began < 60 * minutes:
             file.write_text(text, encoding="utf-8")
+            for compiled in file.parent.glob(f"__pycache__/{module}.*"):
+                compiled.unlink()  # two changes within a second may look alike
             found[name] = outcome(folder, test, limit)
             kept.write_text(json.dumps(found, indent=1))
     tried = {name: found[name] for name, _ in todo if name in found}

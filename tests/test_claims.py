@@ -48,6 +48,15 @@ def test_the_best_schedule_is_found_whichever_it_is():
             assert found[f"{name} is the best schedule"] == ("holds" if name == best else "does not hold: worse")
 
 
+def test_the_best_is_better_than_each_of_the_others_and_not_on_average_alone():
+    far = {"linear": 0.2, "cosine": 0.4, "square": 2.0}
+    found = said(QUICK, lambda point: far.get(point.decode.schedule, 0.3))
+    assert found["linear is the best schedule"] == "holds"
+    assert found["cosine is the best schedule"] == "does not hold: worse"
+    alike = said(QUICK, lambda point: 0.2 if point.decode.schedule != "square" else 2.0)
+    assert alike["linear is the best schedule"] == alike["cosine is the best schedule"] == "does not hold: no effect"
+
+
 def test_where_nothing_differs_no_direction_holds_and_equality_does():
     found = said(QUICK, lambda point: 0.3)
     for name in ("cosine", "linear", "square"):

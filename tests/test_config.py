@@ -181,7 +181,7 @@ def test_settings_that_contradict_each_other_are_refused_by_name(changes, named)
         ("threads", (0, 4), (-1,)),
         ("seed", (0, 10**6), (-1,)),
         ("study.seeds", (1,), (0,)),
-        ("study.images", (2,), (1, 0)),
+        ("study.images", (8,), (7, 0)),
         ("study.steps", ((1,), (8, 1)), ((8, 0), (-1,), ())),
         ("study.schedules", (("linear",),), ((),)),
         ("vqgan.groups", (0, 16), (-16, 5, 32)),

@@ -491,6 +491,31 @@ def own_with_masks() -> dict[str, bytes]:
     return files | {"a/photo 6.png": png(holed)} | {f"masks/{stem}.png": png(mask) for stem, mask in known.items()}
 
 
+def test_a_photograph_whose_exif_data_are_damaged_is_taken_as_it_is_stored(tmp_path):
+    files = photographs(12)
+    tags = Image.Exif()
+    tags[0x0112] = 6
+    for name, exif in {"torn.png": b"Exif\x00\x00no header of a TIFF", "turned.png": tags.tobytes()[:20]}.items():
+        buffer = io.BytesIO()
+        Image.new("RGB", (64, 64), (200, 10, len(name))).save(buffer, "png", exif=exif)
+        files[name] = buffer.getvalue()
+    dataset = open_dataset(write_folder(tmp_path / "photos", files), cache=tmp_path / "cache", **SIZES)
+    assert dataset.given["all"] == 15
+
+
+def test_linked_folders_are_read_like_others_and_loops_end(tmp_path, monkeypatch):
+    plain = open_dataset(write_folder(tmp_path / "plain", photographs(12)), cache=tmp_path / "cache", **SIZES)
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for folder in ("a", "b"):
+        (linked / folder).symlink_to(tmp_path / "plain" / folder)
+    (linked / "again").symlink_to(linked)
+    found = open_dataset(linked, cache=tmp_path / "cache", **SIZES)
+    assert hashes(found.train) == hashes(plain.train) and found.given == plain.given
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(open_dataset("~/plain", cache=tmp_path / "cache", **SIZES).train) == len(plain.train)
+
+
 @pytest.mark.parametrize("pack", [as_zip, as_folder])
 def test_photographs_with_masks_of_their_own_become_the_test_images(tmp_path, pack):
     originals = photographs(30)

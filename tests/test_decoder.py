@@ -246,6 +246,16 @@ def test_the_moment_sampler_draws_anew_only_what_it_commits():
     assert not torch.equal(first.filled[committed], drawn.filled[committed]), "the chosen ones' are sharper"
 
 
+def test_where_a_budget_leaves_all_to_the_last_step_the_moment_sampler_commits_what_it_drew():
+    tokens, unknown = a_batch()
+    settings = dict(steps=1, budget="entropy", limit=0.1, temperature=2.0)
+    filled = [
+        states_of(Stub(), tokens, unknown, per_image(), order=order, **settings)[1].filled
+        for order in ("moment", "random")
+    ]
+    assert torch.equal(*filled)
+
+
 class Chain:
     """Sure that a token is one more than its left neighbour where it sees that, without a clue elsewhere."""
 
@@ -590,20 +600,20 @@ def test_logits_of_another_width_are_refused(columns):
         ({"stop_at": -1}, "stop_at must lie between 1 and the 8 steps, but it is -1"),
         ({"temperature": -0.1}, "temperature must be at least 0 and finite, but it is -0.1"),
         ({"choice_temperature": torch.nan}, "choice_temperature must be at least 0 and finite.*nan"),
-        ({"generator": [seeded()] * 3}, "3 generators for 4 images"),
+        ({"generator": [seeded()] * 3}, "generator must be one .*, but there are 3 generators for 4 images"),
         ({"temperature_end": -1.0}, "temperature_end must be at least 0 and finite, but it is -1.0"),
         ({"choice_temperature_end": torch.inf}, "choice_temperature_end must be at least 0 and finite"),
         ({"count_base": "mask"}, "count_base must be 'hole' or 'current', but it is 'mask'"),
         ({"budget": "free"}, f"budget must be one of schedule, {', '.join(BUDGETS)}, but it is 'free'"),
         ({"limit": -1.0}, "limit must be at least 0 and finite, but it is -1.0"),
         ({"remask": 1.5}, "remask must be at least 0 and at most 1, but it is 1.5"),
-        ({"remask": 0.5, "budget": "entropy"}, "it needs the budget 'schedule', but that is 'entropy'"),
+        ({"remask": 0.5, "budget": "entropy"}, "remask keeps .*: it needs the budget 'schedule', but that is 'entropy'"),
         ({"rounds": -1}, "rounds must be at least 0, but it is -1"),
         ({"redo": torch.nan}, "redo must be at least 0 and at most 1, but it is nan"),
     ],
 )
 def test_bad_settings_are_refused_at_the_call(settings, sentence):
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(ValueError, match=f"^{sentence}"):
         decode_steps(Stub(), *a_batch(), **{"generator": seeded(), **settings})
 
 

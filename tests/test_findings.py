@@ -117,8 +117,10 @@ def test_predictions_tell_of_one_shot_guesses_at_the_true_tokens(pair, scorer):
     assert told.bits_one_shot == pytest.approx(float(nats / torch.tensor(2.0).log()), rel=1e-4)
     assert sum(b.n for b in told.bins) == int(unknown.sum())
     assert told.calibration_error == calibration_error(told.bins)
-    alike = predictions(pair, scorer, replace(DECODE, batch=100))
-    assert alike.bits_one_shot == pytest.approx(told.bits_one_shot), "whatever the batch"
+    alike, one_by_one = (predictions(pair, scorer, replace(DECODE, batch=batch)) for batch in (100, 1))
+    for other in (alike, one_by_one):
+        assert other.bits_one_shot == pytest.approx(told.bits_one_shot), "whatever the batch"
+        assert other.bits_in_steps == pytest.approx(told.bits_in_steps)
     (row,) = prediction_rows({"tokens": told})
     assert row["bits per token, one shot"] == told.bits_one_shot
     assert calibration_figure({"tokens": told}, "").axes
@@ -155,8 +157,13 @@ def test_networks_stand_with_their_loss_and_steps(pair, scorer, dataset):
 
 
 def test_figures_are_drawn_of_what_there_is(found):
-    drawn = study_figures(effect_rows(found), claim_rows(found), [], "n = 6")
+    rows = effect_rows(found)
+    few = [rows[0] | {"n": 3, "seeds": 1}, *rows[1:]]
+    drawn = study_figures(few, claim_rows(found), [], "weights of ours")
     assert list(drawn) == ["claims", "schedules"]
+    captions = [" ".join(text.get_text() for text in figure.texts) for figure in drawn.values()]
+    assert "n = 6, 2 seeds, weights of ours" in captions[0]
+    assert "n = 6 and 3, 2 and 1 seeds, weights of ours" in captions[1]
     text = {artist.get_text() for artist in drawn["schedules"].axes[0].texts}
     assert any("cosine − linear, T = 3" in line for line in text)
     measured = [row for row in claim_rows(found) if "kid" in row]

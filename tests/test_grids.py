@@ -4,9 +4,10 @@ from dataclasses import fields, replace
 
 import pytest
 
-from lab5 import grids
+from lab5 import decoder, grids
 from lab5.claims import CLAIMS
 from lab5.config import DecodeConfig, StudyConfig, configure
+from lab5.filling import check_decode
 from lab5.grids import ARGMAX, CONTROL, CONTROLLED, SAMPLED, end, one_shot
 from lab5.recipes import RECIPES
 from lab5.study import GIVEN, Point
@@ -66,6 +67,15 @@ def test_the_wide_grid_asks_all_that_the_reports_disagree_about():
     assert CLAIMED.images == 2 and OTHERS.images == 1 and not CLAIMED.networks
     assert all(plan.seeds is None for plan in CLAIMED.plans), "as many as the study has"
     assert all(plan.seeds == grids.FEWER for plan in OTHERS.plans)
+
+
+@pytest.mark.parametrize("changes", [{"decode.budget": "entropy"}, {"decode.remask": 0.1}])
+def test_whatever_one_begins_with_the_decoder_takes_every_plan_of_the_wide_grid(changes):
+    for part in grids.wide(configure("smoke", **changes)):
+        for plan in part.plans:
+            check_decode(plan.decode)
+            decode = plan.decode
+            decoder._check_plan(decode.steps, None, decode.rounds, decode.budget, decode.remask)
 
 
 def test_the_grid_of_claims_asks_what_the_wide_one_asks_about_every_claim():

@@ -132,6 +132,15 @@ def test_steps_of_an_earlier_run_are_not_overwritten_by_accident(data, networks,
     assert (tmp_path / "imga" / "test_3.png").read_bytes() == before
     inpaint(CONFIG, tmp_path, n=1, seed=5, show_steps=1, overwrite=True, **networks)
     assert (tmp_path / "imga" / "test_3.png").read_bytes() != before
+    (tmp_path / "imga" / "notes.txt").write_text("mine")
+    inpaint(CONFIG, tmp_path, n=1, seed=6, overwrite=True, **networks)
+    assert files(tmp_path) == ["imga/notes.txt", "test_results/image_003.png"], "no steps of another decoding"
+
+
+def test_a_seed_beyond_what_generators_take_is_refused(data, networks, tmp_path):
+    with pytest.raises(ValueError, match="--seed must lie in 0..10{12}, not 20250101120000"):
+        inpaint(CONFIG, tmp_path, seed=20250101120000, **networks)
+    inpaint(CONFIG, tmp_path, n=1, seed=10**12, **networks)
 
 
 # --- pasting ----------------------------------------------------------------------------------------------------

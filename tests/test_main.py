@@ -36,7 +36,7 @@ SETTINGS = {
     "stage1.steps": 6, "stage1.batch": 4, "stage1.warmup": 1,
     "stage2.steps": 4, "stage2.batch": 4, "stage2.warmup": 1,
     "classifier.steps": 3, "classifier.batch": 4, "classifier.images": 16,
-    "decode.steps": 3, "study.steps": "1,3", "study.schedules": "cosine,linear", "study.images": 6,
+    "decode.steps": 3, "study.steps": "1,3", "study.schedules": "cosine,linear", "study.images": 8,
 }  # fmt: skip
 TINY = ["--profile", "smoke", *[word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]]
 CONFIG = configure("smoke", **SETTINGS)
@@ -207,7 +207,7 @@ def test_a_transformer_brings_the_vqgan_whose_tokens_it_learned_and_other_entrie
 
 
 def test_photographs_go_without_the_classifier_of_toy_cats(at_home, tmp_path, monkeypatch, capsys):
-    photographs = replace(get_dataset(CONFIG), name="photographs")
+    photographs = replace(get_dataset(CONFIG), name="toycats", attributes={})  # whatever their folder is called
     monkeypatch.setattr(commands, "get_dataset", lambda config: photographs)
     assert main(["train", *TINY, "--out", str(tmp_path)]) == 0
     assert sorted(path.stem for path in tmp_path.glob("*.safetensors")) == ["transformer", "vqgan"]
@@ -328,6 +328,28 @@ def test_a_training_begins_with_the_checkpoint_that_is_named(at_home, tmp_path, 
     assert main(["train", *BY_SET, "--vqgan", str(at_home / "pretrained" / "vqgan.safetensors"), *flags.split()]) == 0
     assert "2/2" in capsys.readouterr().err, "one epoch of 32 images"
     assert began.count(file) == 2, "to look at its shape, and to begin"
+
+
+def test_epochs_of_a_number_of_images_that_is_set_are_trained_on_as_many(at_home, monkeypatch):
+    trained = []
+    monkeypatch.setattr("lab5.commands.train", lambda config, *_: trained.append(config))
+    words = ["train", *BY_SET, "--epochs", "3", "--batch-size", "16"]
+    assert main(words) == 0 and main([*words, "--partial", "0.5"]) == 0
+    assert [(config.data.train, config.stage2.steps) for config in trained] == [(32, 6), (16, 3)]
+
+
+def test_a_gpu_whose_memory_is_full_is_told_in_a_sentence(monkeypatch, capsys):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr("lab5.distances.fid", full)
+    assert main(["fid", "a", "b"]) == 2
+    assert capsys.readouterr().err == (
+        "lab5: the GPU's memory is full, a smaller batch takes less: CUDA out of memory. Tried to allocate 2.00 GiB.\n"
+    )
+    monkeypatch.setattr("lab5.distances.fid", lambda *_, **__: torch.zeros(2) @ torch.zeros(3))
+    with pytest.raises(RuntimeError, match="size"):
+        main(["fid", "a", "b"])
 
 
 @pytest.mark.parametrize("words, message", [
@@ -498,7 +520,7 @@ def test_study_prints_mean_and_deviation_per_plan_and_keeps_its_results(at_home,
     assert any(line[0] == "schedule" and line[1] == "cosine − linear, T = 3" for line in lines[8:])
     assert any(line[0] == "cosine is the best schedule" for line in lines[8:])
     rows = rows_of(table)
-    assert len(rows) == 2 * len(plans) and {row["n"] for row in rows} == {"6"}
+    assert len(rows) == 2 * len(plans) and {row["n"] for row in rows} == {"8"}
     names = {"rows.csv", "rows-baselines.csv", "rows-effects.csv", "rows-claims.csv"}
     names |= {f"rows-{figure}.{kind}" for figure in ("claims", "schedules") for kind in ("png", "svg")}
     assert {path.name for path in tmp_path.iterdir()} == names
@@ -520,7 +542,7 @@ def test_the_wide_study_runs_and_decides_or_declines_every_claim(at_home, tmp_pa
     tiny = [*TINY, "--set", "stage2.steps=6", "--weights", "trained"]
     assert main(["study", *tiny, "--grid", "wide", "--jobs", "2", "--seeds", "2", "--table", str(table)]) == 0
     claims = rows_of(tmp_path / "wide-claims.csv")
-    assert len(claims) == len(CLAIMS) and all(row["n"] == "6" for row in claims)
+    assert len(claims) == len(CLAIMS) and all(row["n"] == "8" for row in claims)
     networks = {row["network"] for row in rows_of(tmp_path / "wide-networks.csv")}
     assert networks >= {*RECIPES, *CONTROLLED} and len(networks) == len(RECIPES) + len(CONTROLLED) + 5
     figures = ("claims", "schedules", "samplers", "surroundings", "trainings", "loss", "recipes")

@@ -611,9 +611,10 @@ SETTINGS: list[tuple[str, Make, str]] = [
     ("evidence below 0", settings(decode__evidence=-1), "decode.evidence must be at least 0 and finite, not -1.0"),
     ("no validation images", settings(data__val=0), "data.val must be at least 1, not 0"),
     ("threads below 0", settings(threads=-1), "threads must be at least 0 and finite, not -1"),
-    ("a seed below 0", settings(seed=-1), "seed must be at least 0 and finite, not -1"),
+    ("a seed below 0", settings(seed=-1), "seed must be from 0 to a million million, not -1"),
+    ("a seed that is a date and a time", settings(seed=20250101120000), "seed must be from 0 to a million million"),
     ("a study of no seeds", settings(study__seeds=0), "study.seeds must be at least 1, not 0"),
-    ("a study of one image", settings(study__images=1), "study.images must be at least 2, not 1"),
+    ("a study of one image", settings(study__images=1), "study.images must be at least 8, not 1"),
     ("a study with 0 steps", settings(study__steps="4,0"), r"study.steps must be at least 1, not \(4, 0\)"),
     ("a study without steps", settings(study__steps=[]), "study.steps needs at least one value"),
     ("a study without schedules", settings(study__schedules=()), "study.schedules needs at least one value"),
@@ -661,6 +662,21 @@ def statistics(**arrays: Any) -> bytes:
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     return buffer.getvalue()
+
+
+def bare_array() -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.zeros(2))
+    return buffer.getvalue()
+
+
+def damaged_statistics() -> bytes:
+    """Compressed, as pytorch-fid writes them, with some bytes of the compressed part changed."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, mu=np.random.default_rng(0).normal(size=99), sigma=np.eye(99))
+    text = bytearray(buffer.getvalue())
+    text[60:90] = bytes(255 - byte for byte in text[60:90])
+    return bytes(text)
 
 
 HEADER = ",".join(map(str, range(12288))).encode() + b"\n"
@@ -715,6 +731,9 @@ COMMANDS: list[tuple[str, Make, str]] = [
     ("statistics that are no npz", compared("x.npz", b"hello"), "x.npz is not a readable npz of statistics"),
     ("statistics that were cut short", compared("x.npz", statistics(mu=MU, sigma=SIGMA)[:99]),
      "x.npz is not a readable"),
+    ("statistics that are one array", compared("x.npz", bare_array()), "x.npz is not a readable npz of statistics"),
+    ("packed statistics that are damaged", compared("x.npz", damaged_statistics()),
+     "x.npz is not a readable npz of statistics"),
     ("statistics that run code", compared("x.npz", statistics(mu=np.array([Harmful()]), sigma=SIGMA)),
      "not a readable"),
     ("statistics without sigma", compared("x.npz", statistics(mu=MU)), "x.npz must hold mu and sigma, found mu"),

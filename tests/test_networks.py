@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from lab5 import checkpoint
 from lab5.config import configure
 from lab5.networks import Network, train_networks, validation_loss
 from lab5.pipeline import get_dataset, train_transformer
@@ -59,9 +60,16 @@ def test_a_network_is_found_again_and_a_lost_stop_is_made_again(config, tokenize
     assert (folder / "transformer.safetensors").stat().st_mtime_ns == made
     (folder / "after-3.safetensors").unlink()
     third = train_networks(config, data, tokenizer, network)
+    state, meta = checkpoint.load(folder / "after-3.safetensors")
+    others = {name: torch.zeros_like(value) for name, value in state.items()}
+    old = meta["settings"] | {"code": 0}
+    checkpoint.save(folder / "after-3.safetensors", others, meta | {"settings": old})  # of another version of the code
+    fourth = train_networks(config, data, tokenizer, network)
+    (folder / "after-3.safetensors").write_bytes(b"damaged")
+    fifth = train_networks(config, data, tokenizer, network)
     for name in first:
-        assert torch.equal(weights(first[name]), weights(again[name]))
-        assert torch.equal(weights(first[name]), weights(third[name]))
+        for found in (again, third, fourth, fifth):
+            assert torch.equal(weights(first[name]), weights(found[name]))
 
 
 def test_changes_reach_the_training_and_names_tell_networks_apart(config, tokenizer):

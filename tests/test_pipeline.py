@@ -429,5 +429,5 @@ def test_a_vqgan_that_does_not_fit_the_transformer_is_refused(tmp_path, change, 
 
 def test_the_pretrained_pair_is_not_for_photographs():
     config = tiny()
-    with pytest.raises(ValueError, match="knows toy cats only: for photos take weights 'trained'"):
-        open_pair(config, dataclasses.replace(get_dataset(config), name="photos"))
+    with pytest.raises(ValueError, match="knows toy cats only: for toycats take weights 'trained'"):
+        open_pair(config, dataclasses.replace(get_dataset(config), attributes={}))

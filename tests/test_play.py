@@ -93,6 +93,37 @@ def test_whatever_is_touched_fills_anew(game, data, monkeypatch):
     assert decoded[-1][4] == 5, "other dice"
 
 
+def test_the_board_is_shown_anew_whenever_a_hole_is_chosen_and_strokes_back_are_seen(game, data):
+    controls, boards, results = room._Controls(game), [], []
+    controls.board.observe(lambda change: boards.append(change["new"]), "value")
+    controls.result.observe(lambda change: results.extend(change["old"]), "children")
+    own, another, no, *_ = controls.box.children[0].children[0].children[2].children
+    line = torch.zeros(64, 64, dtype=torch.bool)
+    line[30] = True
+    for button, hole in ((own, data.holes[0]), (no, torch.zeros_like(line)), (no, torch.zeros_like(line))):
+        controls.drawn.value = room._digits(line)
+        assert torch.equal(game.hole, line)
+        boards.clear()
+        button.click()
+        assert room._digits(hole) in boards[-1] and torch.equal(game.hole, hole)
+    controls.drawn.value = room._digits(line)
+    another.click()
+    controls.drawn.value = room._digits(line)  # all of it erased, and the same line drawn
+    assert torch.equal(game.hole, line)
+    assert results and all(widget.comm is None for widget in results), "closed, or kernel and browser keep them"
+
+
+def test_a_full_gpu_is_told_in_place_of_the_result(game, monkeypatch):
+    controls = room._Controls(game)
+
+    def full(samples):
+        raise MemoryError("lower decode.batch")
+
+    monkeypatch.setattr(game, "fill", full)
+    controls.samples.value = 1
+    assert controls.said.value == "lower decode.batch" and controls.result.children == ()
+
+
 def test_where_a_report_is_made_a_picture_and_a_sentence_stand_in(game, monkeypatch):
     bundle = game._repr_mimebundle_()
     assert set(bundle) == {"text/plain", "text/html"}

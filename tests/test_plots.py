@@ -362,8 +362,8 @@ def intervals(axis) -> list[list[float]]:
 
 
 def test_a_forest_plot_has_an_interval_a_row_in_groups_with_numbers_and_verdicts():
-    figure = effects(CLAIMS, "kid", label="claim", group="question", margin=0.2, limit=2.0, title="claims",
-                     sides=("better", "worse"))  # fmt: skip
+    rows = [row | {"margin": 0.3 if row["question"] == "training" else 0.2} for row in CLAIMS]
+    figure = effects(rows, "kid", label="claim", group="question", limit=2.0, title="claims", sides=("better", "worse"))
     (axis,) = figure.axes
     places = {text: artist.get_position()[1] for text, artist in texts(axis).items()}
     order = ["schedule", "cosine is best", "square is best", "steps", "iterating hurts", "one shot is as good",
@@ -373,8 +373,10 @@ def test_a_forest_plot_has_an_interval_a_row_in_groups_with_numbers_and_verdicts
     assert {"−0.10 [−0.30, +0.10]", "+0.50 [+0.25, +0.75]", "−5.00 [−6.00, −4.00]"} <= set(places)
     assert {"not decided at this n", "holds", "not measured by this\ngrid"} <= set(places)
     assert {"← better", "worse →"} <= set(places) and axis.get_title(loc="left") == "claims"
-    shaded = axis.patches[0].get_extents().transformed(axis.transData.inverted())
-    assert shaded.intervalx.tolist() == pytest.approx([-0.2, 0.2])
+    shaded = [band.get_paths()[0].get_extents() for band in axis.collections]
+    assert [band.intervalx.tolist() for band in shaded] == [[0, 0], [-0.2, 0.2], [-0.3, 0.3]]
+    assert [band.intervaly.tolist()[0] for band in shaded[1:]] == [-0.5, shaded[1].intervaly[1]]
+    assert places["iterating hurts"] < shaded[2].intervaly[0] < places["half masked is best"]
     markers = [line for line in axis.lines if len(line.get_xdata()) == 1]
     found = [(line.get_marker(), hex_colour(line)) for line in sorted(markers, key=lambda line: line.get_ydata()[0])]
     styles = [VERDICTS[name][::-1] for name in ("not decided", "does not hold", "artefact", "holds")]

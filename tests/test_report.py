@@ -167,9 +167,74 @@ def test_one_notebook_can_be_run_again_and_the_rest_of_the_report_stays(write_no
     assert again["seconds"]["01_a"] == first["seconds"]["01_a"]
     with pytest.raises(ValueError, match="smoke.*quick"):
         run_report("quick", notebooks=folder, out=folder.parent / "report", only=["02"])
+    write_notebook("01_a", PARAMETERS, cell % ("a", 3))
+    run(folder, only=["01", "02"])
+    assert json.loads(page(folder, "metrics.json"))["a"] == {"value": 3}, "and so can two of them"
     write_notebook("02_b", PARAMETERS, "print(2)")
     run(folder)
     assert "b" not in json.loads(page(folder, "metrics.json")), "a whole run starts from an empty sheet"
+
+
+def test_parts_of_other_runs_do_not_come_together(write_notebook):
+    for name, cells in {"01_a": "\nseed = 0", "02_b": "", "03_c": "\nseed = 0\nweights = 'ours'"}.items():
+        folder = write_notebook(name, ("parameters", f'profile = "auto"{cells}'), "print('ran')")
+    run(folder, only=["01", "02"], parameters={"seed": "3"})
+    with pytest.raises(ValueError, match="report holds a run with seed = 3, .* with seed = 0: give the same"):
+        run(folder, only=["03"])
+    run(folder, only=["02"])  # which has no seed
+    run(folder, only=["03"], parameters={"seed": "3", "weights": "theirs"})
+    told = json.loads(page(folder, "config.json"))
+    assert told["parameters"] == {"seed": 3, "weights": "theirs"} and "-p seed 3 -p weights theirs" in told["command"]
+    run(folder)
+    assert json.loads(page(folder, "config.json"))["parameters"] == {}
+
+
+def test_a_profile_is_no_parameter_and_a_parameter_of_another_notebook_is_no_mistake(write_notebook):
+    write_notebook("01_a", PARAMETERS, "print(1)")
+    folder = write_notebook("02_b", ("parameters", 'profile = "auto"\nweights = "ours"'), "print(weights)")
+    with pytest.raises(ValueError, match="what --profile says"):
+        run(folder, parameters={"profile": "quick"})
+    run(folder, only=["01"], parameters={"weights": "theirs"})
+    assert json.loads(page(folder, "config.json"))["parameters"] == {}
+
+
+def test_what_is_left_of_an_earlier_run_is_not_shown_as_this_ones(write_notebook):
+    write_notebook("01_a", PARAMETERS, "print(1)")
+    folder = write_notebook("03_inpainting", PARAMETERS, FIGURE + "show(figure, 'dots', '03_inpainting-cover')")
+    run(folder)
+    report = folder.parent / "report"
+    (report / "report.pdf").write_text("printed")
+    assert "03_inpainting-cover.png" in page(folder, "index.html")
+    write_notebook("01_a", PARAMETERS, "1 / 0")
+    with pytest.raises(ReportError):
+        run(folder)
+    assert "figures/03_inpainting" not in page(folder, "index.html")
+    assert "03_inpainting.html" not in page(folder, "index.html")
+    assert sorted(path.name for path in report.glob("*.html")) == ["01_a.html", "index.html"]
+    assert "03_inpainting" not in page(folder, "01_a.html") and not (report / "report.pdf").exists()
+
+
+def test_a_failure_does_not_tell_where_files_lie(write_notebook, tmp_path, monkeypatch):
+    home = tmp_path / "josé"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    folder = write_notebook("01_a", PARAMETERS, f"print({str(home / 'x')!r})\nopen({str(home / 'cats.zip')!r})")
+    with pytest.raises(ReportError, match="~/cats.zip"):
+        run(folder)
+    for name in ("01_a.html", "index.html", "metrics.json"):
+        assert "josé" not in page(folder, name) and "jos\\u00e9" not in page(folder, name), name
+
+
+def test_a_kernel_that_does_not_start_is_told_with_the_page_up_to_there(write_notebook, monkeypatch):
+    def silent(*_, **__):
+        raise RuntimeError("Kernel didn't respond in 60 seconds")
+
+    monkeypatch.setattr("lab5.report.papermill.execute_notebook", silent)
+    folder = write_notebook("01_a", PARAMETERS, "print(1)")
+    with pytest.raises(ReportError, match="01_a.ipynb did not start: Kernel didn't respond in 60 seconds"):
+        run(folder)
+    assert json.loads(page(folder, "metrics.json"))["failed"]["notebook"] == "01_a"
+    assert "print" in page(folder, "01_a.html")
 
 
 def test_a_folder_that_cannot_be_written_is_one_sentence(write_notebook, monkeypatch):
@@ -324,7 +389,7 @@ def test_a_run_says_what_it_takes_to_make_it_again(write_notebook):
 
 def test_a_wrong_setting_is_refused_before_anything_runs(write_notebook):
     folder = write_notebook("01_a", ("parameters", 'profile = "auto"\nseed = 0'), "print(seed)")
-    with pytest.raises(ValueError, match="seed must be at least 0"):
+    with pytest.raises(ValueError, match="seed must be from 0"):
         run(folder, parameters={"seed": "-1"})
     assert not (folder.parent / "report").exists()
 

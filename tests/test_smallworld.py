@@ -340,5 +340,8 @@ def test_laws_by_steps_begin_at_one_law_and_end_where_the_order_is_deaf_to_the_c
         assert ends["confidence"] > 0.01 and ends["moment"] > 0.01
     diversity = found["distances"]["diversity: nats more than the truth"]
     assert diversity["confidence"][1] < 0 < diversity["confidence"][0]
+    surer = laws_by_steps(steps=(1, 3), choice_temperature=0.5)["distances"]["total variation from the truth"]
+    usual = laws_by_steps(steps=(1, 3))["distances"]["total variation from the truth"]
+    assert surer["random"] == usual["random"] and surer["confidence"][1] != pytest.approx(usual["confidence"][1])
     for tau, exponent in found["exponents"]["128 positions"]:
         assert exponent == pytest.approx(1 + 1 / tau, rel=0.03)

@@ -96,6 +96,18 @@ def test_without_any_whole_state_a_run_begins_at_the_first_step_and_says_so(path
     assert len(steps) == 8 and same(model, straight[0])
 
 
+def test_states_of_a_run_that_begins_again_are_kept_before_damaged_ones_of_later_steps(path, straight):
+    run(path, stop=6)
+    for file in state_files(path):
+        file.write_bytes(b"")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run(path, stop=3)
+    assert names(path) == ["net.state-3", "net.state-2"]
+    steps, model = run(path)
+    assert [step.step for step in steps] == [4, 5, 6, 7, 8] and same(model, straight[0])
+
+
 def test_the_history_of_the_runs_before_is_that_of_the_state(path, straight):
     run(path, stop=3)
     history = [straight[1][7]]  # what the caller had

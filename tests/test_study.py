@@ -326,6 +326,10 @@ def test_a_table_is_read_as_it_was_written(pair, scorer, tmp_path):
     table = tmp_path / "new" / "study.csv"
     write_table(table, rows)
     assert read_table(table) == rows and tuple(rows[0]) == COLUMNS
+    for code in ("12345678", "00123456", "1234e567"):
+        write_table(table, [row | {"code": code} for row in rows])
+        assert {row["code"] for row in read_table(table)} == {code}
+        write_table(table, rows)
     assert [path.name for path in table.parent.iterdir()] == ["study.csv"]
 
 

@@ -1,6 +1,9 @@
 """A grid of reports: what is refused, which folders, what waits for what, and the page that compares them."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -54,10 +57,20 @@ def fake_metrics(folder: Path, score: float, **more) -> None:
     (folder / "metrics.json").write_text(json.dumps(metrics | more))
 
 
+class Ended(subprocess.Popen):
+    """A process that has come to its end."""
+
+    def __init__(self, code: int = 0):
+        self.returncode = code
+
+    def poll(self) -> int:
+        return self.returncode
+
+
 def test_runs_that_share_trained_networks_wait_for_each_other_and_others_do_not(tmp_path, monkeypatch):
     going, most, clashes, threads = [], [0], [], []
 
-    def start(run: Run, profile, fixed, only, each) -> None:
+    def start(run: Run, profile, fixed, only, each) -> Ended:
         threads.append(each)
         clashes.extend(other for other in going if other == run.parameters["seed"])
         going.append(run.parameters["seed"])
@@ -65,6 +78,7 @@ def test_runs_that_share_trained_networks_wait_for_each_other_and_others_do_not(
         time.sleep(0.05)
         going.remove(run.parameters["seed"])
         fake_metrics(run.folder, 1.0 + int(run.parameters["seed"]))
+        return Ended()
 
     monkeypatch.setattr(sweep, "_start", start)
     monkeypatch.setattr(sweep.os, "cpu_count", lambda: 6)
@@ -82,13 +96,16 @@ def test_the_overview_compares_runs_and_seeds_and_tells_what_failed(tmp_path):
     for run, score in zip(runs, (1.0, 2.0, 3.0), strict=False):
         fake_metrics(run.folder, score)
         (run.folder / "index.html").write_text("")
-    fake_metrics(runs[2].folder, 3.0, failed={"message": "03 stopped & fell"})
-    soup = BeautifulSoup(write_overview(tmp_path, runs).read_text(), "html.parser")
+    fake_metrics(runs[3].folder, 4.0, failed={"message": "03 stopped & fell"})
+    page = BeautifulSoup(write_overview(tmp_path, runs, {}).read_text(), "html.parser")
+    assert [row.find_all("td")[-1].get_text() for row in page.select("tbody tr")] == ["not yet"] * 4
+    codes = dict(zip([run.folder for run in runs], (0, 0, 0, 1), strict=True))
+    soup = BeautifulSoup(write_overview(tmp_path, runs, codes).read_text(), "html.parser")
     first, over_seeds = ([[cell.get_text() for cell in row.find_all("td")] for row in table.select("tbody tr")]
                          for table in soup.find_all("table"))  # fmt: skip
     assert first == [
         ["0", "cosine", "1", "20", "done after 1 min 1 s"], ["0", "<b>", "2", "20", "done after 1 min 1 s"],
-        ["1", "cosine", "3", "20", "03 stopped & fell"], ["1", "<b>", "–", "–", "not yet"],
+        ["1", "cosine", "3", "20", "done after 1 min 1 s"], ["1", "<b>", "–", "–", "03 stopped & fell"],
     ]  # fmt: skip
     assert over_seeds == [["schedule cosine", "2 ± 1.41", "20 ± 0", "2"], ["schedule <b>", "2", "20", "1"]]
     assert [link["href"] for link in soup.main.find_all("a")] == [f"{run.folder.name}/index.html" for run in runs[:3]]
@@ -101,13 +118,40 @@ def test_a_run_is_the_command_that_one_would_type_and_leaves_a_log(tmp_path, mon
     def run(command, **settings):
         seen.update(settings, command=command)
         settings["stdout"].write("said")
+        return Ended()
 
-    monkeypatch.setattr(sweep.subprocess, "run", run)
+    monkeypatch.setattr(sweep.subprocess, "Popen", run)
     one = Run({"seed": "3"}, tmp_path / "seed-3")
     sweep._start(one, "smoke", {"weights": "trained"}, ["03"], 2)
     words = "report --profile smoke --out OUT -p weights trained -p seed 3 --only 03".replace("OUT", str(one.folder))
     assert seen["command"] == [sys.executable, "-m", "lab5", *words.split()]
     assert (one.folder / "report.log").read_text() == "said" and seen["env"]["OMP_NUM_THREADS"] == "2"
+
+
+@pytest.mark.parametrize("code", [2, -9])
+def test_a_run_that_ends_otherwise_is_not_taken_for_the_earlier_one_in_its_folder(tmp_path, monkeypatch, code):
+    runs = points({"seed": ["0", "1"]}, tmp_path)
+    for run in runs:
+        fake_metrics(run.folder, 1.0)
+    monkeypatch.setattr(sweep, "_start", lambda run, *_: Ended(0 if run.parameters["seed"] == "0" else code))
+    overview, failed = run_sweep("smoke", {"seed": ["0", "1"]}, out=tmp_path)
+    assert failed == ["seed 1: stopped, seed-1/report.log says why"]
+    rows = [row.get_text(" ").split() for row in BeautifulSoup(overview.read_text(), "html.parser").select("tbody tr")]
+    assert rows[0][1:3] == ["1", "20"] and rows[1][1:3] == ["–", "–"] and str(tmp_path) not in overview.read_text()
+
+
+def test_an_interrupt_ends_the_run_and_begins_no_other(tmp_path, monkeypatch):
+    started = []
+
+    def start(run, *_) -> subprocess.Popen:
+        started.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]))
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+        return started[-1]
+
+    monkeypatch.setattr(sweep, "_start", start)
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep("smoke", {"schedule": ["cosine", "linear", "square"]}, out=tmp_path)
+    assert [process.poll() for process in started] == [-signal.SIGTERM]
 
 
 def test_the_command_line_prints_the_overview_and_fails_where_a_run_has(tmp_path, monkeypatch, capsys):

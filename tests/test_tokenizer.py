@@ -77,6 +77,18 @@ def test_tokenizing_is_done_in_full_precision_whatever_is_on_around_it(tokenizer
         assert torch.equal(tokenizer.decode(tokens), pictures)
 
 
+def test_the_convolutions_of_a_gpu_are_not_rounded_to_ten_bits(tokenizer, images, holes, monkeypatch):
+    seen, before = [], torch.backends.cudnn.allow_tf32
+    for name in ("encode", "decode", "latents"):
+        real = getattr(tokenizer.vqgan, name)
+        spy = lambda x, real=real: seen.append(torch.backends.cudnn.allow_tf32) or real(x)  # noqa: E731
+        monkeypatch.setattr(tokenizer.vqgan, name, spy)
+    tokenizer.decode(tokenizer.encode(images))
+    tokenizer.hints(images, holes)
+    tokenizer.evidence(images, holes, "grey", 1.0)
+    assert len(seen) >= 4 and not any(seen) and torch.backends.cudnn.allow_tf32 == before
+
+
 def test_the_network_is_frozen_and_in_evaluation_mode():
     model = vqgan().train()
     Tokenizer(model)
