@@ -206,11 +206,14 @@ def test_a_stage_two_step_is_a_function_of_its_number_and_the_generator():
     tokens, holes = tokens_of(40).to(torch.int16), holes_of(6)
     objective = MVTMObjective(tokens, Stage2Config(batch=8, masking="mixed"), seed=2, holes=holes)
     model = Stub(lambda shown: torch.randn(*shown.shape, K + 1, generator=seeded(9)))
-    losses = [objective(model, draw, seeded(seed))[0].item() for draw, seed in ((3, 1), (3, 1), (4, 1), (3, 2))]
+    found = [objective(model, draw, seeded(seed)) for draw, seed in ((3, 1), (3, 1), (4, 1), (3, 2))]
+    losses = [loss.item() for loss, _ in found]
     assert losses[0] == losses[1] and len(set(losses)) == 3
     chosen = tokens[epoch_batch(40, 8, 3, seed=2)].long()
     masked = mvtm_mask(chosen, "mixed", seeded(1), holes)
     assert torch.equal(model.shown[0], chosen.masked_fill(masked, K))
+    best = torch.randn(8, N, K + 1, generator=seeded(9))[..., :K].argmax(-1)
+    assert found[0][1] == {"accuracy": pytest.approx((best == chosen)[masked].float().mean().item())}
 
 
 class Hinted(Stub):
@@ -547,6 +550,8 @@ def test_half_of_the_images_are_mirrored():
     shown = objective._batch(1, torch.device("cpu"), seeded(1))
     mirrored = shown[:, 0, 0, 0] < shown[:, 0, 0, -1]
     assert 160 < mirrored.sum() < 240
+    drawn = "".join(".x"[flip] for flip in mirrored[:24].tolist())
+    assert drawn == ".xx.x.x..x...xxx.x..xxxx", "as ever: trainings go on from where they were"
     assert (shown[mirrored].flip(3) == shown[~mirrored][:1]).all()
 
 
@@ -597,7 +602,8 @@ def test_a_classifier_step_is_a_function_of_its_number_and_the_generator():
         model = ToyFeatures({"mouth": 3}, 8).eval()
     model.register_forward_pre_hook(lambda module, inputs: shown.append(inputs[0]))
     objective = AttributeObjective(cats.images, cats.attributes, batch=4, seed=1)
-    losses = [objective(model, draw, seeded(seed))[0].item() for draw, seed in ((1, 1), (1, 1), (2, 1), (1, 2))]
+    found = [objective(model, draw, seeded(seed)) for draw, seed in ((1, 1), (1, 1), (2, 1), (1, 2))]
+    losses = [loss.item() for loss, _ in found]
     assert losses[0] == losses[1] and len(set(losses)) == 3
     assert torch.equal(cats.images, before)
     # What it is shown are its images, a little spoilt and still in [0,1].
@@ -608,6 +614,8 @@ def test_a_classifier_step_is_a_function_of_its_number_and_the_generator():
     pick = epoch_batch(12, 4, 2, seed=1)
     expected = F.cross_entropy(model(shown[2])["mouth"], cats.attributes["mouth"][pick])
     assert losses[2] == pytest.approx(expected.item(), rel=1e-5)
+    right = model(shown[2])["mouth"].argmax(1) == cats.attributes["mouth"][pick]
+    assert found[2][1] == {"accuracy": pytest.approx(right.float().mean().item())}
 
 
 def test_classifier_images_are_blurred_twice_made_noisy_and_dimmed_by_amounts_of_their_own():
