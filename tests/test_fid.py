@@ -283,6 +283,11 @@ def test_statistics_of_other_features_are_refused_in_a_sentence():
         sets[place][1] = np.nan
         with pytest.raises(ValueError, match=f"^{name} hold NaN"):
             kid(*sets)
+    for measure in (feature_stats, lambda x: floor_of_halves(kid, x, generator=torch.Generator())):
+        with pytest.raises(ValueError, match="^features hold NaN"):
+            measure(np.full((5, 2), np.nan))
+    with pytest.raises(ValueError, match="at least 4; found 3 and 3"):
+        with_spread(lambda a, b: 0.0, np.zeros((3, 2)), np.zeros((3, 2)), generator=torch.Generator())
 
 
 def test_means_of_float32_are_compared_in_float64():
@@ -291,6 +296,9 @@ def test_means_of_float32_are_compared_in_float64():
     apart = ((far[0].astype(float) - far[1]) ** 2).sum()
     eye = np.eye(4, dtype=np.float32)
     assert frechet_distance_from_stats(far[0], eye, far[1], eye) == pytest.approx(apart, rel=1e-12)
+    covariance = feature_stats(draw(40, 4, seed=1))[1].numpy().astype(np.float32)
+    found, expected = (frechet_distance_from_stats(far[0], covariance.astype(kind), far[0], eye) for kind in "fd")
+    assert found == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("measure, calls", [(with_spread, 51), (floor_of_halves, 20)])

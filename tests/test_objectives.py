@@ -505,8 +505,11 @@ def test_codes_start_from_four_batches_and_then_follow_every_one(monkeypatch):
         ))  # fmt: skip
     config = Stage1Config(steps=3, batch=2, autoencoder_share=0.34)
     objective, model = VQGANObjective(render(1, 12).images, SMALL, config, seed=1), vqgan()
+    draws, real = [], objective._batch
+    monkeypatch.setattr(objective, "_batch", lambda draw, *rest: draws.append(draw) or real(draw, *rest))
     for draw in (1, 2, 3):
         objective(model, draw, seeded(draw))
+    assert draws == [1, 2, *(2, 3, 4, 5), 3], "the start looks ahead"
     assert seen == {"start": [4 * 2 * N], "update": [2 * N, 2 * N]}
 
 
