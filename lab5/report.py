@@ -126,10 +126,9 @@ def _begin(out: Path, profile: str, device: str, repeat: dict[str, Any], kept: d
     metrics = read_metrics(out)
     earlier = metrics if metrics.get("profile") == profile else {}
     expected = TYPICAL.get(profile, {}) | earlier.get("expected_seconds", {}) | earlier.get("seconds", {})
-    (out / pages.PDF).unlink(missing_ok=True)
-    if not kept:
-        for page in out.glob("[0-9][0-9]_*.html"):
-            page.unlink()
+    outdated = [f"{stem}.html" for stem in metrics.get("seconds", {}) if not kept]
+    for name in [*outdated, pages.PDF] if metrics else ():
+        (out / name).unlink(missing_ok=True)
     fresh = {"profile": profile, "device": device, "seconds": kept.get("seconds", {}), "total_seconds": 0.0}
     versions, repeat = repeat["versions"], {key: value for key, value in repeat.items() if key != "versions"}
     write_metrics(out, kept | fresh | {"versions": versions, "repeat": repeat, "expected_seconds": expected})

@@ -204,13 +204,14 @@ def test_what_is_left_of_an_earlier_run_is_not_shown_as_this_ones(write_notebook
     run(folder)
     report = folder.parent / "report"
     (report / "report.pdf").write_text("printed")
+    (report / "02_mine.html").write_text("a page of somebody else's")
     assert "03_inpainting-cover.png" in page(folder, "index.html")
     write_notebook("01_a", PARAMETERS, "1 / 0")
     with pytest.raises(ReportError):
         run(folder)
     assert "figures/03_inpainting" not in page(folder, "index.html")
     assert "03_inpainting.html" not in page(folder, "index.html")
-    assert sorted(path.name for path in report.glob("*.html")) == ["01_a.html", "index.html"]
+    assert sorted(path.name for path in report.glob("*.html")) == ["01_a.html", "02_mine.html", "index.html"]
     assert "03_inpainting" not in page(folder, "01_a.html") and not (report / "report.pdf").exists()
 
 
