@@ -15,6 +15,8 @@ from jaxtyping import install_import_hook
 install_import_hook("lab5", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 torch.set_num_threads(min(2, torch.get_num_threads()))
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in the background of a script, where Ctrl-C is not for it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 
