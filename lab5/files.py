@@ -59,12 +59,12 @@ def list_images(path: Path) -> tuple[list[str], list]:
 
 def stamp(path: Path) -> list:
     """What changes when a file in the folder, or the zip, does: names, sizes and times."""
-    files = list(_walk(path)) if path.is_dir() else [path]
+    files = _walk(path) if path.is_dir() else [path]
     found = ((os.path.relpath(file, path), file.stat()) for file in files)
     return [str(path.resolve()), *([name, facts.st_size, facts.st_mtime_ns] for name, facts in found)]
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def _walk(folder: Path) -> list[Path]:
     if not os.access(folder, os.R_OK | os.X_OK):
         raise PermissionError(f"{folder} may not be read by this user")
     found, seen = [], set()
@@ -74,7 +74,7 @@ def _walk(folder: Path) -> Iterator[Path]:
         else:
             seen.add(real)
             found += [path for path in (Path(place, name) for name in files) if path.is_file()]
-    return iter(sorted(found))
+    return sorted(found)
 
 
 def _check_letters(path: Path, names: list[str]) -> None:
