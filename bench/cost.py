@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lab5.settings import TransformerConfig, VQGANConfig
+from lab5.config import TransformerConfig, VQGANConfig
 from lab5.vqgan import VQGAN
 
 FLOAT32 = 4  # bytes

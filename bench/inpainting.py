@@ -13,12 +13,13 @@ from bench.measure import interleaved, peak_memory, timed, waiting
 from bench.plans import Plan
 from bench.rows import Figure, Parity, Ratio, compared
 from bench.training import networks
-from lab5.data import token_mask
-from lab5.filling import decode_holes, inpaint_images, to_pictures
-from lab5.pipeline import Pair
-from lab5.settings import DecodeConfig
-from lab5.tokenizer import Tokenizer, fill_holes
-from lab5.toycats import random_holes, render
+from lab5.config import DecodeConfig
+from lab5.data.dataset import token_mask
+from lab5.data.holes import fill_holes
+from lab5.data.toycats import random_holes, render
+from lab5.inpainting.fill import decode_holes, inpaint_images, to_pictures
+from lab5.inpainting.pair import Pair
+from lab5.inpainting.tokenizer import Tokenizer
 from lab5.trainer import autocast
 
 GOALS = {"off": 3.0, "bf16": 5.0}

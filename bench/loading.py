@@ -12,8 +12,8 @@ from bench import naive
 from bench.measure import interleaved, timed
 from bench.plans import Plan
 from bench.rows import Figure, Parity, Ratio, compared
-from lab5.data import TRAIN_STATS, normalise, open_dataset
-from lab5.toycats import render
+from lab5.data.dataset import TRAIN_STATS, normalise, open_dataset
+from lab5.data.toycats import render
 
 BATCH = 10  # the lab's
 

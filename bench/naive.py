@@ -19,8 +19,8 @@ from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 from torch import Tensor, nn
 
-from lab5.data import TRAIN_STATS, denormalise, normalise
-from lab5.settings import TransformerConfig
+from lab5.config import TransformerConfig
+from lab5.data.dataset import TRAIN_STATS, denormalise, normalise
 from lab5.vqgan import VQGAN
 
 EPS = 1e-12  # of every LayerNorm

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, field, replace
 
-from lab5.config import PROFILES, TransformerConfig, VQGANConfig
+from lab5.config import TransformerConfig, VQGANConfig
+from lab5.profiles import PROFILES
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.measure import Compared
-from lab5.durable import replacing
+from lab5.runtime.files import replacing
 
 
 class Parity(NamedTuple):

@@ -14,10 +14,10 @@ from bench.cost import training_flops
 from bench.measure import interleaved, peak_memory, timed, waiting
 from bench.plans import Plan
 from bench.rows import Figure, Parity, Ratio, compared
-from lab5.maskings import mvtm_mask
+from lab5.config import Stage2Config
+from lab5.data.toycats import render
+from lab5.masking import mvtm_mask
 from lab5.objectives import MVTMObjective, masked_cross_entropy
-from lab5.settings import Stage2Config
-from lab5.toycats import render
 from lab5.trainer import fit
 from lab5.transformer import BidirectionalTransformer
 from lab5.vqgan import VQGAN

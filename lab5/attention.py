@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lab5.dropout import dropout as drop
+from lab5.runtime.dropout import dropout as drop_out
 
 
 def scaled_dot_product_attention(
@@ -32,7 +32,7 @@ def scaled_dot_product_attention(
     # A sum of d products of unit variance has variance d; divided by √d, the softmax starts unfrozen.
     scores = query / math.sqrt(query.shape[-1]) @ key.transpose(-2, -1)
     weights = scores.softmax(dim=-1)  # over the keys
-    return drop(weights, dropout) @ value, weights
+    return drop_out(weights, dropout) @ value, weights
 
 
 class MultiHeadAttention(nn.Module):

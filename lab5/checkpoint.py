@@ -1,136 +1,37 @@
-"""Models and training states on disk: safe to open, whole or absent, from and to the lab's own formats.
+"""Networks on disk: safe to open, whole or absent, in our own format and in the lab's.
 
 Our files are safetensors: tensors, and a header of JSON with a checksum of it all. Opening one never executes
-anything, and a file is replaced only by a complete successor. The lab's files are PyTorch pickles, which
-`lab5.labfiles` reads.
-
-It does not know how a model was trained or what it is used for.
+anything, and a file is replaced only by a complete successor. The lab's files are PyTorch pickles with a state dict, in
+the layouts that its solutions have; whatever the layout, what comes out has the names of the lab's template.
 """
 
-import hashlib
 import io
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+import re
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lab5.config import TransformerConfig, VQGANConfig
-from lab5.durable import replacing
-from lab5.durable import write as write  # on offer from here too
-from lab5.labfiles import (
-    LAYOUTS,
-    WRAPPERS,
-    State,
-    check_weights,
-    fuse_attention,
-    is_pickle,
-    lab_config,
-    printable,
-    rename_attention,
-    unpickle,
-)
+from lab5.runtime.files import State, existing_file, load_tensors, save_tensors, write
+from lab5.runtime.pickles import WRAPPERS, check_weights, is_pickle, printable, unpickle
 from lab5.transformer import BidirectionalTransformer
 from lab5.vqgan import VQGAN
 
 Model = TypeVar("Model", bound=nn.Module)
 
-CHECKSUM = "sha256 of this file with 64 zeros here"  # an entry of the header
-BLANK = 64 * "0"
-ENTRY = f'"{CHECKSUM}":"'.encode()  # how it stands there
-
-
-# --- our files --------------------------------------------------------------------------------------------------
-
-
-def save(path: str | Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """Write tensors and JSON-able facts about them; a crash or a full disk leaves what was at `path` before.
-
-    Raises OSError where the file cannot be written and TypeError for a `meta` that is not JSON.
-    """
-    # Copies: safetensors wants every tensor contiguous, on the CPU and in memory of its own.
-    dense = torch.contiguous_format
-    copies = {name: tensor.detach().cpu().clone(memory_format=dense) for name, tensor in tensors.items()}
-    header = {name: json.dumps(value) for name, value in meta.items()} | {CHECKSUM: BLANK}
-    content = memoryview(safetensors.torch.save(copies, header))
-    at = bytes(content[: _header_end(content)]).index(ENTRY + BLANK.encode()) + len(ENTRY)
-    with replacing(Path(path)) as file:
-        file.write(content[:at])
-        file.write(hashlib.sha256(content).hexdigest().encode())
-        file.write(content[at + len(BLANK) :])
-
-
-def _header_end(start: bytes | memoryview) -> int:
-    return 8 + int.from_bytes(start[:8], "little")
-
-
-def load(path: str | Path) -> tuple[State, dict[str, Any]]:
-    """The tensors and the meta that `save` wrote, on the CPU.
-
-    Raises FileNotFoundError for a missing file, ValueError for one that is truncated or that `save` did not write,
-    and for one that has changed since. What another program wrote has no checksum, and is taken without.
-    """
-    path = _existing(path)
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}
-            meta = {name: json.loads(value) for name, value in header.items() if name != CHECKSUM}
-    except (safetensors.SafetensorError, ValueError, RecursionError) as error:  # the last two are of the JSON
-        raise ValueError(f"{path} is truncated or is not one of our safetensors files: {error}") from error
-    if CHECKSUM in header and _checksum(path, header[CHECKSUM]) != header[CHECKSUM]:
-        raise ValueError(f"{path} was damaged after it was written: its checksum does not fit")
-    return state, meta
-
-
-def load_meta(path: str | Path) -> dict[str, Any]:
-    """The meta alone, without reading the tensors or checking them. Raises like `load`."""
-    path = _existing(path)
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            return {name: json.loads(value) for name, value in (file.metadata() or {}).items() if name != CHECKSUM}
-    except (safetensors.SafetensorError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is truncated or is not one of our safetensors files: {error}") from error
-
-
-def _checksum(path: Path, given: str) -> str:
-    """Of the file as it was before the checksum was put in."""
-    with path.open("rb") as file:
-        start = file.read(8)
-        header = file.read(_header_end(start) - 8)
-        digest = hashlib.sha256(start + header.replace(ENTRY + given.encode(), ENTRY + BLANK.encode(), 1))
-        while part := file.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()
-
-
-def weights_hash(model: nn.Module) -> str:
-    """SHA-256 of all weights with their names, in hex."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
 
 def save_vqgan(path: str | Path, model: VQGAN, **meta: Any) -> None:
     """Weights and config of stage one, and whatever JSON-able facts are worth keeping beside them."""
-    save(path, model.state_dict(), meta | {VQGANConfig.__name__: asdict(model.config)})
+    save_tensors(path, model.state_dict(), meta | {VQGANConfig.__name__: asdict(model.config)})
 
 
 def save_transformer(path: str | Path, model: BidirectionalTransformer, **meta: Any) -> None:
     """Weights and config of stage two, and whatever JSON-able facts are worth keeping beside them."""
-    save(path, model.state_dict(), meta | {TransformerConfig.__name__: asdict(model.config)})
-
-
-def _existing(path: str | Path) -> Path:
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no checkpoint at {path}")
-    return path
+    save_tensors(path, model.state_dict(), meta | {TransformerConfig.__name__: asdict(model.config)})
 
 
 def load_vqgan(path: str | Path) -> VQGAN:
@@ -139,10 +40,10 @@ def load_vqgan(path: str | Path) -> VQGAN:
     Weights in other floating-point types become float32. Raises FileNotFoundError, or ValueError for files that hold
     anything else, or NaN or infinity.
     """
-    if is_pickle(_existing(path)):
-        return fill(lambda: VQGAN(VQGANConfig()), unpickle(path, "vqgan."), path)
+    if is_pickle(existing_file(path)):
+        return with_weights(lambda: VQGAN(VQGANConfig()), unpickle(path, "vqgan."), path)
     state, config = _ours(path, VQGANConfig)
-    return fill(lambda: VQGAN(config), state, path)
+    return with_weights(lambda: VQGAN(config), state, path)
 
 
 def load_transformer(path: str | Path) -> BidirectionalTransformer:
@@ -152,12 +53,12 @@ def load_transformer(path: str | Path) -> BidirectionalTransformer:
     or a whole MaskGit's, with any attention of ATTENTION_NAMES. Sizes follow from the tensors, except the number
     of heads, which no tensor shows: the lab's 16. Raises like `load_vqgan`.
     """
-    if is_pickle(_existing(path)):
+    if is_pickle(existing_file(path)):
         state = rename_attention(unpickle(path, "transformer."), path)
         config = lab_config(state, path)
     else:
         state, config = _ours(path, TransformerConfig)
-    return fill(lambda: BidirectionalTransformer(config), state, path)
+    return with_weights(lambda: BidirectionalTransformer(config), state, path)
 
 
 def export_transformer(
@@ -208,7 +109,7 @@ def _pickle(path: str | Path, content: dict) -> None:
 
 
 def _ours(path: str | Path, config_class: type) -> tuple[State, Any]:
-    state, meta = load(path)
+    state, meta = load_tensors(path)
     if config_class.__name__ not in meta:
         found = printable(", ".join(meta)) or "nothing"
         raise ValueError(f"{path} has no {config_class.__name__}; its header holds {found}")
@@ -246,7 +147,7 @@ def _blocks(config: TransformerConfig | VQGANConfig) -> int:
     return sum(map(len, (config.middle, *config.encoder, *config.decoder)))
 
 
-def fill(build: Callable[[], Model], state: State, path: str | Path) -> Model:
+def with_weights(build: Callable[[], Model], state: State, path: str | Path) -> Model:
     """The network that `build` makes, in eval mode, with these weights in float32.
 
     Raises ValueError, with `path`, where it cannot be built, and for other names or shapes, NaN and infinity. It takes
@@ -276,3 +177,77 @@ def fill(build: Callable[[], Model], state: State, path: str | Path) -> Model:
         raise ValueError(f"{path} holds NaN or infinity in {len(broken)} tensors, the first is {broken[0]}")
     model.to_empty(device="cpu").load_state_dict(state)
     return model.eval()
+
+# What solutions of the lab call the linear layers inside their attention.
+ATTENTION_NAMES = {
+    "query": ("query", "q", "Q", "W_q", "W_Q", "linear_q", "to_q", "q_proj", "q_linear", "to_queries"),
+    "key": ("key", "k", "K", "W_k", "W_K", "linear_k", "to_k", "k_proj", "k_linear", "to_keys"),
+    "value": ("value", "v", "V", "W_v", "W_V", "linear_v", "to_v", "v_proj", "v_linear", "to_values"),
+    "out": ("out", "o", "O", "W_o", "W_O", "W_out", "linear_out", "linear_o", "to_out", "out_proj", "proj",
+            "unify_heads"),
+    "query key value": ("qkv", "to_qkv", "W_qkv", "qkv_proj", "linear_qkv"),
+}  # fmt: skip
+
+
+LAYOUTS = ("separate", "fused")  # of the attention in what is exported
+
+
+ATTENTION = re.compile(r"(blocks\.\d+\.Attention)\.(\w+)\.(weight|bias)")
+
+
+def rename_attention(state: State, path: str | Path) -> State:
+    """Our four linears with bias, out of any known layout; a bias that is not there is zero."""
+    roles_of = {theirs: roles.split() for roles, names in ATTENTION_NAMES.items() for theirs in names}
+    renamed: State = {}
+    for name, tensor in state.items():
+        if (match := ATTENTION.fullmatch(name)) is None:
+            ours = {name: tensor}
+        else:
+            block, theirs, kind = match.groups()
+            if theirs not in roles_of:
+                raise ValueError(f"{path} has an attention of unknown layout: {name} is no query, key, value or out")
+            roles = roles_of[theirs]
+            if len(tensor) % len(roles):
+                raise ValueError(f"{path} has {len(tensor)} rows in {name}, which should stack query, key and value")
+            parts = tensor.chunk(len(roles))
+            ours = {f"{block}.{role}.{kind}": rows for role, rows in zip(roles, parts, strict=True)}
+        if twice := ours.keys() & renamed.keys():
+            raise ValueError(f"{path} has more than one tensor for {min(twice)}, the last is {name}")
+        renamed |= ours
+    for name, tensor in list(renamed.items()):
+        if (match := ATTENTION.fullmatch(name)) and match[3] == "weight":
+            renamed.setdefault(f"{match[1]}.{match[2]}.bias", torch.zeros(len(tensor)))
+    return renamed
+
+
+def lab_config(state: State, path: str | Path) -> TransformerConfig:
+    """The lab's config with the sizes that the tensors have."""
+    try:
+        ids, width = state["tok_emb.weight"].shape
+        positions, hidden = len(state["pos_emb"]), len(state["blocks.0.MLP.0.weight"])
+        layers = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
+    except (KeyError, ValueError) as error:
+        found = ", ".join(list(state)[:4]) or "nothing"
+        raise ValueError(f"{path} holds no transformer of the lab's ({error}); it has {found}, ...") from error
+    if layers > len(state):
+        raise ValueError(f"{path} has only {len(state)} tensors for {layers} layers, as its blocks are numbered")
+    config = TransformerConfig()
+    if width % config.heads:
+        raise ValueError(f"{path} has width {width}, which the lab's {config.heads} heads do not divide")
+    return replace(config, codes=ids - 1, positions=positions, width=width, layers=layers, hidden=hidden)
+
+
+def fuse_attention(state: State) -> State:
+    """Query, key and value stacked into qkv, in the place of the query; out is called proj."""
+    fused: State = {}
+    for name, tensor in state.items():
+        match = ATTENTION.fullmatch(name)
+        block, role, kind = match.groups() if match else ("", "", "")
+        if role == "query":
+            parts = [state[f"{block}.{part}.{kind}"] for part in ("query", "key", "value")]
+            fused[f"{block}.qkv.{kind}"] = torch.cat(parts)
+        elif role == "out":
+            fused[f"{block}.proj.{kind}"] = tensor
+        elif not role:
+            fused[name] = tensor
+    return fused

@@ -1,149 +1,329 @@
-"""Every number of a run, in one place: the profiles, changes to them, the folders.
+"""Every setting of a run: its default, what values it may have, and in one line what it means.
 
-`configure("quick", **{"decode.steps": 12})` is how everything else gets its settings. A name that does not
-exist, a value of another type and two settings that contradict each other are refused with one sentence.
-
-It does not know what the numbers are used for. The settings themselves are the dataclasses of `lab5.settings`.
+A setting is written down once, as a field of a dataclass below; what checks it, `--help`, tables and the decoder read
+it there. `lab5.profiles` has the values that go together.
 """
 
 import json
 import os
-from collections.abc import Callable
-from dataclasses import fields, is_dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from math import inf
 from pathlib import Path
 from typing import Any
 
-from lab5.settings import (
-    ClassifierConfig,
-    Config,
-    DataConfig,
-    DecodeConfig,
-    Stage1Config,
-    Stage2Config,
-    StudyConfig,
-    TrainConfig,
-    TransformerConfig,
-    VQGANConfig,
-)
-
-ROOT = Path(__file__).resolve().parent.parent
-
-SMALL_VQGAN = VQGANConfig(
-    codes=512,
-    latent=32,
-    stem=16,
-    encoder=((16,), (48,)),
-    middle=(128,),
-    decoder=((64,), (32,), (16,)),
-    groups=0,
-    attention=False,
-)
-SMALL_TRANSFORMER = TransformerConfig(
-    codes=512, width=128, layers=6, heads=2, hidden=256, dropout=0.0, attention_dropout=0.0, norm="pre", hints=48
-)
-
-# What fills holes best; the defaults of DecodeConfig are the lab's rule.
-INPAINTING = DecodeConfig(fill="navier_stokes", hints=True, evidence=1.0, temperature=0.5, passes=2)
-
-PROFILES: dict[str, Config] = {
-    # The whole chain in under two minutes, for tests: it learns next to nothing.
-    "smoke": Config(
-        "smoke",
-        data=DataConfig(train=256, val=32, test=32),
-        vqgan=replace(SMALL_VQGAN, codes=64, encoder=((8,), (16,)), stem=8, middle=(32,), decoder=((32,), (16,), (8,))),
-        transformer=replace(SMALL_TRANSFORMER, codes=64, width=64, layers=2, heads=1, hidden=128),
-        stage1=Stage1Config(steps=60, batch=8, lr=1e-3, warmup=5, amp="off", ema=0.9),
-        stage2=Stage2Config(steps=40, batch=16, lr=1e-3, warmup=5, amp="off", ema=0.9),
-        classifier=ClassifierConfig(steps=30, batch=16, warmup=5, images=256),
-        study=StudyConfig(steps=(1, 4), seeds=2, images=16),
-    ),
-    # Both stages from scratch in a few minutes on two cores.
-    "quick": Config(
-        "quick",
-        data=DataConfig(train=4000, val=256, test=256),
-        vqgan=SMALL_VQGAN,
-        transformer=SMALL_TRANSFORMER,
-        stage1=Stage1Config(steps=380, batch=16, lr=1e-3, warmup=50, amp="off", ema=0.99),
-        stage2=Stage2Config(steps=220, batch=32, lr=1e-3, warmup=40, amp="off", ema=0.99),
-        decode=INPAINTING,
-        study=StudyConfig(steps=(1, 4, 8), seeds=5, images=32),
-    ),
-    # How the committed weights were made, in about three hours on one core: `make pretrained` says in which two steps.
-    "pretrained": Config(
-        "pretrained",
-        data=DataConfig(train=12000, val=256, test=256),
-        vqgan=SMALL_VQGAN,
-        transformer=SMALL_TRANSFORMER,
-        stage1=Stage1Config(steps=4500, batch=16, lr=1e-3, warmup=200, amp="off", ema=0.998),
-        stage2=Stage2Config(steps=4200, batch=32, lr=1e-3, warmup=100, amp="off"),
-        classifier=ClassifierConfig(steps=1800),
-        decode=INPAINTING,
-    ),
-    # The lab's photographs on two cores, within an hour: --data names the lab's zip or folder.
-    "cats-cpu": Config(
-        "cats-cpu",
-        data=DataConfig(train=12000, val=1024, test=747),
-        vqgan=SMALL_VQGAN,
-        transformer=SMALL_TRANSFORMER,
-        stage1=Stage1Config(steps=2500, batch=16, lr=1e-3, warmup=100, amp="off", ema=0.998),
-        stage2=Stage2Config(steps=3000, batch=32, lr=1e-3, warmup=100, amp="off", ema=0.998),
-        decode=INPAINTING,
-        study=StudyConfig(steps=(1, 4, 8), seeds=3, images=128),
-    ),
-    # The lab's sizes, on a GPU.
-    "full": Config("full", data=DataConfig(train=12000, val=1024, test=747), study=StudyConfig(images=747)),
-}
-
-
+ROOT = Path(__file__).resolve().parent.parent  # the checkout, or where the package is installed
 SEEDS = 10**12  # times a million, for a seed of each step and image, it is still a number of 64 bits
 
-# What values settings of these names may have, in whichever section; of a tuple, each item. NaN passes none.
-RANGES: dict[str, tuple[Callable[[Any], bool], set[str]]] = {
-    "at least 1": (
-        lambda x: x >= 1,
-        {"steps", "batch", "accumulate", "passes", "seeds", "train", "val", "test"}
-        | {"latent", "stem", "encoder", "middle", "decoder", "width", "layers", "heads", "hidden", "features"}
-        | {"vqgan.codes", "transformer.codes"},
-    ),
-    "at least 2": (lambda x: x >= 2, {"classifier.images"}),
-    "at least 8": (lambda x: x >= 8, {"study.images"}),  # of fewer, a resample may hold one alone
-    "above 0 and finite": (lambda x: 0 < x < inf, {"lr"}),
-    "at least 0 and finite": (
-        lambda x: 0 <= x < inf,
-        {"threads", "warmup", "weight_decay", "clip", "groups", "hints", "dilate", "refills"}
-        | {"evidence", "temperature", "choice_temperature", "choice_temperature_end"},
-    ),
-    "from 0 to a million million": (lambda x: 0 <= x <= SEEDS, {"seed"}),
-    "at least 0 and below 1": (
-        lambda x: 0 <= x < 1,
-        {"betas", "ema", "dropout", "attention_dropout", "label_smoothing"},
-    ),
-}
+
+def setting(
+    default: Any, about: str, *, least: float = -inf, below: float = inf, most: float = inf, above: float = -inf,
+    choices: Sequence[str] = (),
+) -> Any:  # fmt: skip
+    """A field with its one line, and the values it may have: of a tuple, each item. NaN and infinity are none."""
+    limits = {"least": least, "above": above, "most": most, "below": below}
+    return field(default=default, metadata={"about": about, "limits": limits, "choices": tuple(choices)})
 
 
-def configure(profile: str = "auto", **changes: Any) -> Config:
-    """The settings of a profile, with changes such as `**{"decode.steps": 12}` or `seed=3`.
+def count(default: Any, about: str, least: int = 1) -> Any:
+    """A setting that counts something."""
+    return setting(default, about, least=least)
 
-    "auto" is full on a GPU and quick without one. Values may be strings, as a command line gives them.
-    Raises ValueError for an unknown profile or setting, a value of another type, and contradictions.
+
+def share(default: Any, about: str) -> Any:
+    """A setting from 0 to below 1."""
+    return setting(default, about, least=0, below=1)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images. Sizes are upper bounds where the dataset on disk is smaller."""
+
+    path: str = setting("toycats", "toycats, the lab's zip or folder, or a folder of images")
+    train: int = count(12000, "training images")
+    val: int = count(512, "validation images")
+    test: int = count(512, "test images")
+    seed: int = setting(5, "of the toy cats, and of the holes where a dataset brings none", least=0, most=SEEDS)
+
+
+@dataclass(frozen=True)
+class VQGANConfig:
+    """Shape of stage one; the defaults are the lab's 70.8 M parameters.
+
+    `encoder` and `decoder` list, per resolution, the output width of each residual block; between
+    resolutions the grid is halved (encoder, from 64x64) or doubled (decoder, from 16x16).
     """
-    device = str(changes.pop("device", None) or _device())
-    if profile == "auto":
-        profile = "full" if device.startswith("cuda") else "quick"
-    if profile not in PROFILES:
-        raise ValueError(f"unknown profile {profile!r}; there are auto, {', '.join(PROFILES)}")
-    config = replace(PROFILES[profile], device=device)
-    for name, value in changes.items():
-        config = _changed(config, name, name.split("."), value)
-    _check(config)
-    return config
+
+    codes: int = count(1024, "K, the vectors of the codebook")
+    latent: int = count(256, "numbers in each of them")
+    stem: int = count(128, "width after the encoder's first convolution")
+    encoder: tuple[tuple[int, ...], ...] = count(((128, 128, 128, 128, 256, 256), (256, 256, 512, 512)), "widths")
+    middle: tuple[int, ...] = count((512, 512), "widths at 16x16 in both networks, self-attention between the blocks")
+    decoder: tuple[tuple[int, ...], ...] = count(((512,) * 3, (256,) * 6, (128,) * 6), "widths")
+    groups: int = count(32, "of GroupNorm; 0 leaves normalisation out", least=0)
+    attention: bool = setting(True, "self-attention at 16x16")
 
 
-def _device() -> str:
-    import torch  # here alone: reading settings needs no torch
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Shape of stage two; the defaults are the lab's 72.7 M parameters."""
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    codes: int = count(1024, "K, the codes that it predicts")
+    positions: int = count(256, "N, the tokens of an image")
+    width: int = count(768, "D, numbers for each token")
+    layers: int = count(15, "blocks of attention and MLP")
+    heads: int = count(16, "of attention; they divide the width")
+    hidden: int = count(1536, "width within the MLP")
+    dropout: float = share(0.1, "of embeddings and branches")
+    attention_dropout: float = share(0.1, "of attention weights")
+    norm: str = setting("post", "after the addition, as in the lab, or before the branch", choices=("post", "pre"))
+    hints: int = count(0, "numbers per token beside its code, the VQGAN's latent + 16; 0 as in the lab", least=0)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What every training has."""
+
+    steps: int = count(1000, "steps of the optimiser")
+    batch: int = count(32, "images at a time")
+    lr: float = setting(1e-3, "learning rate after the warm-up", above=0)
+    accumulate: int = count(1, "batches in a step")
+    schedule: str = setting(
+        "warmup_cosine", "what the learning rate does after the warm-up",
+        choices=("constant", "warmup_cosine", "warmup_linear", "multi_step", "step"),
+    )  # fmt: skip
+    warmup: int = count(1000, "steps in which the learning rate rises", least=0)
+    betas: tuple[float, float] = share((0.9, 0.99), "of the optimiser's moving averages")
+    weight_decay: float = setting(0.0, "of linear maps and convolutions", least=0)
+    clip: float = setting(1.0, "most that the norm of the gradient may be; 0 = off", least=0)
+    ema: float = share(0.999, "decay of the averaged weights; 0 = off")
+    amp: str = setting("bf16", "mixed precision", choices=("bf16", "fp16", "off"))
+    optimiser: str = setting("adamw", "whose weight decay shrinks the weights, or is part of the gradient",
+                             choices=("adamw", "adam"))  # fmt: skip
+    milestones: tuple[int, ...] = count((1000,), "steps after which multi_step decays")
+    decay_every: int = count(1000, "steps between the decays of step")
+    decay: float = setting(0.1, "factor of the learning rate at each decay", above=0, below=1)
+    compile: bool = setting(False, "the networks, on a GPU; `python -m bench` says whether it pays")
+
+
+@dataclass(frozen=True)
+class Stage1Config(TrainConfig):
+    """Training of the VQGAN."""
+
+    steps: int = count(20000, "steps of the optimiser")
+    lr: float = setting(2e-4, "learning rate after the warm-up", above=0)
+    file: str = setting("", "a trained VQGAN to use as it is, such as the course's VQGAN.pt; none = train one")
+    autoencoder_share: float = setting(0.2, "first share of the steps without quantisation", least=0, most=1)
+    beta: float = setting(0.25, "weight of the commitment term", least=0)
+    code_decay: float = share(0.99, "of the codes' moving average")
+    perceptual: float = setting(0.0, "weight of a distance between features; toy cats only", least=0)
+    adversarial: float = setting(0.0, "weight of a critic that learns along", least=0)
+
+
+@dataclass(frozen=True)
+class Stage2Config(TrainConfig):
+    """Training of the transformer by masked visual token modelling."""
+
+    steps: int = count(36000, "steps of the optimiser")
+    batch: int = count(100, "images at a time")
+    lr: float = setting(1e-4, "learning rate after the warm-up", above=0)
+    betas: tuple[float, float] = share((0.9, 0.96), "of the optimiser's moving averages")
+    weight_decay: float = setting(0.03, "of linear maps", least=0)
+    masking: str = setting("mixed", "which tokens are hidden, as lab5.masking writes it")
+    label_smoothing: float = share(0.0, "of the targets")
+    loss: str = setting("masked", "over which tokens", choices=("masked", "all"))
+    start: str = setting("", "a transformer's file to begin with; none = random weights")
+
+
+@dataclass(frozen=True)
+class ClassifierConfig(TrainConfig):
+    """Training of the toy-attribute classifier, whose features stand in for Inception's."""
+
+    steps: int = count(3000, "steps of the optimiser")
+    batch: int = count(64, "images at a time")
+    lr: float = setting(2e-3, "learning rate after the warm-up", above=0)
+    warmup: int = count(100, "steps in which the learning rate rises", least=0)
+    amp: str = setting("off", "mixed precision", choices=("bf16", "fp16", "off"))
+    images: int = count(16000, "toy cats to learn from", least=2)
+    features: int = count(96, "F, that it scores with")
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """Iterative decoding; the defaults are the lab's rule."""
+
+    schedule: str = setting(
+        "cosine", "which share stays masked: γ",
+        choices=("linear", "cosine", "square", "cubic", "square_root", "raised_cosine", "arccos", "log", "exp",
+                 "stair", "one_shot"),
+    )  # fmt: skip
+    steps: int = count(8, "T, the steps of the plan")
+    stop_at: int = count(0, "t, the sweet spot: only so many of the steps, the last taking all; 0 = T", least=0)
+    codes: str = setting("sample", "how codes are proposed", choices=("argmax", "sample", "top_k", "nucleus"))
+    order: str = setting(
+        "confidence", "which positions are committed first",
+        choices=("confidence", "lab", "random", "max_probability", "margin", "entropy", "rings", "moment", "halton"),
+    )  # fmt: skip
+    temperature: float = setting(1.0, "of the codes", least=0)
+    choice_temperature: float = setting(4.5, "of the order: noise on the scores", least=0)
+    fill: str = setting(
+        "grey", "what the encoder sees in the hole", choices=("grey", "mean", "telea", "navier_stokes")
+    )
+    hints: bool = setting(False, "show what is visible of half-hidden tokens to a transformer that learned to use it")
+    evidence: float = setting(0.0, "weight of the visible pixels of half-hidden tokens; 0 = they are unseen", least=0)
+    passes: int = count(1, "2 = once more, from the visible pixels together with the first result")
+    paste: str = setting(
+        "none", "known pixels of the photograph over the result", choices=("none", "hard", "blurred", "poisson")
+    )
+    batch: int = count(32, "images at a time; it does not change them")
+    temperature_end: float = setting(-1.0, "of the codes at step T, reached in a line; below 0 = as at the first")
+    choice_temperature_end: float = setting(0.0, "of the order at step T, reached in a line", least=0)
+    rounding: str = setting(
+        "floor", "of the tokens still masked; ceil as in the paper and the lab's text", choices=("floor", "ceil")
+    )
+    budget: str = setting(
+        "schedule", "tokens in a step: the schedule's, or as many as are safe within limit",
+        choices=("schedule", "entropy", "threshold"),
+    )  # fmt: skip
+    limit: float = setting(0.5, "of the budget: nats for entropy, a probability for threshold", least=0)
+    remask: float = setting(0.0, "eta of ReMDM: how likely generated tokens are masked again", least=0, most=1)
+    rounds: int = count(0, "of correction after the steps, each of two passes of the model", least=0)
+    redo: float = setting(0.1, "share of the hole that a round of correction decodes again", least=0, most=1)
+    dilate: int = count(0, "rings of known tokens around the hole that are hidden too", least=0)
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """The grid of notebook 04."""
+
+    schedules: tuple[str, ...] = setting(("cosine", "linear", "square"), "of the decoding",
+                                         choices=DecodeConfig.__dataclass_fields__["schedule"].metadata["choices"])
+    steps: tuple[int, ...] = count((1, 4, 8, 12), "T of the plans")
+    seeds: int = count(5, "decodings of each plan")
+    images: int = count(192, "test images that are scored; of fewer than 8 a resample may hold one alone", least=8)
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run. Sections are read as `config.decode.steps` and set as `"decode.steps"`."""
+
+    profile: str
+    device: str = setting("cpu", "what computes: cpu, cuda, cuda:1")
+    seed: int = setting(0, "of trainings and decodings", least=0, most=SEEDS)
+    threads: int = count(0, "of the CPU; 0 = as torch decides", least=0)
+    data: DataConfig = field(default_factory=DataConfig)
+    vqgan: VQGANConfig = field(default_factory=VQGANConfig)
+    transformer: TransformerConfig = field(default_factory=TransformerConfig)
+    stage1: Stage1Config = field(default_factory=Stage1Config)
+    stage2: Stage2Config = field(default_factory=Stage2Config)
+    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    study: StudyConfig = field(default_factory=StudyConfig)
+
+
+# --- what is read from the fields -----------------------------------------------------------------------------------
+
+
+def all_settings(config: Config) -> dict[str, Any]:
+    """Every setting under the name that `configure` knows it by, but for the profile."""
+    settings: dict[str, Any] = {}
+    for section in fields(config):
+        value = getattr(config, section.name)
+        if is_dataclass(value):
+            settings |= {f"{section.name}.{key}": item for key, item in asdict(value).items()}
+        elif section.name != "profile":
+            settings[section.name] = value
+    return settings
+
+
+def allowed(setting: Any) -> str:
+    """The values that a field of a config may have, in words: "from 0 to 1", "cosine, linear"; "" for any."""
+    if choices := setting.metadata["choices"]:
+        return ", ".join(choices)
+    words = {"least": "at least", "above": "above", "most": "at most", "below": "below"}
+    limits = {name: limit for name, limit in setting.metadata["limits"].items() if abs(limit) < inf}
+    return " and ".join(f"{words[name]} {limit:,}".replace(",", " ") for name, limit in limits.items())
+
+
+def meanings() -> dict[str, Any]:
+    """The field of every setting, under its full name: default, `metadata["about"]`, what is `allowed`."""
+    found: dict[str, Any] = {}
+    for section in fields(Config):
+        if is_dataclass(section.default_factory):
+            found |= {f"{section.name}.{one.name}": one for one in fields(section.default_factory)}
+        elif section.metadata:
+            found[section.name] = section
+    return found
+
+
+def check(section: Any, name: str = "") -> None:
+    """Raise ValueError for the first setting of a section that has a value it may not have."""
+    for one in fields(section):
+        value, full = getattr(section, one.name), f"{name}.{one.name}" if name else one.name
+        if is_dataclass(value):
+            check(value, full)
+            continue
+        limits, choices = one.metadata.get("limits", {}), one.metadata.get("choices")
+        for item in flat(value):
+            if choices and item not in choices:
+                raise ValueError(f"{full} must be one of {', '.join(choices)}, not {item!r}")
+            if isinstance(item, int | float) and limits and not _within(item, **limits):
+                raise ValueError(f"{full} must be {allowed(one) or 'a finite number'}, not {value}")
+        if value == () and one.name != "milestones":
+            raise ValueError(f"{full} needs at least one value")
+
+
+def _within(x: float, least: float, above: float, most: float, below: float) -> bool:
+    return least <= x <= most and above < x < below and abs(x) < inf
+
+
+def flat(value: Any) -> list:
+    """The single values of a setting."""
+    return [single for item in value for single in flat(item)] if isinstance(value, tuple) else [value]
+
+
+def check_together(config: Config) -> None:
+    """Refuse settings that contradict each other, before anything is trained or written."""
+    vqgan, transformer, decode = config.vqgan, config.transformer, config.decode
+    images = {"stage1": config.data.train, "stage2": config.data.train, "classifier": config.classifier.images}
+    for name, n in images.items():
+        stage: TrainConfig = getattr(config, name)
+        if len(stage.betas) != 2:
+            raise ValueError(f"{name}.betas must be two values, not {stage.betas}")
+        if stage.batch > n:
+            raise ValueError(f"{name}.batch = {stage.batch} is more than the {n} images that there are to train on")
+    widths = flat((vqgan.stem, vqgan.encoder, vqgan.middle, vqgan.decoder))
+    if vqgan.groups and (odd := [width for width in widths if width % vqgan.groups]):
+        raise ValueError(f"vqgan.groups = {vqgan.groups} must divide every width of the vqgan, but not {odd[0]}")
+    if vqgan.codes != transformer.codes:
+        raise ValueError(f"vqgan.codes = {vqgan.codes} must equal transformer.codes = {transformer.codes}")
+    if transformer.positions != 256:
+        raise ValueError(f"transformer.positions = {transformer.positions} must be 256: an image is 16x16 tokens")
+    if transformer.hints not in (0, vqgan.latent + 16):
+        expected = f"0 or vqgan.latent + 16 = {vqgan.latent + 16}"
+        raise ValueError(f"transformer.hints = {transformer.hints} must be {expected}")
+    if transformer.width % transformer.heads:
+        raise ValueError(f"transformer.width = {transformer.width} must be a multiple of heads = {transformer.heads}")
+    check_stop(decode)
+
+
+def check_stop(decode: DecodeConfig) -> None:
+    """A sweet spot beyond the steps would be a silent no-op."""
+    if not 0 <= decode.stop_at <= decode.steps:
+        raise ValueError(f"decode.stop_at = {decode.stop_at} must lie in 0..{decode.steps}; 0 means all decode.steps")
+    if decode.remask and decode.budget != "schedule":
+        raise ValueError(f"decode.remask keeps a schedule's counts: it needs decode.budget = schedule, not {decode.budget}")
+
+
+# --- changes --------------------------------------------------------------------------------------------------------
+
+
+def changed(section: Any, name: str, value: Any) -> Any:
+    """A config with the setting of this name at another value, which may be text as a command line gives it.
+
+    Raises ValueError for a name that there is not, and for a value of another type.
+    """
+    return _changed(section, name, name.split("."), value)
 
 
 def _changed(section: Any, name: str, path: list[str], value: Any) -> Any:
@@ -183,59 +363,20 @@ def _read(text: str, is_tuple: bool) -> Any:
         return text
 
 
-def _check(config: Config) -> None:
-    """Refuse what cannot work together, before anything is trained or written."""
-    for name, value in _settings(config).items():
-        for words, (fits, settings) in RANGES.items():
-            if settings & {name, name.rpartition(".")[2]} and not all(map(fits, _flat(value))):
-                raise ValueError(f"{name} must be {words}, not {value}")
-        if value == () and not name.endswith(".milestones"):
-            raise ValueError(f"{name} needs at least one value")
-    vqgan, transformer, decode = config.vqgan, config.transformer, config.decode
-    images = {"stage1": config.data.train, "stage2": config.data.train, "classifier": config.classifier.images}
-    for name, n in images.items():
-        stage: TrainConfig = getattr(config, name)
-        if len(stage.betas) != 2:
-            raise ValueError(f"{name}.betas must be two values, not {stage.betas}")
-        if stage.batch > n:
-            raise ValueError(f"{name}.batch = {stage.batch} is more than the {n} images that there are to train on")
-    widths = _flat((vqgan.stem, vqgan.encoder, vqgan.middle, vqgan.decoder))
-    if vqgan.groups and (odd := [width for width in widths if width % vqgan.groups]):
-        raise ValueError(f"vqgan.groups = {vqgan.groups} must divide every width of the vqgan, but not {odd[0]}")
-    if vqgan.codes != transformer.codes:
-        raise ValueError(f"vqgan.codes = {vqgan.codes} must equal transformer.codes = {transformer.codes}")
-    if transformer.positions != 256:
-        raise ValueError(f"transformer.positions = {transformer.positions} must be 256: an image is 16x16 tokens")
-    if transformer.hints not in (0, vqgan.latent + 16):
-        expected = f"0 or vqgan.latent + 16 = {vqgan.latent + 16}"
-        raise ValueError(f"transformer.hints = {transformer.hints} must be {expected}")
-    if transformer.width % transformer.heads:
-        raise ValueError(f"transformer.width = {transformer.width} must be a multiple of heads = {transformer.heads}")
-    if not 0 <= decode.stop_at <= decode.steps:
-        raise ValueError(f"decode.stop_at = {decode.stop_at} must lie in 0..{decode.steps}; 0 means all decode.steps")
-
-
-def _settings(config: Config) -> dict[str, Any]:
-    """Every setting under its full name."""
-    found: dict[str, Any] = {}
-    for name, value in vars(config).items():
-        found |= {f"{name}.{key}": item for key, item in vars(value).items()} if is_dataclass(value) else {name: value}
-    return found
-
-
-def _flat(value: Any) -> list:
-    """The single values of a setting."""
-    return [single for item in value for single in _flat(item)] if isinstance(value, tuple) else [value]
-
-
-# --- folders ----------------------------------------------------------------------------------------------------------
+# --- folders --------------------------------------------------------------------------------------------------------
 
 
 def data_folder() -> Path:
-    """Datasets, caches and runs; LAB5_DATA moves it, `data/` of the repository otherwise."""
-    return Path(os.environ.get("LAB5_DATA") or ROOT / "data")
+    """Datasets, caches and runs: LAB5_DATA names it; else `data/` of the checkout, or a cache in the home folder."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lab5"
+    return Path(os.environ.get("LAB5_DATA") or (ROOT / "data" if is_checkout() else home))
 
 
 def pretrained_folder() -> Path:
-    """The committed weights for the embedded dataset."""
-    return ROOT / "data" / "pretrained"
+    """The committed weights for the embedded dataset, which an installed package has within itself."""
+    return ROOT / "data" / "pretrained" if is_checkout() else ROOT / "lab5" / "pretrained"
+
+
+def is_checkout() -> bool:
+    """Whether the package lies in a clone of its repository, with the notebooks beside it."""
+    return (ROOT / "notebooks").is_dir() and (ROOT / "pyproject.toml").is_file()

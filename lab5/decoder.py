@@ -1,26 +1,26 @@
 """Iterative parallel decoding: in a few steps, from tokens with a hole to tokens without one.
 
-Every step asks the model about all masked positions at once, proposes a code for each, commits the proposals
-of highest score and masks the others again; a schedule or a budget says how many stay masked. Each step is
-yielded as data. Source: Chang et al. 2022, "MaskGIT", section 3.2, and the code published with it
-(parallel_decode.py), here with the hole in place of the whole image.
+Every step asks the model about all masked positions at once, proposes a code for each, commits the proposals of
+highest score and masks the others again; a schedule says how many stay masked. Source: Chang et al. 2022, "MaskGIT",
+section 3.2, and the code published with it (parallel_decode.py), here with the hole in place of the whole image.
 
-It does not know what a token looks like, nor how the model was trained: a model is anything that maps tokens
-to logits.
+A model is anything that maps tokens to logits. `lab5.variants` has loops that go beyond this one.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lab5.budgets import BUDGETS, still_masked
+from lab5.config import DecodeConfig, check, check_stop
 from lab5.gamma import masked_counts
-from lab5.matmul import fastest_matmul
-from lab5.remasking import doubtful, taken_back
+from lab5.runtime.machine import fast_float32
 from lab5.samplers import CODES, ONCE, ORDERS, Generators, Proposal, lowest, moment_temperature, uniform
+
+Model = Callable[[Tensor], Tensor]
 
 
 class DecodeStep(NamedTuple):
@@ -31,203 +31,205 @@ class DecodeStep(NamedTuple):
     masked: Bool[Tensor, "B N"]  # what is still unknown after this step
     filled: Int[Tensor, "B N"]  # `tokens` with this step's proposals where masked: what a picture shows
     confidence: Float[Tensor, "B N"]  # log-probability of the code committed or proposed, 0 where known
+    unknown: Bool[Tensor, "B N"]  # the hole, at every step
+    once: Float[Tensor, "B"] | None = None  # noise that an order draws at its first step and keeps
 
 
 def decode_steps(
-    model: Callable[[Tensor], Tensor],
+    model: Model,
     tokens: Int[Tensor, "B N"],
     unknown: Bool[Tensor, "B N"],
+    decoding: DecodeConfig = DecodeConfig(),  # noqa: B008, it is frozen
     *,
-    schedule: str = "cosine",
-    steps: int = 8,
-    stop_at: int | None = None,
-    codes: str = "sample",
-    order: str = "confidence",
-    temperature: float = 1.0,
-    choice_temperature: float = 4.5,
-    rounding: str = "floor",
-    prior: Float[Tensor, "B N K"] | None = None,
-    mask_id: int | None = None,
     generator: Generators,
-    temperature_end: float | None = None,
-    choice_temperature_end: float = 0.0,
-    count_base: str = "hole",
-    budget: str = "schedule",
-    limit: float = 0.5,
-    remask: float = 0.0,
-    rounds: int = 0,
-    redo: float = 0.1,
+    prior: Float[Tensor, "B N K"] | None = None,
 ) -> Iterator[DecodeStep]:
-    """Yield the T + 1 states of a decoding in T = `steps` steps, each computed when it is asked for.
+    """Yield the T + 1 states of a decoding in T = `decoding.steps` steps, each computed when it is asked for.
 
-    Tokens outside `unknown` never change; those inside are ignored, so nothing can leak from them. State 0
-    has no proposals yet: its `filled` is its `tokens`, whose mask ids no tokenizer can decode, and its
-    confidence is 0. While no image has anything masked, states repeat and the model is not asked.
+    Tokens outside `unknown` never change; those inside are ignored, so nothing can leak from them. State 0 has no
+    proposals yet: its `filled` is its `tokens`, whose mask ids no tokenizer can decode. While no image has anything
+    masked, states repeat and the model is not asked. With `decoding.stop_at` (the lab's "sweet spot") the loop ends
+    after so many steps, and the last one taken commits all its proposals.
 
-    schedule, rounding  how many tokens stay masked after each step, per image: see `gamma.masked_count`
-    count_base          of the "hole", or of the "current" mask, which compounds: see `gamma.masked_counts`
-    steps               T, the steps of the plan
-    stop_at             take only this many of them, 1..steps (the lab's "sweet spot"): the last step taken
-                        commits all its proposals
-    codes, order        which codes are proposed, which positions come first: names in `samplers`
-    temperature         of the codes; where `temperature_end` is given it moves linearly, to that at step T
-    choice_temperature  of the order: noise on the scores, moving linearly to `choice_temperature_end` at step T
-    budget, limit       "schedule", or a name in `budgets`: then a step commits what is safe within `limit`, at least
-                        one token an image, in at most T steps, of which the last commits the rest
-    remask              eta of ReMDM, 0..1: some generated tokens are masked again (see `remasking.taken_back`) and as
-                        many more committed, so that the schedule's counts hold
-    rounds, redo        this many states after the T steps: each masks the share `redo` of the hole whose codes the
-                        model finds least probable where they stand, and decodes it at once
-    prior               log-weights added to the model's logits at every step, such as what the visible pixels of
-                        half-hidden tokens say; None for the model alone
-    mask_id             the id after the K codes; None takes `model.mask_id`
-    generator           one for the batch, or one per image: an image then gets the same noise in any batch
+    model      tokens (B, N) to logits (B, N, K) or (B, N, K+1), in evaluation mode, with an attribute `mask_id` = K
+    decoding   schedule, steps, codes, order, temperatures: the fields of DecodeConfig say what each means
+    generator  one for the batch, or one per image: an image then gets the same noise in any batch
+    prior      log-weights added to the logits at every step, such as what the visible pixels of half-hidden tokens say
 
-    The model maps tokens (B, N) to logits (B, N, K) or (B, N, K+1) and must be in evaluation mode.
-    Raises ValueError for bad input at the call, before any state is asked for, and on the way only for what
-    the model returns.
+    Raises ValueError for bad input at the call, before any state is asked for, and on the way only for what the model
+    returns.
     """
-    mask_id = _mask_id(model, mask_id)
-    temperature_end = temperature if temperature_end is None else temperature_end
-    _check_batch(model, tokens, unknown, prior, mask_id, generator)
-    _check_plan(steps, stop_at, rounds, budget, remask)
-    _check_range(torch.inf, temperature=temperature, temperature_end=temperature_end, limit=limit,
-                 choice_temperature=choice_temperature, choice_temperature_end=choice_temperature_end)  # fmt: skip
-    _check_range(1, remask=remask, redo=redo)
-    propose, score = _by_name(CODES, codes, "codes"), _by_name(ORDERS, order, "order")
-    last = steps if stop_at is None else stop_at
-    plan = masked_counts(schedule, steps, unknown.sum(dim=1), rounding, count_base)[:last]
-    # Copies, because the states are computed later: the caller may have changed the originals by then.
-    tokens, unknown = tokens.long().masked_fill(unknown, mask_id), unknown.clone()
+    if decoding.budget != "schedule" or decoding.remask or decoding.rounds:
+        raise ValueError("decode_steps follows a schedule alone: lab5.variants.decode has budgets, remask and rounds.")
+    state = begin(model, tokens, unknown, decoding, generator, prior)
+    return follow_schedule(model, state, decoding, generator, prior)
 
-    def propose_at(share: float, tokens: Tensor, *, ask: bool = True) -> tuple[Tensor, Proposal]:
-        """The logits, and the proposals at the temperatures that hold after this share of the steps."""
-        # Unasked, two codes stand for all: the noise is drawn as ever, and does not depend on the rest of the batch.
-        logits = _logits(model, tokens, prior, mask_id) if ask else torch.zeros(*tokens.shape, 2, device=tokens.device)
-        at = _annealed(temperature, temperature_end, share)
-        choice_at = _annealed(choice_temperature, choice_temperature_end, share)
-        log_probabilities = logits.log_softmax(dim=-1)
-        return logits, Proposal(log_probabilities, propose(logits, at, generator), unknown, choice_at, at)
 
-    def states(tokens: Tensor) -> Iterator[DecodeStep]:
-        masked, none = unknown, torch.zeros_like(unknown)
-        log_probability = torch.zeros(tokens.shape, device=tokens.device)
-        once = None
-        yield DecodeStep(0, tokens, masked, tokens, log_probability)
-        for step, left in enumerate(plan, start=1):
-            logits, proposal = propose_at(step / steps, tokens, ask=bool(masked.any()))
-            if order in ONCE and once is None:
-                once = uniform((len(tokens),), generator, tokens.device)
-            # Infinity comes last: no noise and no score can bring a committed position back under the mask.
-            scores = score(proposal._replace(once=once), generator).masked_fill(~masked, torch.inf)
-            if budget != "schedule":
-                left = still_masked(budget, proposal, scores, masked, limit) * (step < steps)
-            back = taken_back(unknown & ~masked, left, remask, generator) if remask else none
-            staying = lowest(scores, left - back.sum(dim=1))
-            if order == "moment":
-                # Where all are committed none was chosen; MaskGIT, whose law this is, has the model's own there.
-                chosen = masked & ~staying & staying.any(dim=1, keepdim=True)
-                sharp = propose(logits, moment_temperature(proposal), generator)
-                proposal = proposal._replace(codes=torch.where(chosen, sharp, proposal.codes))
-            filled = torch.where(masked, proposal.codes, tokens)
-            log_probability = torch.where(masked, proposal.log_probability, log_probability)
-            masked = staying | back if step < last else none  # wherever the decoding ends, nothing is masked
-            tokens = filled.masked_fill(masked, mask_id)
-            yield DecodeStep(step, tokens, masked, filled, log_probability)
-        for step in range(last + 1, last + rounds + 1):
-            if unknown.any():
-                log_probabilities = _logits(model, tokens, prior, mask_id).log_softmax(dim=-1)
-                again = doubtful(log_probabilities, tokens, unknown, redo)
-                _, proposal = propose_at(1.0, tokens.masked_fill(again, mask_id))
-                tokens = torch.where(again, proposal.codes, tokens)
-                log_probability = torch.where(again, proposal.log_probability, log_probability)
-            yield DecodeStep(step, tokens, none, tokens, log_probability)
+def follow_schedule(
+    model: Model, state: DecodeStep, decoding: DecodeConfig, generator: Generators, prior: Tensor | None
+) -> Iterator[DecodeStep]:
+    """The loop: ask the model, take a step, until the plan is done."""
+    yield state
+    for left in plan(decoding, state):
+        logits = code_logits(model, state, prior)  # (B, N, K)
+        state = decode_step(logits, state, left, decoding, generator)
+        yield (state := ended(state, decoding))
 
-    return states(tokens)
+
+def decode_step(
+    logits: Float[Tensor, "B N K"],
+    state: DecodeStep,
+    left: Int[Tensor, "B"],
+    decoding: DecodeConfig,
+    generator: Generators,
+) -> DecodeStep:
+    """One step: propose a code everywhere, commit the surest, and mask `left` positions of each image again."""
+    proposal = propose(logits, state, decoding, generator)
+    scores = rank(proposal, state, decoding, generator)  # (B, N)
+    return commit(logits, proposal, state, lowest(scores, left), decoding, generator)
+
+
+def plan(decoding: DecodeConfig, state: DecodeStep) -> list[Int[Tensor, "B"]]:
+    """How many tokens of each image stay masked after each step that is taken: γ(t/T) of the hole."""
+    counts = masked_counts(decoding.schedule, decoding.steps, state.unknown.sum(dim=1), decoding.rounding)
+    return counts[: decoding.stop_at or decoding.steps]
+
+
+def propose(
+    logits: Float[Tensor, "B N K"], state: DecodeStep, decoding: DecodeConfig, generator: Generators
+) -> Proposal:
+    """A code for every position, and what an order may look at, at the temperatures of the next step."""
+    share = (state.step + 1) / decoding.steps
+    temperature, choice_temperature = temperatures(decoding, share)
+    codes = CODES[decoding.codes](logits, temperature, generator)  # (B, N)
+    once = state.once
+    if decoding.order in ONCE and once is None:
+        once = uniform((len(codes),), generator, codes.device)
+    return Proposal(logits.log_softmax(dim=-1), codes, state.unknown, choice_temperature, temperature, once)
+
+
+def rank(
+    proposal: Proposal, state: DecodeStep, decoding: DecodeConfig, generator: Generators
+) -> Float[Tensor, "B N"]:
+    """The order's scores, the highest committed first; infinite where nothing is masked, so that no noise and no
+    score can bring a committed position back under the mask."""
+    return ORDERS[decoding.order](proposal, generator).masked_fill(~state.masked, torch.inf)
+
+
+def commit(
+    logits: Float[Tensor, "B N K"],
+    proposal: Proposal,
+    state: DecodeStep,
+    staying: Bool[Tensor, "B N"],
+    decoding: DecodeConfig,
+    generator: Generators,
+) -> DecodeStep:
+    """The state in which all proposals are kept but those at the positions that stay masked."""
+    codes, masked = proposal.codes, state.masked
+    if decoding.order == "moment":
+        # Where all are committed none was chosen; MaskGIT, whose law this is, has the model's own there.
+        chosen = masked & ~staying & staying.any(dim=1, keepdim=True)
+        sharp = CODES[decoding.codes](logits, moment_temperature(proposal), generator)
+        codes = torch.where(chosen, sharp, codes)
+        proposal = proposal._replace(codes=codes)
+    filled = torch.where(masked, codes, state.tokens)
+    confidence = torch.where(masked, proposal.log_probability, state.confidence)
+    mask_id = logits.shape[-1]  # the id after the K codes
+    tokens = filled.masked_fill(staying, mask_id)
+    return DecodeStep(state.step + 1, tokens, staying, filled, confidence, state.unknown, proposal.once)
+
+
+def ended(state: DecodeStep, decoding: DecodeConfig) -> DecodeStep:
+    """The same state; after the last step that is taken, with nothing masked."""
+    if state.step < (decoding.stop_at or decoding.steps):
+        return state
+    return state._replace(tokens=state.filled, masked=torch.zeros_like(state.masked))
+
+
+def temperatures(decoding: DecodeConfig, share: float) -> tuple[float, float]:
+    """Of the codes and of the order, after this share of the steps."""
+    end = decoding.temperature if decoding.temperature_end < 0 else decoding.temperature_end
+    pairs = (decoding.temperature, end), (decoding.choice_temperature, decoding.choice_temperature_end)
+    first, second = (last + (start - last) * (1 - share) for start, last in pairs)
+    return first, second
 
 
 def inpaint(
-    model: Callable[[Tensor], Tensor],
+    model: Model,
     tokens: Int[Tensor, "B N"],
     unknown: Bool[Tensor, "B N"],
     *,
     generator: Generators,
+    prior: Float[Tensor, "B N K"] | None = None,
     **settings: Any,
 ) -> Int[Tensor, "B N"]:
-    """The tokens with the hole filled: the last state of `decode_steps`, which takes the same `settings`."""
-    for state in decode_steps(model, tokens, unknown, generator=generator, **settings):
+    """The tokens with the hole filled: the last state of `decode_steps` under these `settings` of DecodeConfig.
+
+    Raises ValueError for a setting that there is not, and as `decode_steps` does.
+    """
+    known = [field.name for field in fields(DecodeConfig)]
+    if unknown_names := settings.keys() - set(known):
+        raise ValueError(f"there is no setting {min(unknown_names)!r} of decoding; there are {', '.join(known)}")
+    settings["stop_at"] = settings.get("stop_at") or 0
+    for state in decode_steps(model, tokens, unknown, DecodeConfig(**settings), generator=generator, prior=prior):
         filled = state.filled
     return filled
 
 
-def _annealed(start: float, end: float, share: float) -> float:
-    return end + (start - end) * (1 - share)
+def begin(
+    model: Model, tokens: Tensor, unknown: Tensor, decoding: DecodeConfig, generator: Generators, prior: Tensor | None
+) -> DecodeStep:
+    """State 0. Raises ValueError for settings that there are not and for input that does not fit."""
+    check(decoding, "decode")
+    check_stop(decoding)
+    mask_id = _mask_id(model)
+    _check_batch(model, tokens, unknown, prior, mask_id, generator)
+    # Copies, because the states are computed later: the caller may have changed the originals by then.
+    tokens, unknown = tokens.long().masked_fill(unknown, mask_id), unknown.clone()
+    return DecodeStep(0, tokens, unknown, tokens, torch.zeros(tokens.shape, device=tokens.device), unknown)
 
 
-def _logits(
-    model: Callable[[Tensor], Tensor], tokens: Int[Tensor, "B N"], prior: Float[Tensor, "B N K"] | None, codes: int
+def code_logits(model: Model, state: DecodeStep, prior: Float[Tensor, "B N K"] | None) -> Float[Tensor, "B N K"]:
+    """The model's answer to a state; where nothing is masked any more it is not asked."""
+    if state.masked.any():
+        return ask(model, state.tokens, prior)
+    # Two codes stand for all: noise is drawn as ever, so that an image does not depend on the rest of its batch.
+    return torch.zeros(*state.tokens.shape, 2, device=state.tokens.device)
+
+
+def ask(
+    model: Model, tokens: Int[Tensor, "B N"], prior: Float[Tensor, "B N K"] | None = None
 ) -> Float[Tensor, "B N K"]:
-    """Cut to the codes before any softmax, so that the mask id cannot be chosen, in float32, with the prior added."""
-    with torch.no_grad(), fastest_matmul(tokens.device):
+    """Logits of the codes alone, cut before any softmax, so that the mask id cannot be chosen; in float32, with the
+    prior added. Raises ValueError for logits of another shape, and for infinities and not-a-numbers."""
+    codes = _mask_id(model)
+    with torch.no_grad(), fast_float32(tokens.device):
         logits = model(tokens)
     expected = (*tokens.shape, codes), (*tokens.shape, codes + 1)
     if logits.shape not in expected:
-        found = tuple(logits.shape)
         shapes = f"{expected[0]} or {expected[1]}"
-        raise ValueError(f"the model must return logits of shape {shapes}, but it returned {found}.")
+        raise ValueError(f"the model must return logits of shape {shapes}, but it returned {tuple(logits.shape)}.")
     logits = logits[..., :codes].float()
     if not logits.logsumexp(dim=-1).isfinite().all():
         raise ValueError("the model must return finite logits, but it returned infinities or not-a-numbers.")
     return logits if prior is None else logits + prior
 
 
-def _mask_id(model: Callable[[Tensor], Tensor], mask_id: int | None) -> int:
+def _mask_id(model: Model) -> int:
+    mask_id = getattr(model, "mask_id", None)
     if mask_id is None:
-        mask_id = getattr(model, "mask_id", None)
-    if mask_id is None:
-        raise ValueError("mask_id must be given, because the model has no attribute mask_id to take it from.")
+        raise ValueError("the model needs an attribute mask_id, the id after its K codes, but it has none.")
     return mask_id
 
 
-def _by_name(table: dict[str, Callable], name: str, what: str) -> Callable:
-    if name not in table:
-        raise ValueError(f"{what} must be one of {', '.join(table)}, but it is {name!r}.")
-    return table[name]
-
-
-def _check_plan(steps: int, stop_at: int | None, rounds: int, budget: str, remask: float) -> None:
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, but it is {steps}.")
-    if stop_at is not None and not 1 <= stop_at <= steps:
-        raise ValueError(f"stop_at must lie between 1 and the {steps} steps, but it is {stop_at}.")
-    if rounds < 0:
-        raise ValueError(f"rounds must be at least 0, but it is {rounds}.")
-    if budget not in ("schedule", *BUDGETS):
-        raise ValueError(f"budget must be one of schedule, {', '.join(BUDGETS)}, but it is {budget!r}.")
-    if remask and budget != "schedule":
-        raise ValueError(f"remask keeps a schedule's counts: it needs the budget 'schedule', but that is {budget!r}.")
-
-
-def _check_range(most: float, **values: float) -> None:
-    for name, value in values.items():
-        if not 0 <= value <= most or value == torch.inf:
-            found = "finite" if most == torch.inf else f"at most {most}"
-            raise ValueError(f"{name} must be at least 0 and {found}, but it is {value}.")
-
-
 def _check_batch(
-    model: Callable[[Tensor], Tensor],
-    tokens: Tensor,
-    unknown: Tensor,
-    prior: Tensor | None,
-    mask_id: int,
-    generator: Generators,
+    model: Model, tokens: Tensor, unknown: Tensor, prior: Tensor | None, mask_id: int, generator: Generators
 ) -> None:
     if getattr(model, "training", False):
         raise ValueError("the model must be in evaluation mode, but it is training: call model.eval().")
     if tokens.dim() != 2 or unknown.shape != tokens.shape:
-        found = f"{tuple(tokens.shape)} and {tuple(unknown.shape)}"
-        raise ValueError(f"tokens and unknown must have the same shape (B, N), but they have {found}.")
+        shapes = f"{tuple(tokens.shape)} and {tuple(unknown.shape)}"
+        raise ValueError(f"tokens and unknown must have the same shape (B, N), but they have {shapes}.")
     if unknown.dtype != torch.bool:
         raise ValueError(f"unknown must be bool, True where a token is missing, but it is {unknown.dtype}.")
     known = tokens[~unknown]
@@ -235,7 +237,9 @@ def _check_batch(
         span = f"{int(known.min())}..{int(known.max())}"
         raise ValueError(f"known tokens must be codes in 0..{mask_id - 1}, but they span {span}.")
     if not isinstance(generator, torch.Generator) and len(generator) != len(tokens):
-        found = f"{len(generator)} generators for {len(tokens)} images"
-        raise ValueError(f"generator must be one for the batch or one per image, but there are {found}.")
+        raise ValueError(
+            f"generator must be one for the batch or one per image, but there are {len(generator)} generators for "
+            f"{len(tokens)} images."
+        )
     if prior is not None and prior.shape != (*tokens.shape, mask_id):
         raise ValueError(f"prior must have shape {(*tokens.shape, mask_id)}, but it has {tuple(prior.shape)}.")

@@ -3,13 +3,13 @@
 MaskGIT (Chang et al. 2022, section 3.3) asks of a schedule gamma that it falls from gamma(0) = 1 to
 gamma(1) = 0. Training draws r at random and masks gamma(r) of the tokens; decoding walks r = 1/T, 2/T, to 1.
 Public code means different things by the same schedule: `committed` translates them all into tokens per step.
-
-It does not know which tokens are masked, only how many.
 """
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from types import ModuleType
 from typing import TypeVar
 
 import torch
@@ -135,26 +135,10 @@ def masked_count(
 
 
 def masked_counts(
-    schedule: str,
-    steps: int,
-    at_start: int | Int[Tensor, "B"],
-    rounding: str = "floor",
-    count_base: str = "hole",
+    schedule: str, steps: int, at_start: int | Int[Tensor, "B"], rounding: str = "floor"
 ) -> list[int | Int[Tensor, "B"]]:
-    """How many tokens are still masked after each of the `steps` steps: `masked_count` for 1..`steps`.
-
-    `count_base` is "hole": the shares are of the tokens that were unknown at the start; or "current": of those
-    that are masked at the moment, as in one public solution of the lab. That compounds: the decoding is nearly
-    over after half of its steps.
-    Raises ValueError as `masked_count` does, and for an unknown base.
-    """
-    if count_base not in ("hole", "current"):
-        raise ValueError(f"count_base must be 'hole' or 'current', but it is {count_base!r}.")
-    counts, base = [], at_start
-    for step in range(1, steps + 1):
-        counts.append(masked_count(schedule, step, steps, base, rounding))
-        base = at_start if count_base == "hole" else counts[-1]
-    return counts
+    """How many tokens are still masked after each of the `steps` steps: `masked_count` for 1..`steps`."""
+    return [masked_count(schedule, step, steps, at_start, rounding) for step in range(1, steps + 1)]
 
 
 CONVENTIONS = ("end", "start", "share", "count")
@@ -217,3 +201,12 @@ def _round(exact: float, rounding: str) -> int:
     if rounding not in ("floor", "ceil"):
         raise ValueError(f"rounding must be 'floor' or 'ceil', but it is {rounding!r}.")
     return math.floor(exact + ROUND_OFF) if rounding == "floor" else math.ceil(exact - ROUND_OFF)
+
+
+class _Callable(ModuleType):
+    """`from lab5 import gamma` gives this module, which has the function's name and can be called as it is."""
+
+    __call__ = staticmethod(gamma)
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -1,9 +1,7 @@
 """What is minimised: the VQGAN's loss, and masked visual token modelling (MVTM).
 
-Each of the two objects at the end is an objective for `lab5.trainer.fit`: it holds its data and draws its own
-batch for the step at hand.
-
-It knows no optimiser, no schedule of the learning rate and no decoder.
+`VQGANObjective` and `MVTMObjective` are objectives for `lab5.trainer.fit`: each holds its data and draws its own batch
+for the step at hand.
 """
 
 import math
@@ -15,14 +13,14 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lab5.codebook import CodeAverages
 from lab5.config import Stage1Config, Stage2Config, VQGANConfig
-from lab5.critics import PatchCritic, PerceptualDistance
-from lab5.data import TRAIN_STATS, normalise
-from lab5.features import ToyFeatures, attribute_loss
-from lab5.maskings import MASKINGS as MASKINGS  # on offer from here too
-from lab5.maskings import mvtm_mask, part_of, read_masking
-from lab5.vqgan import VQGAN
+from lab5.data.dataset import TRAIN_STATS, normalise
+from lab5.masking import (
+    mvtm_mask,
+    part_of,
+    read_masking,
+)
+from lab5.vqgan import VQGAN, CodeAverages
 
 
 def epoch_batch(n: int, batch: int, draw: int, seed: int) -> Int[Tensor, " batch"]:
@@ -49,7 +47,7 @@ def vqgan_loss(
     """Reconstruction (absolute and squared error alike) + commitment + codebook term + weighted judges.
 
     `learn_codes` adds the codebook term |sg(z) - e|^2; without it the codes are left to `CodeAverages`.
-    `judges` are named (weight, module) of `lab5.critics`, asked once the network quantises.
+    `judges` are named (weight, module), called with (pictures, images) and asked once the network quantises.
     Returns the loss, its terms, the latents (B,C,16,16) and the tokens (B,N). With `quantised=False` the network
     is a plain autoencoder.
     """
@@ -78,7 +76,10 @@ def vqgan_loss(
 
 
 class VQGANObjective(nn.Module):
-    """Stage one for `fit`: batches of flipped images; first a plain autoencoder, then quantised."""
+    """Stage one for `fit`: batches of flipped images; first a plain autoencoder, then quantised.
+
+    `judges` are named (weight, module) as in `vqgan_loss`; what they learn on the way is part of the training's state.
+    """
 
     def __init__(
         self,
@@ -86,15 +87,13 @@ class VQGANObjective(nn.Module):
         model: VQGANConfig,
         config: Stage1Config,
         seed: int,
-        perceptual: PerceptualDistance | None = None,
+        judges: Mapping[str, tuple[float, nn.Module]] = MappingProxyType({}),
     ):
         super().__init__()
-        if config.perceptual and perceptual is None:
-            raise ValueError("stage1.perceptual needs a network to judge with, and there is none for this dataset")
         self.images, self.config, self.seed = images, config, seed
         self.averages = CodeAverages(model.codes, model.latent, config.code_decay)
-        self.perceptual = perceptual if config.perceptual else None
-        self.critic = PatchCritic() if config.adversarial else None
+        self.weights = {name: weight for name, (weight, _) in judges.items()}
+        self.judges = nn.ModuleDict({name: judge for name, (_, judge) in judges.items()})
 
     def forward(self, model: VQGAN, draw: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         config = self.config
@@ -104,8 +103,7 @@ class VQGANObjective(nn.Module):
         quantised = draw > config.autoencoder_share * config.steps * config.accumulate
         if quantised and not bool(self.averages.count.any()):
             self._start(model, draw, device, generator)
-        judges = {"perceptual": (config.perceptual, self.perceptual), "adversarial": (config.adversarial, self.critic)}
-        judges = {name: judge for name, judge in judges.items() if judge[0]}
+        judges = {name: (weight, self.judges[name]) for name, weight in self.weights.items()}
         loss, terms, latents, tokens = vqgan_loss(
             model, images, quantised=quantised, beta=config.beta, learn_codes=False, judges=judges
         )
@@ -145,7 +143,7 @@ def mvtm_loss(
 ) -> Float[Tensor, ""]:
     """Masked visual token modelling: cross-entropy, in nats per token, of hidden tokens given the others.
 
-    `masking` is written as `lab5.maskings` says, `loss` is a name in LOSSES.
+    `masking` is written as `lab5.masking` says, `loss` is a name in LOSSES.
     """
     cross_entropy = read_loss(loss)
     return cross_entropy(model, tokens, mvtm_mask(tokens, masking, generator, holes), label_smoothing)[0]
@@ -262,31 +260,3 @@ def validate(
         loss, right, count = loss + float(mean) * n, right + float(accuracy) * n, count + n
     model.train(training)
     return {"loss": loss / count, "accuracy": right / count}
-
-
-class AttributeObjective:
-    """The attribute classifier for `fit`: cross-entropy of every attribute, on images as cameras spoil them.
-
-    Each image is blurred, made noisy and brightened or dimmed by amounts of its own, all small: features should tell
-    a green eye from a blue one, not a sharp picture from one that is a little soft.
-    """
-
-    def __init__(self, images: UInt8[Tensor, "n 3 64 64"], attributes: dict[str, Tensor], batch: int, seed: int):
-        self.images, self.attributes, self.batch, self.seed = images, attributes, batch, seed
-
-    def __call__(self, model: ToyFeatures, draw: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        pick = epoch_batch(len(self.images), self.batch, draw, self.seed)
-        images = _spoiled(self.images[pick].float() / 255, generator)
-        device = next(model.parameters()).device
-        labels = {name: value[pick].to(device) for name, value in self.attributes.items()}
-        logits = model(images.to(device))
-        right = [(logits[name].argmax(1) == labels[name]).float().mean() for name in logits]
-        return attribute_loss(logits, labels), {"accuracy": float(torch.stack(right).mean())}
-
-
-def _spoiled(images: Float[Tensor, "n 3 64 64"], generator: torch.Generator) -> Float[Tensor, "n 3 64 64"]:
-    blur, noise, gain = torch.rand(3, len(images), 1, 1, 1, generator=generator).unbind(0)
-    for _ in range(2):
-        images = torch.lerp(images, F.avg_pool2d(images, 3, stride=1, padding=1, count_include_pad=False), blur)
-    images = images + 0.06 * noise * torch.randn(images.shape, generator=generator)
-    return (images * (0.94 + 0.12 * gain)).clamp(0, 1)

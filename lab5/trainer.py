@@ -6,14 +6,13 @@
 An objective is a callable `(model, step, generator) -> (loss, metrics)`. The generator is seeded anew from
 (seed, step), as is torch's own stream for dropout: a step depends on nothing but the state on disk, the seed and its
 number, so a resumed run goes on exactly where it was.
-
-It knows neither images nor tokens, no decoder and no plot.
 """
 
 import math
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,13 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from lab5.config import TrainConfig
-from lab5.durable import unbroken
-from lab5.matmul import fastest_matmul
-from lab5.memory import naming
-from lab5.states import Parts, load_state, save_state
+from lab5.config import TrainConfig, check
+from lab5.runtime.files import defer_signals
+from lab5.runtime.machine import fast_float32, oom_hint
+from lab5.runtime.states import Parts, load_state, save_state
 
-LR_SCHEDULES = ("constant", "warmup_cosine", "warmup_linear", "multi_step", "step", "plateau")
 OPTIMISERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 DROPOUT = 0x9E3779B9  # added to the seed of a draw: dropout's numbers are not those that the objective is given
 
@@ -45,32 +42,13 @@ class TrainStep(NamedTuple):
     metrics: dict[str, float]
 
 
-class Plateau(NamedTuple):
-    """What the schedule "plateau" remembers of the losses so far: numbers alone, which a file can hold."""
-
-    decays: int = 0  # windows that brought no new low
-    lowest: float = math.inf  # mean loss of the best window
-    total: float = 0.0  # of the losses in the window of the moment
-
-    def after(self, step: int, loss: float, every: int) -> "Plateau":
-        """With one step's loss more; a window ends at every multiple of `every` steps."""
-        total = self.total + loss
-        if step % every:
-            return self._replace(total=total)
-        mean = total / every
-        return Plateau(self.decays + (mean >= self.lowest), min(mean, self.lowest))
-
-
-def learning_rate(config: TrainConfig, step: int, decays: int = 0) -> float:
+def learning_rate(config: TrainConfig, step: int) -> float:
     """Learning rate of 1-based `step`, after a linear warm-up of `config.warmup` steps; 0 for none.
 
     constant                      stays
     warmup_cosine, warmup_linear  falls to 1 %, as half a cosine or in a line
     multi_step                    times `config.decay` after each of the steps `config.milestones`
     step                          times `config.decay` after every `config.decay_every` steps behind the warm-up
-    plateau                       times `config.decay` when the mean loss of `config.decay_every` steps is no lower
-                                  than the lowest so far, which `decays` counts. It is the training loss: a run needs
-                                  nothing but its own steps, and resumes exactly
 
     Raises ValueError for an unknown schedule and for milestones and intervals that lie outside the training.
     """
@@ -78,11 +56,9 @@ def learning_rate(config: TrainConfig, step: int, decays: int = 0) -> float:
     if step <= config.warmup:
         return config.lr * step / config.warmup
     if config.schedule == "multi_step":
-        decays = sum(step > milestone for milestone in config.milestones)
+        return config.lr * config.decay ** sum(step > milestone for milestone in config.milestones)
     if config.schedule == "step":
-        decays = (step - config.warmup - 1) // config.decay_every
-    if config.schedule in ("multi_step", "step", "plateau"):
-        return config.lr * config.decay**decays
+        return config.lr * config.decay ** ((step - config.warmup - 1) // config.decay_every)
     done = (step - config.warmup) / max(1, config.steps - config.warmup)
     floor = 0.01
     if config.schedule == "warmup_cosine":
@@ -93,24 +69,19 @@ def learning_rate(config: TrainConfig, step: int, decays: int = 0) -> float:
 
 
 def learning_rates(config: TrainConfig) -> list[float]:
-    """Those of all steps, for a plot. Raises ValueError for "plateau", whose rates only a run can tell."""
-    if config.schedule == "plateau":
-        raise ValueError("the learning rates of 'plateau' follow the losses: only the steps of a run have them")
+    """Those of all steps, for a plot."""
     return [learning_rate(config, step) for step in range(1, config.steps + 1)]
 
 
 def _check_schedule(config: TrainConfig) -> None:
+    check(config)
     name = config.schedule
-    if name not in LR_SCHEDULES:
-        raise ValueError(f"unknown learning-rate schedule {name!r}; there are {', '.join(LR_SCHEDULES)}")
     rising = sorted({m for m in config.milestones if config.warmup < m <= config.steps})
     if name == "multi_step" and rising != list(config.milestones):
         expected = f"rise from {config.warmup + 1}, behind the warm-up, to {config.steps}, the last step"
         raise ValueError(f"milestones must {expected}; found {config.milestones}")
-    if name in ("step", "plateau") and not 1 <= config.decay_every <= config.steps:
+    if name == "step" and not 1 <= config.decay_every <= config.steps:
         raise ValueError(f"decay_every must lie in 1..{config.steps}, the number of steps; found {config.decay_every}")
-    if name in ("multi_step", "step", "plateau") and not 0 < config.decay < 1:
-        raise ValueError(f"decay must lie between 0 and 1, both excluded; found {config.decay}")
 
 
 def fit(
@@ -140,16 +111,16 @@ def fit(
     scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16")
     parts = Parts(model, average, _optimiser(model, config, device), scaler, objective)
     _check_schedule(config)
-    own = {"seed": seed, "parameters": sum(p.numel() for p in model.parameters()), "training": config.as_dict()}
+    own = {"seed": seed, "parameters": sum(p.numel() for p in model.parameters()), "training": asdict(config)}
     if config.compile and device.type == "cuda":
         compile_parts(model)
     settings, history = own | (settings or {}), [] if history is None else history
-    facts = save_to and load_state(save_to, parts, settings) or {"step": 0, "plateau": (), "history": ()}
-    done, plateau = facts["step"], Plateau(*facts["plateau"])
+    facts = save_to and load_state(save_to, parts, settings) or {"step": 0, "history": ()}
+    done = facts["step"]
     history[:] = [TrainStep(*row) for row in facts["history"]]
 
     def store() -> None:
-        save_state(save_to, done, parts, settings, {"plateau": plateau, "history": history})
+        save_state(save_to, done, parts, settings, {"history": history})
 
     model.train()
     saved, whole = done, True  # whether the parts are those after a step, or in the midst of one
@@ -160,12 +131,10 @@ def fit(
                 saved, last_save = done, time.monotonic()  # before it is tried: once is enough on a full disk
                 store()
             whole = False
-            with unbroken() as waiting:
-                lr = learning_rate(config, done + 1, plateau.decays)
-                with fastest_matmul(device):
+            with defer_signals() as waiting:
+                lr = learning_rate(config, done + 1)
+                with fast_float32(device):
                     loss, metrics = _step(parts, config, done + 1, lr, seed)
-                if config.schedule == "plateau":
-                    plateau = plateau.after(done + 1, loss, config.decay_every)
                 done, whole = done + 1, True
                 history.append(TrainStep(done, config.steps, loss, lr, time.monotonic() - began, metrics))
             if waiting:
@@ -193,7 +162,7 @@ def _step(parts: Parts, config: TrainConfig, step: int, lr: float, seed: int) ->
     total, metrics = torch.zeros((), device=device), {}
     section = type(config).__name__.removesuffix("Config").lower()  # `config.stage1` is a Stage1Config
     as_many = f", and {section}.accumulate = {2 * config.accumulate} for as many images a step"
-    enough = naming(f"{section}.batch", config.batch, as_many)
+    enough = oom_hint(f"{section}.batch", config.batch, as_many)
     with enough, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for micro in range(config.accumulate):
             draw = (step - 1) * config.accumulate + micro + 1
@@ -218,28 +187,6 @@ def _step(parts: Parts, config: TrainConfig, step: int, lr: float, seed: int) ->
     return loss, {name: float(value) for name, value in metrics.items()}
 
 
-def logged(steps: Iterable[TrainStep], folder: Path) -> Iterator[TrainStep]:
-    """The same steps, each of them also written to `folder`, for `tensorboard --logdir FOLDER` to show.
-
-    `for step in logged(training, folder)`: loss, learning rate and metrics, against the step. Weights & Biases takes
-    them over where `wandb.init(mode="offline", sync_tensorboard=True)` stands before the loop. Raises
-    ModuleNotFoundError at the call, before any step is made, where the package tensorboard is missing.
-    """
-    try:
-        from torch.utils.tensorboard import SummaryWriter  # here alone: nothing else needs it
-    except ImportError as error:
-        raise ModuleNotFoundError("writing for TensorBoard needs its package: pip install tensorboard") from error
-
-    def written() -> Iterator[TrainStep]:
-        with SummaryWriter(folder) as writer:
-            for step in steps:
-                for name, value in {"loss": step.loss, "learning_rate": step.lr, **step.metrics}.items():
-                    writer.add_scalar(name, value, step.step)
-                yield step
-
-    return written()
-
-
 def autocast(amp: str, device: torch.device):
     """The autocast region of a setting "bf16", "fp16" or "off"."""
     kinds = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.bfloat16}
@@ -253,8 +200,6 @@ def _optimiser(model: nn.Module, config: TrainConfig, device: torch.device) -> t
 
     AdamW shrinks the weights themselves; Adam adds the decay to the gradients, where it is scaled as they are.
     """
-    if config.optimiser not in OPTIMISERS:
-        raise ValueError(f"unknown optimiser {config.optimiser!r}; there are {', '.join(OPTIMISERS)}")
     linear = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)}
     decayed = [p for p in model.parameters() if id(p) in linear]
     kept = [p for p in model.parameters() if id(p) not in linear]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lab5.attention import MultiHeadAttention
 from lab5.config import TransformerConfig
-from lab5.dropout import Dropout
+from lab5.runtime.dropout import Dropout
 
 EPS = 1e-12  # of every LayerNorm
 

@@ -82,7 +82,7 @@ def smoke_report(tmp_path_factory) -> Path:
     """The folder of a report on the real notebooks, made once for all tests that look at it."""
     if not list(NOTEBOOKS.glob("*.ipynb")):
         pytest.skip("there are no notebooks yet")
-    from lab5.report import run_report
+    from lab5.report.run import run_report
 
     out = tmp_path_factory.mktemp("smoke")
     with pytest.MonkeyPatch.context() as patch:

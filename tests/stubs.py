@@ -4,10 +4,10 @@ from pathlib import Path
 
 import torch
 
-from lab5.config import configure
-from lab5.data import Dataset, open_dataset
-from lab5.pipeline import Pair
-from lab5.tokenizer import Tokenizer
+from lab5.data.dataset import Dataset, open_dataset
+from lab5.inpainting.pair import Pair
+from lab5.inpainting.tokenizer import Tokenizer
+from lab5.profiles import configure
 from lab5.transformer import BidirectionalTransformer
 from lab5.vqgan import VQGAN
 

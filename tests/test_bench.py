@@ -15,13 +15,14 @@ from bench import cost, inpainting, loading, naive, scoring, training
 from bench.measure import Compared, bf16_pays, copy_bandwidth, device_name, interleaved, matmul_peak, peak_memory
 from bench.plans import FULL, QUICK
 from bench.rows import Figure, Parity, compared, describe, write_json
-from lab5.data import normalise, token_mask
+from lab5.config import DecodeConfig, TransformerConfig, VQGANConfig
+from lab5.data.dataset import normalise, token_mask
+from lab5.data.holes import fill_holes
+from lab5.data.toycats import random_holes, render
 from lab5.fid import frechet_distance
-from lab5.filling import decode_holes
-from lab5.pipeline import Pair
-from lab5.settings import DecodeConfig, TransformerConfig, VQGANConfig
-from lab5.tokenizer import Tokenizer, fill_holes
-from lab5.toycats import random_holes, render
+from lab5.inpainting.fill import decode_holes
+from lab5.inpainting.pair import Pair
+from lab5.inpainting.tokenizer import Tokenizer
 from lab5.transformer import BidirectionalTransformer
 
 CPU = torch.device("cpu")

@@ -5,8 +5,8 @@ import pytest
 import scipy.stats
 import torch
 
-from lab5.budgets import BUDGETS, still_masked
 from lab5.samplers import CODES, ORDERS, Proposal
+from lab5.variants import BUDGETS, still_masked
 
 
 def seeded(seed=0):

@@ -14,19 +14,20 @@ import pytest
 import safetensors.torch
 import torch
 
-from lab5 import checkpoint, durable
+from lab5 import checkpoint
 from lab5.checkpoint import (
     export_transformer,
     export_vqgan,
-    load,
+    lab_config,
     load_transformer,
     load_vqgan,
-    save,
+    rename_attention,
     save_transformer,
     save_vqgan,
 )
 from lab5.config import TransformerConfig, VQGANConfig
-from lab5.labfiles import lab_config, rename_attention
+from lab5.runtime import files as durable
+from lab5.runtime.files import load_meta
 from lab5.transformer import BidirectionalTransformer
 from lab5.vqgan import VQGAN
 
@@ -93,7 +94,7 @@ def test_the_header_is_readable_without_loading_tensors(tmp_path):
         header = file.metadata()
     assert len(header.pop(checkpoint.CHECKSUM)) == 64
     assert {name: json.loads(value) for name, value in header.items()} == {"seed": 5, "device": "cpu"}
-    assert checkpoint.load_meta(tmp_path / "state") == {"seed": 5, "device": "cpu"}
+    assert load_meta(tmp_path / "state") == {"seed": 5, "device": "cpu"}
 
 
 @pytest.mark.parametrize("culprit", ["write", "fsync", "replace"])

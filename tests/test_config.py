@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from lab5 import config as config_module
-from lab5.config import PROFILES, Config, VQGANConfig, configure, data_folder, pretrained_folder
+from lab5.config import Config, VQGANConfig, data_folder, pretrained_folder
+from lab5.profiles import PROFILES, configure
 
 NAN, INF = float("nan"), float("inf")
 SECTIONS = [f.name for f in fields(Config) if is_dataclass(getattr(PROFILES["quick"], f.name))]

@@ -8,14 +8,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lab5 import decoder, filling
-from lab5.budgets import BUDGETS
+from lab5 import decoder
 from lab5.config import DecodeConfig, TransformerConfig
 from lab5.decoder import DecodeStep, decode_steps, inpaint
 from lab5.gamma import SCHEDULES, masked_count
-from lab5.pipeline import Pair
+from lab5.inpainting import fill as filling
+from lab5.inpainting.pair import Pair
 from lab5.samplers import CODES, ORDERS, halton_order
 from lab5.transformer import BidirectionalTransformer
+from lab5.variants import BUDGETS
 
 IMAGES, POSITIONS, K = 4, 16, 6  # the mask id is K
 

@@ -27,14 +27,14 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lab5 import checkpoint, files
 from lab5.checkpoint import load_transformer, load_vqgan
 from lab5.config import TransformerConfig, VQGANConfig
-from lab5.data import open_masked
-from lab5.features import ToyFeatures
-from lab5.layouts import read_dataset
-from lab5.pipeline import load_classifier
-from lab5.tokenizer import Tokenizer
+from lab5.data import archives as files
+from lab5.data.dataset import open_masked
+from lab5.data.layouts import read_dataset
+from lab5.inpainting.tokenizer import Tokenizer
+from lab5.runtime.files import save_tensors
+from lab5.scoring.classifier import ToyFeatures, load_classifier
 from lab5.transformer import BidirectionalTransformer
 from lab5.vqgan import VQGAN
 
@@ -92,7 +92,7 @@ def torch_is_warm(tmp_path_factory):
     """The first network that is loaded makes torch import its compiler, which makes a folder for itself."""
     for name, (load, network, config) in NETWORKS.items():
         path = tmp_path_factory.mktemp("networks") / "net"
-        checkpoint.save(path, network.state_dict(), {name: config, "kind": "classifier"})
+        save_tensors(path, network.state_dict(), {name: config, "kind": "classifier"})
         load(path)
 
 
@@ -243,7 +243,7 @@ def safetensors_files(draw) -> tuple[str, bytes]:
         whole = draw(spoiled(whole))
     if where == "checksum":
         with tempfile.TemporaryDirectory() as folder:
-            checkpoint.save(Path(folder) / "net", network.state_dict(), {kind: config})
+            save_tensors(Path(folder) / "net", network.state_dict(), {kind: config})
             whole = draw(spoiled((Path(folder) / "net").read_bytes()))
     return kind, whole
 

@@ -4,10 +4,11 @@ import pytest
 import torch
 from stubs import Blocks, cats, untrained_pair
 
-from lab5.config import DecodeConfig, configure
-from lab5.features import ToyFeatures
-from lab5.findings import predictions
-from lab5.scores import Scorer
+from lab5.config import DecodeConfig
+from lab5.profiles import configure
+from lab5.scoring.classifier import ToyFeatures
+from lab5.scoring.scores import Scorer
+from lab5.study.findings import predictions
 from lab5.transformer import BidirectionalTransformer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -25,19 +25,20 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from lab5 import checkpoint, toycats
-from lab5.__main__ import main
 from lab5.attention import MultiHeadAttention
 from lab5.checkpoint import load_transformer, load_vqgan
-from lab5.config import TransformerConfig, VQGANConfig, configure
-from lab5.data import normalise, open_dataset, open_masked, token_mask
+from lab5.cli import main
+from lab5.config import TransformerConfig, VQGANConfig
+from lab5.data import toycats
+from lab5.data.dataset import normalise, open_dataset, open_masked, token_mask
+from lab5.data.holes import fill_holes
 from lab5.decoder import decode_steps
-from lab5.features import InceptionFeatures, ToyFeatures
-from lab5.fid import feature_stats, frechet_distance, frechet_distance_from_stats, kid, with_spread
+from lab5.fid import InceptionFeatures, feature_stats, frechet_distance, frechet_distance_from_stats, kid, with_spread
 from lab5.gamma import masked_count
-from lab5.pipeline import load_classifier
-from lab5.scores import hole_psnr_db
-from lab5.tokenizer import fill_holes
+from lab5.profiles import configure
+from lab5.runtime.files import save_tensors
+from lab5.scoring.classifier import ToyFeatures, load_classifier
+from lab5.scoring.scores import hole_psnr_db
 from lab5.transformer import BidirectionalTransformer
 from lab5.vqgan import VQGAN
 
@@ -399,7 +400,7 @@ def ours(network: torch.nn.Module, change: Callable[[State, dict], Any], load: C
     def make(at: Path) -> Action:
         state, header = dict(network.state_dict()), {type(network.config).__name__: vars(network.config).copy()}
         change(state, header)
-        checkpoint.save(at / "weights.safetensors", state, header)
+        save_tensors(at / "weights.safetensors", state, header)
         return lambda: load(at / "weights.safetensors")
 
     return make
@@ -432,7 +433,7 @@ def our_classifier(change: Callable[[State, dict], Any]) -> Make:
         state = dict(ToyFeatures({"fur": 3}, 4).state_dict())
         header = {"kind": "classifier", "shape": {"attributes": {"fur": 3}, "features": 4}}
         change(state, header)
-        checkpoint.save(at / "weights.safetensors", state, header)
+        save_tensors(at / "weights.safetensors", state, header)
         return lambda: load_classifier(at / "weights.safetensors")
 
     return make

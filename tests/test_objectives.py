@@ -9,18 +9,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lab5.codebook import CodeAverages
 from lab5.config import Stage1Config, Stage2Config, VQGANConfig
-from lab5.critics import PerceptualDistance
-from lab5.data import TRAIN_STATS, normalise
-from lab5.features import ToyFeatures
+from lab5.data.dataset import TRAIN_STATS, normalise
+from lab5.data.toycats import render
+from lab5.masking import MASKINGS
 from lab5.objectives import (
     LOSSES,
-    MASKINGS,
-    AttributeObjective,
     MVTMObjective,
     VQGANObjective,
-    _spoiled,
     all_cross_entropy,
     epoch_batch,
     masked_cross_entropy,
@@ -30,8 +26,9 @@ from lab5.objectives import (
     validate,
     vqgan_loss,
 )
-from lab5.toycats import render
-from lab5.vqgan import VQGAN
+from lab5.scoring.classifier import AttributeObjective, ToyFeatures, _spoiled
+from lab5.training.critics import PerceptualDistance
+from lab5.vqgan import VQGAN, CodeAverages
 
 K, N = 20, 256
 SMALL = VQGANConfig(
@@ -636,7 +633,7 @@ def test_classifier_images_are_blurred_twice_made_noisy_and_dimmed_by_amounts_of
 
 def test_white_is_one_before_it_is_spoiled(monkeypatch):
     seen = []
-    monkeypatch.setattr("lab5.objectives._spoiled", lambda images, generator: seen.append(images) or images)
+    monkeypatch.setattr("lab5.scoring.classifier._spoiled", lambda images, generator: seen.append(images) or images)
     objective = AttributeObjective(torch.full((4, 3, 64, 64), 255, dtype=torch.uint8),
                                    {"mouth": torch.zeros(4, dtype=torch.int64)}, batch=4, seed=0)  # fmt: skip
     objective(ToyFeatures({"mouth": 3}, 8).eval(), 1, seeded())

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lab5.remasking import doubtful, taken_back
+from lab5.variants import doubtful, taken_back
 
 
 def seeded(seed=0):

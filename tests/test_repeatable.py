@@ -13,13 +13,15 @@ import pytest
 import torch
 from torch import nn
 
-from lab5.config import Config, DecodeConfig, TrainConfig, configure
-from lab5.filling import decode_holes
+from lab5.config import Config, DecodeConfig, TrainConfig
+from lab5.data.dataset import get_dataset
+from lab5.inpainting.fill import decode_holes
+from lab5.inpainting.tokenizer import Tokenizer
 from lab5.objectives import MVTMObjective, epoch_batch
-from lab5.pipeline import get_dataset, train_transformer, train_vqgan, training_holes, validation
-from lab5.results import read_metrics
-from lab5.tokenizer import Tokenizer
+from lab5.profiles import configure
+from lab5.show.notebook import read_metrics
 from lab5.trainer import fit
+from lab5.training.networks import train_transformer, train_vqgan, training_holes, validation
 
 ROOT = Path(__file__).parent.parent
 TINY = {
@@ -44,12 +46,13 @@ CHAIN = """
     from stubs import Blocks
     from test_repeatable import tiny
     from lab5.config import DecodeConfig
-    from lab5.filling import decode_holes
-    from lab5.pipeline import get_dataset, open_pair, token_cache, train_transformer, train_vqgan
-    from lab5.plots import decode_grid, fid_curve, loss_curve
-    from lab5.scores import Scorer
-    from lab5.study import Plan, run_study, write_table
-    from lab5.tokenizer import Tokenizer
+    from lab5.inpainting.fill import decode_holes
+    from lab5.data.dataset import get_dataset
+    from lab5.training.networks import open_pair, token_cache, train_transformer, train_vqgan
+    from lab5.show.figures import decode_grid, fid_curve, loss_curve
+    from lab5.scoring.scores import Scorer
+    from lab5.study.run import Plan, run_study, write_table
+    from lab5.inpainting.tokenizer import Tokenizer
 
     def digest(content):
         return hashlib.sha256(content).hexdigest()[:12]
@@ -109,7 +112,7 @@ def without_times(value):
 
 @pytest.mark.slow
 def test_two_smoke_reports_have_the_same_numbers_and_figures(smoke_report, tmp_path, monkeypatch):
-    from lab5.report import run_report
+    from lab5.report.run import run_report
 
     monkeypatch.setenv("LAB5_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("LAB5_FIGURES_DIR", str(tmp_path / "figures"))
@@ -224,7 +227,7 @@ def test_settings_of_the_decoding_leave_data_and_training_alone(trained):
 
 
 def test_the_seed_of_the_decoding_changes_what_is_drawn_and_nothing_else(trained):
-    from lab5.pipeline import make_pair
+    from lab5.inpainting.pair import make_pair
 
     _, data, tokenizer, model = trained["one"]
     pair, decode = make_pair(tokenizer, model, "trained"), DecodeConfig(steps=2)

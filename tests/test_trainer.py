@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from lab5 import checkpoint
 from lab5.config import Stage2Config, TrainConfig, TransformerConfig
-from lab5.states import state_files
-from lab5.trainer import LR_SCHEDULES, TrainStep, compile_parts, fit, learning_rate, learning_rates, logged
+from lab5.runtime.files import load_tensors
+from lab5.runtime.states import state_files
+from lab5.trainer import TrainStep, compile_parts, fit, learning_rate, learning_rates
+from lab5.training.session import logged
 from lab5.transformer import BidirectionalTransformer
 
 CONFIG = TrainConfig(steps=8, batch=4, lr=1e-2, warmup=2, amp="off", ema=0.0, clip=0.0)
@@ -64,7 +65,7 @@ def close(a, b, tolerance=1e-6):
 def saved_step(file):
     """The step of the newest state, as its name and its content say."""
     newest = state_files(file)[0]
-    step = checkpoint.load(newest)[1]["step"]
+    step = load_tensors(newest)[1]["step"]
     assert newest.name == f"{file.name}-{step}"
     return step
 
@@ -85,7 +86,10 @@ def draws_of(seed, draw):
 # --- the learning rate ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("schedule", LR_SCHEDULES)
+SCHEDULES = TrainConfig.__dataclass_fields__["schedule"].metadata["choices"]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_the_learning_rate_rises_in_a_line_and_reaches_its_peak_at_the_end_of_the_warm_up(schedule):
     config = TrainConfig(steps=110, batch=1, lr=2e-3, warmup=10, schedule=schedule, milestones=(50,), decay_every=40)
     rates = [learning_rate(config, step) for step in range(1, 111)]
@@ -149,16 +153,8 @@ def losses_of(values):
     return lambda model, draw, generator: (model[0].weight.sum() * 0 + values[draw - 1], {})
 
 
-def test_on_a_plateau_the_rate_falls_when_a_window_has_no_lower_mean_than_the_best_before():
-    config = replace(CONFIG, steps=14, warmup=0, lr=1.0, schedule="plateau", decay_every=2, decay=0.5)
-    #         means   4     3     3.5   2     2     1     9
-    losses = [5, 3, 4, 2, 1, 6, 2, 2, 3, 1, 1, 1, 9, 9]
-    rates = [step.lr for step in run(mlp(), losses_of(losses), config)]
-    assert rates == [1] * 6 + [0.5] * 4 + [0.25] * 4
-
-
 def test_the_rates_of_a_plan_are_those_of_the_run_and_a_plateau_has_no_plan():
-    for schedule in LR_SCHEDULES:
+    for schedule in SCHEDULES:
         config = replace(CONFIG, schedule=schedule, milestones=(4,), decay_every=3)
         if schedule == "plateau":
             with pytest.raises(ValueError, match="'plateau' follow the losses"):
@@ -582,7 +578,7 @@ def test_metrics_may_come_as_tensors_and_leave_as_numbers():
 
 
 def test_the_way_of_matmul_is_put_back_between_steps(monkeypatch):
-    monkeypatch.setattr("lab5.matmul.fastest_way", lambda threads: "medium")
+    monkeypatch.setattr("lab5.runtime.machine.fastest_way", lambda threads: "medium")
     seen = []
 
     def objective(model, step, generator):

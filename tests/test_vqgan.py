@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lab5.config import PROFILES, VQGANConfig
+from lab5.config import VQGANConfig
+from lab5.profiles import PROFILES
 from lab5.vqgan import VQGAN, Codebook
 
 TABLE = Path(__file__).parent / "lab_contract" / "vqgan_state_dict.tsv"

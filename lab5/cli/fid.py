@@ -1,0 +1,251 @@
+"""The command `fid`: two sets of images, or statistics of sets, to the distance between them.
+
+A set is a folder, the lab's ground-truth csv, an npz of statistics, or the toy cats' test images. Features of the
+reference are kept in the cache, by the content of its images and of the network: the second comparison with it
+needs no look at it.
+
+It knows no arguments, and neither how features are made nor what a distance is.
+"""
+
+import hashlib
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from lab5.config import Config, data_folder
+from lab5.data.archives import SIZE, cached, list_images, read_images
+from lab5.data.dataset import get_dataset
+from lab5.fid import InceptionFeatures, feature_stats, frechet_distance, frechet_distance_from_stats, kid, with_spread
+from lab5.runtime.files import replacing, weights_hash
+from lab5.scoring.classifier import ToyFeatures, load_classifier
+
+TOYCATS_TEST = "toycats-test"
+CSV_VALUES = SIZE * SIZE * 3
+
+Network = InceptionFeatures | ToyFeatures
+
+
+class ImageSet(NamedTuple):
+    """One side of a comparison: its images, or only the mean and covariance of their features."""
+
+    name: str
+    n: int | None  # None where a file of statistics does not say
+    images: UInt8[Tensor, "n 3 H W"] | None = None
+    stats: tuple[Float[Tensor, " F"], Float[Tensor, "F F"]] | None = None
+
+
+def fid(
+    names: list[str], config: Config, *, features: str = "inception", n: int | None = None,
+    weights: Path | None = None, download: bool = False, batch: int | None = None, save_stats: Path | None = None,
+) -> None:  # fmt: skip
+    """Print the Fréchet distance and the KID of two sets, the second being the reference, or save its statistics.
+
+    `features` is "inception" or "toy". The toy test images are cut to the number of the other set; other sets of
+    unequal numbers are refused, because the distance grows as n falls.
+    """
+    if save_stats is not None and (save_stats.suffix != ".npz" or save_stats.exists()):
+        found = "is there already" if save_stats.exists() else "ends otherwise"
+        raise ValueError(f"--save-stats writes a new file that ends in .npz, but {save_stats} {found}")
+    if batch is not None and batch < 1:
+        raise ValueError(f"--batch-size must be at least 1, not {batch}")
+    sets = [_cut(_open(name, config), n) for name in names]
+    if len(sets) == 2:
+        sets = _equal(*sets)
+    if save_stats is not None and sets[-1].images is None:
+        raise ValueError(f"--save-stats needs images, but {sets[-1].name} is a file of statistics itself")
+    if all(side.images is None for side in sets):
+        return _print_distance(sets, [side.stats for side in sets], None)
+    for side in sets:
+        _check_images(side, features)
+    network = load_classifier() if features == "toy" else InceptionFeatures(weights, download=download)
+    network = network.to(config.device)
+    places = ["first", "reference"] if len(sets) == 2 else ["reference"]
+    made = [
+        side.stats if side.images is None else _features(side, network, batch, keep=place == "reference")
+        for side, place in zip(sets, places, strict=True)
+    ]
+    if len(sets) == 2:
+        _print_distance(sets, made, network)
+    if save_stats is not None:
+        _write_stats(save_stats, made[-1])
+        print(f"{save_stats}: mu, sigma and n = {sets[-1].n} of {sets[-1].name}, {network.score_name}")
+
+
+# --- the numbers ------------------------------------------------------------------------------------------------
+
+
+def _print_distance(sets: list[ImageSet], made: list, network: Network | None) -> None:
+    """`made` holds features of each set, or its statistics."""
+    if any(isinstance(x, tuple) for x in made):
+        made = [x if isinstance(x, tuple) else feature_stats(x) for x in made]
+        counts = [len(mean) for mean, _ in made]
+        if counts[0] != counts[1]:
+            raise ValueError(
+                f"{sets[0].name} has {counts[0]} features and {sets[1].name} has {counts[1]}: two networks made them"
+            )
+    for side in sets:
+        print(f"n = {'unknown' if side.n is None else side.n}: {side.name}")
+    if network is None:
+        name = "Frechet distance on the features of both files"
+    else:
+        print(f"features: {type(network).__name__}, weights {_weights_hash(network)[:12]}")
+        name = network.score_name
+    if isinstance(made[0], tuple):
+        print(f"{name} = {frechet_distance_from_stats(*made[0], *made[1]):.4f}")
+        print("KID needs the images of both sets")
+        return
+    value, spread = with_spread(kid, *made, generator=torch.Generator().manual_seed(0))
+    print(f"{name} = {frechet_distance(*made):.4f}")
+    print(f"KID = {value:.6f} ± {spread:.6f} (SD owed to the choice of the images)")
+
+
+def _features(side: ImageSet, network: Network, batch: int | None, keep: bool) -> Float[Tensor, "n F"]:
+    """Features of a set of images; those of the reference are kept, and found again while nothing has changed."""
+    found = True
+
+    def compute() -> dict[str, np.ndarray]:
+        nonlocal found
+        found = False
+        more = {} if batch is None else {"batch": batch}
+        return {"features": network.features(side.images.float() / 255, **more).numpy()}
+
+    if not keep:
+        return torch.from_numpy(compute()["features"])
+    images = hashlib.sha256(str(tuple(side.images.shape)).encode())
+    images.update(side.images.contiguous().numpy())
+    key = ["features", images.hexdigest(), _weights_hash(network)]
+    features = torch.from_numpy(cached(data_folder() / "cache", key, compute)["features"])
+    if found:
+        print(f"features of {side.name}: found on disk", file=sys.stderr)
+    return features
+
+
+def _weights_hash(network: Network) -> str:
+    """Of Inception, that of its file."""
+    return network.weights_hash if isinstance(network, InceptionFeatures) else weights_hash(network)
+
+
+def _write_stats(path: Path, features: Float[Tensor, "n F"]) -> None:
+    mean, covariance = feature_stats(features)
+    with replacing(path) as file:
+        np.savez(file, mu=mean.numpy(), sigma=covariance.numpy(), n=len(features))
+
+
+# --- the sets ---------------------------------------------------------------------------------------------------
+
+
+def _open(name: str, config: Config) -> ImageSet:
+    path = Path(name)
+    if name == TOYCATS_TEST:
+        images = get_dataset(config).test
+    elif path.is_dir():
+        images = _folder_images(path)
+    elif not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is no folder and no file; a set is a folder of images, the lab's csv, an npz of statistics, or "
+            f"{TOYCATS_TEST}"
+        )
+    elif path.suffix.lower() == ".csv":
+        images = _csv_images(path)
+    elif path.suffix.lower() == ".npz":
+        return _read_stats(path)
+    else:
+        raise ValueError(f"{path} is no set: files must be the lab's .csv or an .npz of statistics")
+    return ImageSet(name, len(images), images)
+
+
+def _cut(side: ImageSet, n: int | None) -> ImageSet:
+    if n is not None and n < 1:
+        raise ValueError(f"--n must be at least 1, not {n}")
+    if side.images is None or n is None:
+        return side
+    return ImageSet(side.name, len(side.images[:n]), side.images[:n])
+
+
+def _equal(first: ImageSet, second: ImageSet) -> list[ImageSet]:
+    """Both sets with as many images, as far as that is known."""
+    if first.name == TOYCATS_TEST:
+        first = _cut(first, second.n)
+    if second.name == TOYCATS_TEST:
+        second = _cut(second, first.n)
+    if None not in (first.n, second.n) and first.n != second.n:
+        raise ValueError(
+            f"{first.name} has {first.n} images and {second.name} has {second.n}, but the distance grows as n falls: "
+            "compare equal numbers, such as the first ones of each with --n"
+        )
+    return [first, second]
+
+
+def _check_images(side: ImageSet, features: str) -> None:
+    if side.images is None:
+        return
+    if len(side.images) < 4:
+        raise ValueError(f"a set needs at least 4 images, found {len(side.images)} in {side.name}")
+    if features == "toy" and side.images.shape[2:] != (SIZE, SIZE):
+        raise ValueError("toy features are those of 64x64 images; other sizes need --features inception")
+
+
+def _folder_images(folder: Path) -> UInt8[Tensor, "n 3 H W"]:
+    """All images of a folder, in the order of their names."""
+    images = []
+    for name, image in read_images(folder, list_images(folder)[0]):
+        if image.mode.startswith(("I", "F")):
+            raise ValueError(f"{name} in {folder} has pixels of type {image.mode}; save it with 8 bits per channel")
+        images.append(np.asarray(image.convert("RGB")))
+    if len(sizes := {f"{image.shape[1]}x{image.shape[0]}" for image in images}) > 1:
+        raise ValueError(f"{folder} holds images of several sizes ({', '.join(sorted(sizes))}); a set needs one size")
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+
+
+def _csv_images(path: Path) -> UInt8[Tensor, "n 3 64 64"]:
+    """The lab's ground truth: a header row, then per image a row of 12288 values 0..255, in H, W, C order."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            header = file.readline()
+            rows = [np.asarray(line.split(","), dtype=np.float32) for line in file if line.strip()]
+    except ValueError as error:  # a UnicodeDecodeError is one
+        raise ValueError(f"{path} is not the lab's csv of images: {error}") from error
+    if not rows:
+        raise ValueError(f"{path} holds no images: there is no row after the header")
+    for number, row in enumerate(rows, start=2):
+        if len(row) != CSV_VALUES:
+            raise ValueError(f"{path} must have {CSV_VALUES} values a row; row {number} has {len(row)}")
+    table = np.stack(rows)
+    if not (np.isfinite(table).all() and (table == table.round()).all() and 0 <= table.min() <= table.max() <= 255):
+        raise ValueError(f"{path} must hold whole numbers from 0 to 255, as pixels are")
+    if _is_image_row(header):
+        raise ValueError(f"{path} has no header: its first row is an image already, and would be lost")
+    return torch.from_numpy(table.astype(np.uint8).reshape(-1, SIZE, SIZE, 3)).permute(0, 3, 1, 2).contiguous()
+
+
+def _is_image_row(line: str) -> bool:
+    """Whether a first row is 12288 pixels; a header may be numbers too, but then it counts to 12287."""
+    try:
+        values = [float(value) for value in line.split(",")]
+    except ValueError:
+        return False
+    return len(values) == CSV_VALUES and all(0 <= value <= 255 for value in values)
+
+
+def _read_stats(path: Path) -> ImageSet:
+    """mu and sigma as pytorch-fid writes them, and n where the file has it."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found = dict(arrays)
+    except Exception as error:  # whatever NumPy, zip and zlib say of a damaged file, and of one that is a bare array
+        raise ValueError(f"{path} is not a readable npz of statistics") from error
+    if not {"mu", "sigma"} <= found.keys():
+        raise ValueError(f"{path} must hold mu and sigma, found {', '.join(found) or 'nothing'}")
+    mean, covariance, n = found["mu"], found["sigma"], found.get("n", np.array(0))
+    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)) or n.shape or n.dtype.kind not in "iu":
+        shapes = f"mu {mean.shape}, sigma {covariance.shape}, n {n.shape} {n.dtype}"
+        raise ValueError(f"{path} must hold mu (F,), sigma (F,F) and perhaps a whole number n; found {shapes}")
+    if {mean.dtype.kind, covariance.dtype.kind} != {"f"} or not np.isfinite(covariance.sum() + mean.sum()):
+        raise ValueError(f"{path} must hold finite floats, found NaN, infinity or {mean.dtype} and {covariance.dtype}")
+    stats = torch.from_numpy(mean).double(), torch.from_numpy(covariance).double()
+    return ImageSet(str(path), int(n) or None, stats=stats)

@@ -1,0 +1,203 @@
+"""The command `inpaint`: holes of test images to pictures in files, and a table of scores where the truth is known.
+
+Everything that can be refused is refused before anything is decoded or written. The pictures follow the lab's rule:
+known tokens stay, and known pixels come out of the decoder like all others, unless pasting is asked for, which moves
+them to a folder that says so.
+
+It knows no arguments, and neither how holes are filled nor how pictures are scored.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Int, UInt8
+from torch import Tensor
+from tqdm import tqdm
+
+from lab5.cli.tables import (
+    Picture,
+    draw_masks,
+    draw_steps,
+    existing,
+    print_table,
+    remove_pictures,
+    to_image,
+    write_pictures,
+)
+from lab5.cli.train import choose_pair
+from lab5.config import SEEDS, Config, DecodeConfig
+from lab5.data.dataset import Dataset, get_dataset, open_masked
+from lab5.data.holes import paste_known
+from lab5.data.toycats import random_holes
+from lab5.decoder import DecodeStep
+from lab5.inpainting.fill import baselines, decode_holes, to_pictures
+from lab5.inpainting.pair import Pair
+from lab5.scoring.classifier import get_features
+from lab5.scoring.scores import Scorer
+
+STEPS = ("mask_scheduling", "imga")
+VAL_HOLES = 3_000_000  # seed of the holes in validation images: those of the validation loss
+
+Folders = tuple[Path | None, Path | None]
+
+
+def inpaint(
+    config: Config, out: Path, *, split: str = "test", folders: Folders = (None, None), n: int | None = None,
+    share: float | None = None, seed: int | None = None, show_steps: int | None = 0, overwrite: bool = False,
+    weights: str = "pretrained", vqgan: Path | None = None, transformer: Path | None = None,
+) -> None:  # fmt: skip
+    """Fill the holes of images of a "test" or "val" split, or of the lab's two folders of test images and masks.
+
+    `n` or `share` takes only the first of them. `show_steps` draws the steps of so many, None of all. Results that
+    are in `out` already are replaced with `overwrite` and refused without.
+    """
+    decode, seed = config.decode, config.seed if seed is None else seed
+    if not 0 <= seed <= SEEDS:
+        raise ValueError(f"--seed must lie in 0..{SEEDS}, not {seed}")
+    results = f"{split}_results{'' if decode.paste == 'none' else '_pasted'}"
+    there = _check_output(out, results, show_steps, overwrite)
+    data = _open_images(config, split, folders)
+    n = _how_many(len(data.test), split, n, share)
+    pair = choose_pair(config, data, weights, vqgan, transformer)
+    scorer, known = None, int(data.whole[:n].sum())
+    if known > 1:
+        scorer = Scorer(data, get_features(config, pair.tokenizer), known, tokenizer=pair.tokenizer)
+    decoding = decode_holes(pair, data.masked_test[:n], data.holes[:n], decode, seed)
+    next(decoding)  # the input: from here on the settings are known to be good
+    out.mkdir(parents=True, exist_ok=True)  # complain now, not after the decoding
+    filled = _fill(pair, data, n, decoding, decode)
+    shown = n if show_steps is None else min(show_steps, n)
+    write_pictures(out, chain(_results_of(filled, results), _steps_of(filled, pair, shown)))
+    if there and not shown:  # the steps of another decoding than the results would be beside them
+        remove_pictures(out, STEPS)
+    print(f"{n} pictures in {out / results}: weights {pair.weights}, seed {seed}, device {config.device}")
+    if split == "test" and n == len(data.test) < (given := data.given.get("test", 0)):
+        print(f"these are the first {n} of {given} test images: --set data.test={given} takes all")
+    print(f"decoded with {_describe(decode)}{filled.pasted and f'; {filled.pasted}'}")
+    if shown:
+        print(f"the steps of {shown} in {out / 'mask_scheduling'} and {out / 'imga'}, without any pasting")
+    if scorer is None:
+        print("no scores: they need at least two of these images whose truth under the hole is known")
+    else:
+        _print_scores(scorer, filled, pair)
+
+
+# --- what is refused --------------------------------------------------------------------------------------------
+
+
+def _check_output(out: Path, results: str, show_steps: int | None, overwrite: bool) -> bool:
+    """Whether there are results to be replaced."""
+    if show_steps is not None and show_steps < 0:
+        raise ValueError(f"--show-steps takes the number of images to show, at least 1, not {show_steps}")
+    folders = [results] if show_steps == 0 else [results, *STEPS]
+    there = existing(out, folders)
+    if there and not overwrite:
+        raise ValueError(f"{there} holds results already: choose another --out, or replace them with --overwrite")
+    return there is not None
+
+
+# --- which images -----------------------------------------------------------------------------------------------
+
+
+def _open_images(config: Config, split: str, folders: Folders) -> Dataset:
+    """A dataset whose test images are those to fill."""
+    if folders != (None, None):
+        return _open_folders(folders, split)
+    data = get_dataset(config)
+    if split == "test":
+        return data
+    n = len(data.val)
+    everything = torch.ones(n, dtype=torch.bool)
+    return replace(
+        data, test=data.val, holes=random_holes(VAL_HOLES, n), whole=everything, leaked=~everything,
+        attributes={}, hidden={}, numbers=tuple(range(n)),
+    )  # fmt: skip
+
+
+def _open_folders(folders: Folders, split: str) -> Dataset:
+    """The lab's two test folders, of whose images nothing is known under the hole."""
+    masked, masks = folders
+    if masked is None or masks is None:
+        raise ValueError("--test-maskedimage-path and --test-mask-path belong together: give both folders, or --data")
+    if split != "test":
+        raise ValueError(f"--split {split} takes its images from --data, not from --test-maskedimage-path")
+    images, holes, numbers = open_masked(masked, masks)
+    unknown, none = torch.zeros(len(images), dtype=torch.bool), images[:0]
+    return Dataset(masked.name, none, none, images, holes, unknown, unknown, {}, {}, tuple(numbers))
+
+
+def _how_many(there: int, split: str, n: int | None, share: float | None) -> int:
+    if n is not None and share is not None:
+        raise ValueError("--n and --partial both say how many images to fill: give one of them")
+    n = n if n is not None else there if share is None else max(1, int(share * there))
+    if not 1 <= n <= there:
+        raise ValueError(f"--n must lie in 1..{there}, the number of {split} images, not {n}")
+    return n
+
+
+# --- what is made of them ---------------------------------------------------------------------------------------
+
+
+class Filled(NamedTuple):
+    """Images after decoding, of t states each."""
+
+    images: UInt8[Tensor, "n 3 64 64"]  # with grey holes
+    holes: Bool[Tensor, "n 64 64"]
+    numbers: tuple[int, ...]
+    masked: Bool[Tensor, "t n 256"]
+    tokens: Int[Tensor, "t n 256"]  # with the proposals of every step
+    decode: DecodeConfig  # without pasting
+    plain: UInt8[Tensor, "n 3 64 64"]  # decoded
+    pictures: UInt8[Tensor, "n 3 64 64"]  # with known pixels pasted, where that was asked for
+    pasted: str  # what to say of it
+
+
+def _fill(pair: Pair, data: Dataset, n: int, decoding: Iterator[DecodeStep], decode: DecodeConfig) -> Filled:
+    images, holes, plan = data.masked_test[:n], data.holes[:n], replace(decode, paste="none")
+    steps = tqdm(decoding, total=(decode.stop_at or decode.steps) + decode.rounds, desc="decoding", unit="step")
+    states = [(state.masked.cpu(), state.filled.cpu()) for state in steps]
+    masked, tokens = (torch.stack(parts) for parts in zip(*states, strict=True))
+    plain = to_pictures(pair.tokenizer, tokens[-1], images, holes, plan)
+    pictures = paste_known(plain, images, holes, decode.paste)
+    pasted = "" if decode.paste == "none" else f"known pixels pasted back ({decode.paste}): not by the lab's rule"
+    return Filled(images, holes, data.numbers[:n], masked, tokens, plan, plain, pictures, pasted)
+
+
+def _results_of(filled: Filled, folder: str) -> Iterator[Picture]:
+    for number, picture in zip(filled.numbers, filled.pictures, strict=True):
+        yield Picture(f"{folder}/image_{number:03d}.png", to_image(picture), filled.pasted)
+
+
+def _steps_of(filled: Filled, pair: Pair, shown: int) -> Iterator[Picture]:
+    """Masks and pictures of every step, each as if the decoding had ended there, for the first images."""
+    for i, number in enumerate(filled.numbers[:shown]):
+        pictures = filled.plain[i][None]
+        if (before := len(filled.tokens) - 1) > 0:
+            image, hole = (x[i].expand(before, *x[i].shape) for x in (filled.images, filled.holes))
+            earlier = to_pictures(pair.tokenizer, filled.tokens[:-1, i], image, hole, filled.decode)
+            pictures = torch.cat([earlier, pictures])
+        of_masks, of_images = STEPS
+        yield Picture(f"{of_masks}/test_{number}.png", draw_masks(filled.masked[:, i]))
+        yield Picture(f"{of_images}/test_{number}.png", draw_steps(filled.images[i], pictures))
+
+
+def _describe(decode: DecodeConfig) -> str:
+    """The plan, and what differs from the lab's rule."""
+    lab, plan = DecodeConfig(), ("schedule", "steps", "stop_at")
+    told = {name: value for name, value in asdict(decode).items() if name in plan or value != getattr(lab, name)}
+    return ", ".join(f"{name} {value}" for name, value in told.items())
+
+
+def _print_scores(scorer: Scorer, filled: Filled, pair: Pair) -> None:
+    print(f"score: {scorer.score_name}, lower is better; it grows as n falls, so compare it within a group of images")
+    methods = {f"this run{filled.pasted and ', pasted'}": filled.pictures[scorer.places]}
+    methods |= baselines(scorer.truth, scorer.holes, pair.tokenizer)
+    found = {method: scorer.by_group(pictures) for method, pictures in methods.items()}
+    print_table([
+        {"images": group, "method": method} | groups[group]._asdict()
+        for group in scorer.groups for method, groups in found.items()
+    ])  # fmt: skip

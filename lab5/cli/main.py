@@ -1,0 +1,219 @@
+"""The command line: `python -m lab5` with report, train, inpaint, fid, study, export, data and doctor.
+
+Results go to stdout, progress and complaints to stderr. Exit codes: 0 done, 1 a report that stopped or a doctor
+that misses something, 2 bad input, 130 interrupted (Ctrl-C), 143 terminated (SIGTERM).
+
+It brings the words together with what they start, and knows nothing of how that is done. Rooms are imported where they
+are used, so that --help answers at once, and doctor also where a package is missing.
+"""
+
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from typing import Any
+
+from lab5.cli import lab_flags as labflags
+from lab5.cli.arguments import parser
+from lab5.config import Config
+from lab5.profiles import configure
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code. With --debug errors are raised, otherwise told in a sentence."""
+    args = parser().parse_args(words)
+    try:
+        return COMMANDS[args.command](args) or 0
+    except KeyboardInterrupt as stop:
+        code = 143 if stop.args == ("SIGTERM",) else 130
+        return _complain("interrupted; given again, the command goes on from the last saved state of a training", code)
+    except ImportError as error:
+        if args.debug:
+            raise
+        return _complain(f"{error}; python -m lab5 doctor says what is missing", 2)
+    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
+        if args.debug:
+            raise
+        return _complain(error, 2)
+    except RuntimeError as error:  # torch's, by name: to import it takes seconds that --help does not need
+        if args.debug or type(error).__name__ != "OutOfMemoryError":
+            raise
+        return _complain(f"the GPU's memory is full, a smaller batch takes less: {error}", 2)
+
+
+def _complain(error: Exception | str, code: int) -> int:
+    _say(error)
+    return code
+
+
+def _say(line: Exception | str) -> None:
+    print(f"lab5: {' '.join(str(line).split())}", file=sys.stderr)
+
+
+# --- the commands -----------------------------------------------------------------------------------------------
+
+
+def _report(args: Namespace) -> int:
+    from lab5.report.run import ReportError, run_report
+
+    if args.grid:
+        return _sweep(args)
+    try:
+        print(run_report(args.profile, only=args.only, parameters=_parameters(args), out=args.out))
+    except ReportError as error:
+        if args.debug:
+            raise
+        return _complain(error, 1)
+    return 0
+
+
+def _sweep(args: Namespace) -> int:
+    from lab5.report.sweep import read_grid, run_sweep
+
+    grid = read_grid(args.grid)
+    overview, failed = run_sweep(
+        args.profile, grid, out=args.out, only=args.only, parameters=_parameters(args), jobs=args.jobs
+    )
+    print(overview)
+    return _complain("; ".join(failed), 1) if failed else 0
+
+
+def _parameters(args: Namespace) -> dict[str, str]:
+    """Those of the notebooks; the committed pair knows toy cats alone, so photographs need a trained one."""
+    given = dict(args.parameter)
+    if args.data is not None:
+        given = {"dataset": args.data} | given
+    return given if given.get("dataset", "toycats") == "toycats" else {"weights": "trained"} | given
+
+
+def _train(args: Namespace) -> None:
+    from lab5.cli import train as commands
+
+    told, lab = _told(args), labflags.settings(args)
+    config = _configure(args, told, lab)
+    if labflags.counts_images(args):
+        lab |= labflags.in_steps(args, told, config, commands.count_train_images(config))
+        if "data.train" in lab:
+            told.pop("data.train", None)  # it was the number of which --partial is a share
+        config = _configure(args, told, lab)
+    _translate(args, lab)
+    commands.train(config, args.stage, args.out, labflags.stage_one(args), args.log)
+
+
+def _inpaint(args: Namespace) -> None:
+    from lab5.cli.inpaint import inpaint
+
+    lab = labflags.settings(args)
+    config = _configure(args, _told(args), lab)
+    _translate(args, lab)
+    inpaint(
+        config, args.out, split=args.split, folders=(args.test_maskedimage_path, args.test_mask_path), n=args.n,
+        share=args.partial, seed=args.seed, show_steps=args.show_steps, overwrite=args.overwrite, **_networks(args),
+    )  # fmt: skip
+
+
+def _fid(args: Namespace) -> None:
+    from lab5.cli.fid import fid
+
+    _translate(args, {})
+    config = _configure(args, {}, {} if args.device is None else {"device": args.device})
+    fid(
+        labflags.fid_sets(args), config, features=args.features, n=args.n, weights=args.weights,
+        download=args.download, batch=args.batch_size, save_stats=args.save_stats,
+    )  # fmt: skip
+
+
+def _study(args: Namespace) -> None:
+    from lab5.cli.study import study
+
+    study(_configure(args, _told(args), {}), args.table, grid=args.grid, jobs=args.jobs, **_networks(args))
+
+
+def _export(args: Namespace) -> None:
+    from lab5.cli.train import export
+
+    export(args.network, args.file, args.out, layout=args.layout, wrapper=args.wrapper, overwrite=args.overwrite)
+
+
+def _data(args: Namespace) -> None:
+    from lab5.cli.train import show_data
+
+    show_data(_configure(args, _told(args), {}))
+
+
+def _doctor(args: Namespace) -> int:
+    from lab5.cli.doctor import examine
+
+    return 0 if examine(args.data) else 1
+
+
+COMMANDS = {
+    "report": _report,
+    "train": _train,
+    "inpaint": _inpaint,
+    "fid": _fid,
+    "study": _study,
+    "export": _export,
+    "data": _data,
+    "doctor": _doctor,
+}
+
+
+# --- settings ---------------------------------------------------------------------------------------------------
+
+
+def _told(args: Namespace) -> dict[str, Any]:
+    """The settings that are given by name: --set, --data, --seeds and --paste."""
+    told: dict[str, Any] = {}
+    for text in args.set:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise ValueError(f"--set takes KEY=VALUE such as decode.steps=12, not {text!r}")
+        if key == "profile":
+            raise ValueError("--set cannot change the profile: that is what --profile is for")
+        told[key] = value
+    for flag, name in {"data": "data.path", "seeds": "study.seeds", "paste": "decode.paste"}.items():
+        if getattr(args, flag, None) is not None:
+            told[name] = getattr(args, flag)
+    return told
+
+
+def _configure(args: Namespace, told: dict[str, Any], lab: dict[str, Any]) -> Config:
+    """The profile with what the lab's file says, what is set by name, and what the lab's flags stand for.
+
+    The device is refused here if it is not there, and the threads are set here and nowhere else.
+    """
+    if twice := sorted(told.keys() & lab.keys()):
+        raise ValueError(f"{twice[0]} is set twice, by its own name and by one of the lab's flags: give one of them")
+    said = labflags.settings_of_file(args) | told | lab
+    config = configure(args.profile, **said)
+    if getattr(args, "recipe", None) is not None:
+        from lab5.study.recipes import changes
+
+        config = configure(args.profile, **(changes(config, args.recipe) | said))
+    import torch
+
+    try:
+        torch.empty(0, device=config.device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {config.device!r} cannot be used here: {error}") from error
+    if config.threads > 0:
+        torch.set_num_threads(config.threads)
+    return config
+
+
+def _translate(args: Namespace, lab: dict[str, Any]) -> None:
+    """Say what the lab's flags have become."""
+    if settings := labflags.settings_of_file(args) | lab:
+        pairs = {name: ",".join(map(str, v)) if isinstance(v, tuple) else v for name, v in settings.items()}
+        _say(f"the lab's flags stand for {' '.join(f'--set {name}={value}' for name, value in pairs.items())}")
+    for note in labflags.notes(args):
+        _say(note)
+
+
+def _networks(args: Namespace) -> dict[str, Any]:
+    return {"weights": args.weights, "vqgan": labflags.stage_one(args), "transformer": args.transformer}
+
+
+def terminate(*_: object) -> None:
+    """As Ctrl-C does, so that what is under way ends cleanly; without it SIGTERM ends Python at once."""
+    raise KeyboardInterrupt("SIGTERM")

@@ -1,0 +1,197 @@
+"""What the command line does: train, data and export, from settings to files and lines of text.
+
+Results are printed on stdout, progress on stderr. Files appear whole or not at all. Bad input raises ValueError
+or FileNotFoundError, with one sentence, before anything is computed where that is possible.
+
+It knows no arguments, and computes nothing itself: each command is a few calls of the rooms below. The commands
+inpaint, study and fid have rooms of their own.
+"""
+
+import dataclasses
+import hashlib
+import json
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from lab5 import checkpoint
+from lab5.cli.tables import print_table
+from lab5.config import Config
+from lab5.data.dataset import Dataset, get_dataset
+from lab5.data.dataset import summary as data_summary
+from lab5.data.toycats import render
+from lab5.inpainting.pair import Pair, load_pair
+from lab5.inpainting.tokenizer import Tokenizer, reconstruction_psnr_db
+from lab5.masking import read_masking
+from lab5.objectives import validate
+from lab5.runtime.files import write
+from lab5.scoring.classifier import ToyFeatures
+from lab5.trainer import learning_rate
+from lab5.training.networks import (
+    given_vqgan,
+    load_start,
+    open_pair,
+    train_classifier,
+    train_transformer,
+    train_vqgan,
+    validation,
+)
+from lab5.training.session import Given, Training, logged
+
+# --- train ------------------------------------------------------------------------------------------------------------
+
+
+def train(
+    config: Config, stage: str, out: Path | None, vqgan: Path | None = None, log: Path | None = None
+) -> None:
+    """Train the "vqgan", with it the "transformer" or the "classifier", or "all"; or find them trained.
+
+    A `vqgan` that is given takes the place of the one that would be trained. Each is measured on images it has not
+    seen. With `out` the files are copied there at the end, all together; `log` is as in `watched`. For photographs
+    "all" goes without the classifier, which reads toy cats.
+    """
+    _check_training(config, stage, vqgan)
+    given = None if vqgan is None else given_vqgan(config, vqgan)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)  # complain now, not after the training
+        _read_entries(out)
+    data = get_dataset(config)
+    trained = [watched(train_vqgan(config, data), log) if given is None else given]
+    tokenizer = Tokenizer(trained[0].model)
+    psnr = reconstruction_psnr_db(tokenizer.vqgan, data.val)
+    quality: dict[str, dict[str, float]] = {"vqgan": {"val_psnr_db": psnr, "n": len(data.val)}}
+    if stage in ("transformer", "all"):
+        trained.append(watched(train_transformer(config, data, tokenizer), log))
+        tokens, *rest = validation(tokenizer, data, bool(config.transformer.hints))
+        found = validate(trained[-1].model, tokens, *rest)
+        quality["transformer"] = {f"val_{name}": value for name, value in found.items()} | {"n": len(tokens)}
+    if stage == "classifier" or stage == "all" and data.attributes:
+        trained.append(watched(train_classifier(config, tokenizer), log))
+        quality["classifier"] = attribute_accuracy(trained[-1].model)
+    for training in trained:
+        print(f"{training.name}: {training.file}")
+        reached = ", ".join(f"{measure} {value:.4g}" for measure, value in quality[training.name].items())
+        print(textwrap.fill(reached, 100, initial_indent="    ", subsequent_indent="    "))
+    if out is not None:
+        _hand_over([training for training in trained if isinstance(training, Training)], quality, config, out)
+
+
+def _check_training(config: Config, stage: str, vqgan: Path | None) -> None:
+    """What would otherwise be refused only when the stages before it are trained."""
+    if vqgan is not None and stage == "vqgan":
+        raise ValueError("--stage vqgan trains stage one, and --vqgan says that it is trained already: give one")
+    for section in ("stage1", "stage2", "classifier"):
+        try:
+            learning_rate(getattr(config, section), 1)
+        except ValueError as error:
+            raise ValueError(f"{section}.schedule: {error}") from error
+    if stage in ("transformer", "all"):
+        try:
+            read_masking(config.stage2.masking)
+        except ValueError as error:
+            raise ValueError(f"stage2.masking: {error}") from error
+        if config.stage2.start:
+            load_start(config)
+
+
+def count_train_images(config: Config) -> int:
+    """The distinct images that there are to train on."""
+    return len(get_dataset(config).train)
+
+
+def watched(training: Training | Given, log: Path | None = None) -> Training | Given:
+    """Train behind a progress bar, or say that there was nothing to train; `log` is a folder for TensorBoard."""
+    if training.reused:
+        print(f"{training.name}: reused, trained before with the same settings", file=sys.stderr)
+        return training.run()
+    steps = training if log is None else logged(training, log / training.name)
+    with tqdm(total=len(training), desc=training.name, unit="step", mininterval=1) as bar:
+        for step in steps:
+            if bar.n == 0:
+                bar.initial = bar.n = step.step - 1  # a run that was cut short begins further on
+            bar.set_postfix(loss=f"{step.loss:.4f}", lr=f"{step.lr:.1e}", refresh=False)
+            bar.update()
+    return training
+
+
+def attribute_accuracy(classifier: ToyFeatures, n: int = 512) -> dict[str, float]:
+    """The share of n unseen cats of whom an attribute is read rightly, for each, and the mean of all."""
+    cats = render(4_000_000, n)
+    read = classifier.predict(cats.images.float() / 255)
+    right = {name: (read[name] == classes).float().mean().item() for name, classes in cats.attributes.items()}
+    return right | {"mean": sum(right.values()) / len(right), "n": n}
+
+
+def _hand_over(trained: list[Training], quality: dict[str, dict[str, float]], config: Config, out: Path) -> None:
+    """Copy the networks, and put into training.json how they came about; entries of others stay."""
+    entries = _read_entries(out)
+    for training in trained:
+        content = training.file.read_bytes()
+        write(out / f"{training.name}.safetensors", content)
+        entries[training.name] = {
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "seed": config.seed,
+            "seconds": round(training.seconds, 1),
+            "device": config.device,
+            "torch": torch.__version__,
+            "quality": {name: round(value, 4) for name, value in quality[training.name].items()},
+            "config": dataclasses.asdict(config),
+        }
+    write(out / "training.json", (json.dumps(entries, indent=2) + "\n").encode())
+    print(f"copied to {out}")
+
+
+def _read_entries(out: Path) -> dict[str, Any]:
+    file = out / "training.json"
+    try:
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is not JSON any more (line {error.lineno}): remove it and run again") from error
+
+
+# --- the networks that decode -----------------------------------------------------------------------------------
+
+
+def choose_pair(config: Config, data: Dataset, weights: str, vqgan: Path | None, transformer: Path | None) -> Pair:
+    """For the images of `data` two files, the "pretrained" pair, or the one that the profile has "trained".
+
+    The last is trained on the run's own dataset, here behind progress bars, if need be.
+    """
+    if (vqgan is None) != (transformer is None):
+        raise ValueError(
+            "--vqgan and --transformer belong together: give both files, or neither; LAB5_VQGAN can name the vqgan"
+        )
+    if vqgan is not None and transformer is not None:
+        return load_pair(config, vqgan, transformer, transformer.stem)
+    if weights == "trained":  # here, where progress is shown; open_pair then finds them
+        data = get_dataset(config)
+        tokenizer = Tokenizer(watched(train_vqgan(config, data)).model)
+        watched(train_transformer(config, data, tokenizer))
+    return open_pair(config, data, weights)
+
+
+# --- data and export --------------------------------------------------------------------------------------------
+
+
+def show_data(config: Config) -> None:
+    """Print what the dataset holds, once it has been opened and verified."""
+    data = get_dataset(config)
+    print(f"{data.name}: {config.data.path}")
+    print_table(data_summary(data))
+
+
+def export(network: str, file: Path, out: Path, *, layout: str, wrapper: str, overwrite: bool) -> None:
+    """Write a "transformer" or a "vqgan" for the lab's code."""
+    if out.exists() and not overwrite:
+        raise ValueError(f"{out} is there already: choose another file, or replace it with --overwrite")
+    if network == "vqgan":
+        if (layout, wrapper) != ("separate", "none"):
+            raise ValueError("--layout and --wrapper are the transformer's; the lab has one format for the vqgan")
+        checkpoint.export_vqgan(out, checkpoint.load_vqgan(file))
+    else:
+        checkpoint.export_transformer(out, checkpoint.load_transformer(file), layout=layout, wrapper=wrapper)
+    print(f"{out}: the {network} of {file} for the lab's code, {out.stat().st_size / 1e6:.1f} MB")

@@ -1,0 +1,1 @@
+"""Eighteen mistakes of public solutions, their checks, and what they do."""

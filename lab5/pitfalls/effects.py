@@ -1,0 +1,177 @@
+"""What the mistakes do, as rows of a table, numbers and pictures: the notebooks' view of `lab5.pitfalls.catalogue`.
+
+It draws nothing. The pictures are filled in by the committed networks, which know toy cats.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Int, UInt8
+from torch import Tensor
+from torch.nn import functional as F
+
+from lab5.checkpoint import load_transformer, load_vqgan
+from lab5.config import pretrained_folder
+from lab5.data.dataset import token_mask
+from lab5.data.holes import fill_holes
+from lab5.data.toycats import random_holes, render
+from lab5.inpainting.pair import Pair
+from lab5.inpainting.tokenizer import Tokenizer
+from lab5.pitfalls import decoding, training
+from lab5.pitfalls.catalogue import PITFALLS
+from lab5.samplers import ORDERS
+from lab5.scoring.scores import Scorer
+
+
+def table_rows(numbers: Sequence[int]) -> list[dict[str, Any]]:
+    """The pitfalls of these numbers: whether the mistake and the package's own pass its check, and what it does."""
+    return [
+        {
+            "pitfall": pitfall.number,
+            "mistake": pitfall.title,
+            "its check": verdict(pitfall.check, pitfall.wrong),
+            "ours": verdict(pitfall.check, pitfall.right),
+            "effect": pitfall.effect(),
+        }
+        for pitfall in PITFALLS.values()
+        if pitfall.number in numbers
+    ]
+
+
+def verdict(check: Callable[[Callable[..., Any]], None], function: Callable[..., Any]) -> str:
+    """Whether a function "passes" a check or "fails" it."""
+    try:
+        check(function)
+    except AssertionError:
+        return "fails"
+    return "passes"
+
+
+def training_numbers() -> dict[str, tuple[str, Tensor, Tensor]]:
+    """What the checks of pitfalls 4 to 9 measure: for each its name, of the package's own, and of the mistake.
+
+    One number or many: of each token, of each query, of each image. The arguments of `lessonplots.mistakes`.
+    """
+    measured: dict[str, tuple[str, Callable[..., Any]]] = {
+        "missing-transpose": ("|attn(x[π]) − attn(x)[π]| of each token", training.permutation_gaps),
+        "softmax-axis": ("sum of each query's weights", training.row_sums),
+        "dropout-in-forward": ("difference of two calls, of each token", training.gaps_between_calls),
+        "class-axis": ("loss of a model without opinion", training.uniform_loss),
+        "ignore-nothing": ("loss of a model that copies", training.loss_of_a_copyist),
+        "inverted-mask": ("masked share of each image", training.masked_shares),
+    }
+    numbers = {}
+    for name, (label, measure) in measured.items():
+        own, wrong = (torch.as_tensor(measure(f)).flatten() for f in (PITFALLS[name].right, PITFALLS[name].wrong))
+        numbers[f"{PITFALLS[name].number} {name.replace('-', ' ')}"] = (label, own, wrong)
+    return numbers
+
+
+def decoding_numbers() -> dict[str, dict[str, Any]]:
+    """Right tokens and masked tokens after each of 10 steps, and orders by their rank correlation with probability.
+
+    Of a hole of 85 tokens and a model that knows them all: the arguments of `lessonplots.pitfall_curves`.
+    """
+    count, order = ("cosine", decoding.STEPS, decoding.HOLE), decoding.rank_correlation
+    return {
+        "right": {
+            "ours": decoding.right_in_hole(decoding.package),
+            "shrinking mask (1)": decoding.right_in_hole(decoding.shrinking_mask),
+            "original tokens (2)": decoding.right_in_hole(decoding.original_tokens),
+        },
+        "masked": {
+            "ours": decoding.package_counts(*count),
+            "compounding count (11)": decoding.of_the_current_mask(*count),
+            "counted from step 0 (12)": decoding.from_step_zero(*count),
+        },
+        "correlation": {
+            "ours: noise of 4.5 on the log-probability": order(ORDERS["confidence"], 4.5),
+            "noise of 4.5 on the probability (10)": order(ORDERS["lab"], 4.5),
+            "noise of 0.1 on the probability": order(ORDERS["lab"], 0.1),
+        },
+    }
+
+
+# --- pictures -------------------------------------------------------------------------------------------------------
+
+AT = (1, 2, 4, 6, 8, 10)  # steps after which a picture is taken
+LIFT = 12.0  # on the logit of the mask id: about what the best code is ahead in the committed network
+
+SHOWN: dict[str, decoding.Decoding] = {
+    "ours": decoding.package,
+    "shrinking mask": decoding.shrinking_mask,
+    "original tokens": decoding.original_tokens,
+    "known redrawn": decoding.nothing_restored,
+    "compounding count": decoding.compounding_count,
+    "mask id as a class": decoding.mask_id_as_a_class,
+}
+
+
+class Tempted:
+    """The network, with the logit of the mask id lifted: one trained by its own loss never finds it likely."""
+
+    def __init__(self, model: Callable[[Tensor], Tensor], mask_id: int):
+        self.model, self.mask_id = model, mask_id
+
+    def __call__(self, tokens: Int[Tensor, "B N"]) -> Tensor:
+        logits = self.model(tokens)
+        return logits + LIFT * F.one_hot(torch.tensor(self.mask_id), logits.shape[-1])
+
+
+@torch.no_grad()
+def pictures(image: int = 5, steps: int = 10, at: Sequence[int] = AT) -> dict[str, UInt8[Tensor, "m 3 64 64"]]:
+    """One hole, by each decoding of SHOWN: what is given, the pictures after the steps `at`, and the truth.
+
+    As in the lab, the hole is encoded as grey, the network sees tokens alone, and pictures are the decoder's own.
+    """
+    folder = pretrained_folder()
+    tokenizer = Tokenizer(load_vqgan(folder / "vqgan.safetensors"))
+    model = load_transformer(folder / "transformer.safetensors")
+    truth, holes = render(7_000_000, image + 1).images[image:], random_holes(7_000_000, image + 1)[image:]
+    tokens, unknown = tokenizer.encode(fill_holes(truth, holes, "grey")), token_mask(holes)
+    rows = {}
+    for name, decode in SHOWN.items():
+        network = Tempted(model, model.mask_id) if name == "mask id as a class" else model
+        shown = decode(network, tokens, unknown, generator=training.seeded(), schedule="cosine", steps=steps)
+        decoded = tokenizer.decode(torch.cat([shown[t - 1] for t in at]))
+        rows[name] = torch.cat([fill_holes(truth, holes, "grey"), decoded, truth])
+    return rows
+
+SCORED: dict[str, decoding.Decoding] = {
+    "ours": decoding.package,
+    "shrinking mask (1)": decoding.shrinking_mask,
+    "known redrawn (3)": decoding.nothing_restored,
+}
+
+
+@torch.no_grad()
+def scored(
+    pair: Pair, scorer: Scorer, *, steps: int = 12, at: Sequence[int] = (1, 3, 6, 12), seed: int = 0
+) -> list[dict[str, Any]]:
+    """A row for each decoding of SCORED and each t: its scores, decoded as the lab does, with a cosine and argmax.
+
+    The hole is encoded as grey, the network sees tokens alone, and pictures are the decoder's own.
+    """
+    grey = fill_holes(scorer.truth, scorer.holes, "grey")
+    tokens, unknown = pair.tokenizer.encode(grey), token_mask(scorer.holes)
+    device = next(pair.transformer.parameters()).device
+    rows = []
+    for name, decode in SCORED.items():
+        generator = torch.Generator().manual_seed(seed)
+        given = tokens.to(device), unknown.to(device)
+        shown = decode(pair.transformer, *given, generator=generator, schedule="cosine", steps=steps)
+        for t in at:
+            row = {"decoding": name, "steps": steps, "t": t, "seed": seed}
+            rows.append(row | scorer(pair.tokenizer.decode(shown[t - 1].cpu()))._asdict())
+    return rows
+
+
+def early_is_better(rows: Sequence[dict[str, Any]]) -> dict[int, bool]:
+    """Whether each mistake, by its number, makes stopping early look better than all the steps."""
+    found = {}
+    for name in SCORED:
+        if "(" in name:
+            kids = [row["kid"] for row in rows if row["decoding"] == name]
+            found[int(name.split("(")[1][:-1])] = min(kids[:-1]) < kids[-1]
+    return found

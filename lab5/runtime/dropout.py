@@ -1,0 +1,42 @@
+"""Dropout with cheap random numbers on a CPU: four keep-or-drop decisions from every 64 random bits.
+
+torch draws one random number per element there, which costs more than the attention whose weights it drops. The distribution
+is the same but for the probability, which is rounded to 1/65536; the numbers are drawn from torch's own stream, so a
+seed gives the same ones again. On a GPU random numbers are cheap, and this is torch's own dropout.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LEVELS = 1 << 16  # of a decision's 16 bits
+CHEAP = True  # False: torch's own everywhere
+
+
+def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
+    """x with every element set to 0 with probability p, else divided by 1 - p; x itself outside training.
+
+    Raises ValueError unless 0 <= p <= 1.
+    """
+    if not 0 <= p <= 1:
+        raise ValueError(f"dropout needs a probability from 0 to 1, found {p}")
+    if not training or p == 0:
+        return x
+    dropped = round(p * LEVELS)
+    if not CHEAP or x.device.type != "cpu" or dropped == LEVELS:
+        return F.dropout(x, p)
+    # The mean stays what it was, for the rounded probability.
+    return x * keep(x.numel(), dropped).view(x.shape).to(x.dtype).mul_(LEVELS / (LEVELS - dropped))
+
+
+def keep(n: int, dropped: int) -> Tensor:
+    """n decisions, True with probability 1 - dropped / LEVELS."""
+    bits = torch.empty((n + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    return bits.view(torch.int16)[:n] >= dropped - LEVELS // 2
+
+
+class Dropout(nn.Dropout):
+    """`nn.Dropout` by `dropout`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return dropout(x, self.p, self.training)

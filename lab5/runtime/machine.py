@@ -1,0 +1,94 @@
+"""What computes: how much memory it has, what to lower where that was not enough, its fastest exact float32."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import torch
+
+GB = 2**30
+CPU_FACTS = Path("/proc/cpuinfo")
+
+
+def machine(device: str) -> str:
+    """In a line what computes here: `cpu with 2 cores, 5.3 of 7.8 GB memory free`, or a GPU's name and memory."""
+    import torch  # here alone: how much memory there is can be asked without it
+
+    if torch.device(device).type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return f"{torch.cuda.get_device_name(device)}, {free / GB:.1f} of {total / GB:.1f} GB memory free"
+    return f"{device} with {os.cpu_count()} cores, {memory()}"
+
+
+def memory() -> str:
+    """Free and whole memory of the computer, in words."""
+    free, total = memory_gb()
+    return f"{free:.1f} of {total:.1f} GB memory free" if total else "memory unknown"
+
+
+def memory_gb() -> tuple[float, float]:
+    """What programs could still be given, and the whole, in GB; zeros on a system that does not say."""
+    try:
+        pages = (os.sysconf(name) * os.sysconf("SC_PAGE_SIZE") / GB for name in ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES"))
+        free, total = pages
+    except (AttributeError, ValueError, OSError):
+        return 0.0, 0.0
+    try:  # unused pages are not all that is free: the system gives back what it keeps of files
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) * 1024 / GB
+    except (OSError, StopIteration):
+        pass
+    return free, total
+
+
+@contextmanager
+def oom_hint(setting: str, value: int, instead: str = "") -> Iterator[None]:
+    """Where a GPU's memory runs out, raise MemoryError with a sentence that names the setting to lower.
+
+    `instead` says what keeps the result the same.
+    """
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise MemoryError(
+            f"the GPU's memory is full ({machine('cuda')}): lower {setting}, which is {value}, for example with "
+            f'configure(profile, **{{"{setting}": {max(1, value // 2)}}}){instead}'
+        ) from error
+
+
+@contextmanager
+def fast_float32(device: "torch.device") -> Iterator[None]:
+    """Within it, float32 products on a CPU take the fastest way that is exact; the setting found is put back after it.
+
+    Where somebody has chosen a way already, or the environment's LAB5_MATMUL is "highest", nothing is changed.
+    """
+    import torch
+
+    if device.type != "cpu" or os.environ.get("LAB5_MATMUL") == "highest":
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    if before == "highest" and _onednn_is_faster():
+        torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@cache
+def _onednn_is_faster() -> bool:
+    """Whether "medium" means oneDNN's float32 in the place of MKL's, which is made for Intel's processors.
+
+    torch takes that way where there are instructions for bfloat16, and oneDNN rounds to it with AMX alone: on AMD's
+    processors the result is as exact, to 1e-6, in half the time. What is chosen depends on nothing but the processor.
+    """
+    try:
+        words = set(CPU_FACTS.read_text(encoding="ascii", errors="replace").split())
+    except OSError:
+        return False
+    return {"AuthenticAMD", "avx512_bf16"} <= words and "amx_bf16" not in words

@@ -1,0 +1,64 @@
+"""Independent pieces of work, one after the other or over several processes.
+
+It does not know what the work is. A piece has to keep its own result where it matters: when a process is killed,
+the pieces that were done stay done.
+"""
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+import torch
+
+Item = TypeVar("Item")
+_shared: Any = None  # of a worker process: what all its pieces need, sent to it once
+
+
+def run_parallel(
+    work: Callable[[Any, Item], Any], shared: Any, items: Sequence[Item], jobs: int = 1
+) -> Iterator[tuple[int, Any]]:
+    """(number, work(shared, item)) of every item: in order in this process, or as they are done by `jobs` others.
+
+    The threads are divided among the processes. `work` must be a function of a module, and everything picklable.
+    Raises ValueError for jobs below 1, what `work` raises, and ChildProcessError where a process dies.
+    """
+    if jobs < 1:
+        raise ValueError(f"jobs must be at least 1, not {jobs}")
+    if jobs == 1 or len(items) < 2:
+        for number, item in enumerate(items):
+            yield number, work(shared, item)
+        return
+    threads = max(1, torch.get_num_threads() // jobs)
+    # A fresh process each: a fork of one that has used threads or a GPU can hang.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(shared, threads))
+    try:
+        numbers = {pool.submit(_one, work, item): number for number, item in enumerate(items)}
+        for future in as_completed(numbers):
+            yield numbers[future], future.result()
+    except BrokenProcessPool as error:
+        again = "run again to go on from what is done, with fewer jobs if it recurs"
+        raise ChildProcessError(f"a worker process died, perhaps for lack of memory: {again}") from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin(shared: Any, threads: int) -> None:
+    global _shared
+    _shared = shared
+    torch.set_num_threads(threads)
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+
+
+def _end_with_the_parent() -> None:
+    """Where a parent is killed, its workers would finish their pieces and then wait for others for ever."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _one(work: Callable[[Any, Item], Any], item: Item) -> Any:
+    return work(_shared, item)

@@ -1,0 +1,93 @@
+"""The transformers that a study compares: each learns the same tokens under other settings.
+
+They are trained once, and found on disk from then on. One that is looked at on the way of its training is kept as it
+was after so many steps: training goes on from there, as it does after an interruption.
+
+It knows neither how they are decoded, nor what comes of it.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lab5 import checkpoint
+from lab5.config import Config, all_settings
+from lab5.data.dataset import Dataset
+from lab5.inpainting.pair import Pair, make_pair
+from lab5.inpainting.tokenizer import Tokenizer
+from lab5.objectives import validate
+from lab5.profiles import configure
+from lab5.runtime.files import load_tensors
+from lab5.runtime.processes import run_parallel
+from lab5.runtime.states import differences
+from lab5.training.networks import train_transformer, validation
+from lab5.training.session import Training
+
+
+class Network(NamedTuple):
+    """A transformer by name, and what is changed in a run's settings to train it."""
+
+    name: str
+    changes: Mapping[str, Any]
+    stops: tuple[int, ...] = ()  # steps after which it is kept too, as `name @ step`
+
+    def names(self) -> list[str]:
+        """Of the networks that come of its training, in order."""
+        return [*(f"{self.name} @ {step}" for step in self.stops), self.name]
+
+
+def train_networks(config: Config, data: Dataset, tokenizer: Tokenizer, network: Network) -> dict[str, Pair]:
+    """The finished transformer, and those on the way to it, behind the tokenizer that they have learned from.
+
+    Raises ValueError where a stop lies outside the training.
+    """
+    config = configure(config.profile, **(all_settings(config) | dict(network.changes)))
+    if outside := [step for step in network.stops if not 0 < step < config.stage2.steps]:
+        raise ValueError(f"{network.name} cannot be kept after {outside[0]} of its {config.stage2.steps} steps")
+    training = train_transformer(config, data, tokenizer)
+    files = {step: training.folder / f"after-{step}.safetensors" for step in sorted(network.stops)}
+    for stop, file in files.items():
+        settings = training.settings | {"after": stop}
+        if _is_of(file, settings):
+            continue
+        if not _train_to(training, stop):
+            training.forget()  # it is beyond: the same steps again give the same weights
+            _train_to(training, stop)
+        checkpoint.save_transformer(file, training.model, settings=settings)
+    models = [checkpoint.load_transformer(file).to(config.device) for file in files.values()]
+    models.append(training.run().model)
+    return {name: make_pair(tokenizer, model, name) for name, model in zip(network.names(), models, strict=True)}
+
+
+def train_all(
+    config: Config, data: Dataset, tokenizer: Tokenizer, networks: Sequence[Network], jobs: int = 1
+) -> Iterator[dict[str, Pair]]:
+    """What `train_networks` gives for each of them, over `jobs` processes, as they are done."""
+    for _, found in run_parallel(_train_one, (config, data, tokenizer), networks, jobs):
+        yield found
+
+
+def _train_one(shared: tuple[Config, Dataset, Tokenizer], network: Network) -> dict[str, Pair]:
+    return train_networks(*shared, network)
+
+
+def _is_of(file: Path, settings: dict[str, Any]) -> bool:
+    """Whether a network is there, whole, and was trained by these settings and this version of the code."""
+    try:
+        return file.exists() and not differences(load_tensors(file)[1].get("settings", {}), settings)
+    except ValueError:
+        return False
+
+
+def _train_to(training: Training, stop: int) -> bool:
+    """Whether the training is now just there, with its averaged weights in the model and its state on disk."""
+    with closing(iter(training)) as steps:
+        return any(step.step == stop for step in takewhile(lambda step: step.step <= stop, steps))
+
+
+def validation_loss(pair: Pair, data: Dataset, n: int = 256) -> float:
+    """Cross-entropy in nats on the masked tokens of validation images, under masks that stay the same."""
+    tokens, *rest = validation(pair.tokenizer, data, bool(pair.transformer.config.hints), n)
+    return validate(pair.transformer, tokens, *rest)["loss"]

@@ -1,0 +1,264 @@
+"""What a study decodes, and which two of its results a question compares.
+
+The quick grid is notebook 04's: schedules, T and every t. The wide one has what the five reports disagree about, in
+their way of decoding and in this project's; samplers, orders, temperatures; what is done around the hole; recipes,
+and trainings that differ in one thing. The grid of claims has their claims alone, and images enough to decide them.
+
+It decodes nothing, and knows no result.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations
+from typing import NamedTuple
+
+from lab5.config import Config, DecodeConfig, StudyConfig
+from lab5.gamma import SCHEDULES
+from lab5.study.around_hole import around_grid
+from lab5.study.networks import Network
+from lab5.study.recipes import RECIPES, changes
+from lab5.study.run import GIVEN, Plan, Point
+
+LAB_SCHEDULES = ("cosine", "linear", "square")
+# The lab's way: a grey hole, tokens alone, one pass; its order is random in truth, as pitfall 10 shows.
+SAMPLED = DecodeConfig(order="lab", choice_temperature=4.5)
+ARGMAX = replace(SAMPLED, codes="argmax")
+FEWER = 3  # seeds for what no report claims, and for trainings, whose own luck no seed of a decoding shows
+# Trainings that differ from the paper's, which masks gamma(u) of the tokens, in one thing.
+CONTROL = "paper"
+CONTROLLED = {
+    "half masked": {"stage2.masking": "bernoulli:0.5"},
+    "40 to 50 % masked": {"stage2.masking": "count:0.4:0.5"},
+    "any share masked": {"stage2.masking": "bernoulli:0:1"},
+    "loss on all tokens": {"stage2.loss": "all"},
+}
+
+
+class Comparison(NamedTuple):
+    """Two results of which a question asks whether the first is better."""
+
+    question: str
+    label: str
+    first: Point
+    second: Point
+    way: str = ""  # of decoding, where a grid has several
+
+
+class Grid(NamedTuple):
+    """A study: what to train, what to decode, and what to compare."""
+
+    networks: list[Network]
+    plans: list[Plan]
+    comparisons: list[Comparison]
+    images: int = 1  # times as many as the settings say
+
+
+def quick(study: StudyConfig, decode: DecodeConfig) -> Grid:
+    """Every schedule with every T of the settings, all t of it scored. At T = 1 all schedules are one: one_shot."""
+    if unknown := [schedule for schedule in study.schedules if schedule not in SCHEDULES]:
+        raise ValueError(f"study.schedules must be among {', '.join(SCHEDULES)}, but it has {', '.join(unknown)}")
+    base = replace(decode, stop_at=0)
+    several = [steps for steps in study.steps if steps > 1]
+    points = [end(one_shot(base))] if 1 in study.steps else []
+    for steps in several:
+        for schedule in study.schedules:
+            last = end(replace(base, schedule=schedule, steps=steps))
+            points += [last._replace(stop=t) for t in range(1, last.stop + 1)]
+    compared = _schedules({"": base}, study.schedules, several)
+    if several:
+        longest = max(several)
+        compared += _steps({"": base}, study.schedules, several) if 1 in study.steps else []
+        compared += _stops({"": base}, study.schedules[0], longest, longest // 2)
+    return Grid([], plans(points), compared)
+
+
+def wide(config: Config) -> list[Grid]:
+    """What the reports claim about decoding, on twice as many images; and everything else, with a dozen trainings.
+
+    Its best way of decoding is `config.decode`, with a network that it suits; the lab's ways use tokens alone.
+    """
+    ways = _ways(config)
+    best, claimed = ways["best"], _claimed(ways)
+    curves = [Point(replace(way, schedule="cosine", steps=12), t) for way in ways.values() for t in (1, 2, 3, 4, 8)]
+    curves += [end(replace(SAMPLED, schedule=name, steps=8)) for name in ("raised_cosine", "cubic", "stair")]
+    others = _one_at_a_time(best) + _trainings(config)
+    for way, base in (("best", replace(best, schedule="cosine", steps=8)), ("lab", replace(SAMPLED, steps=8))):
+        others += [
+            Comparison(f"around the hole, {way}", label, end(decode), end(base))
+            for label, decode in _named(around_grid(base), base)
+        ]
+    return [
+        Grid([], plans(_points(claimed) + curves), claimed, images=2),
+        Grid(networks(config), plans([], _points(others)), others),
+    ]
+
+
+def claims(config: Config) -> Grid:
+    """What the reports claim and nothing else, with the trainings that it takes, on four times as many images."""
+    claimed = _claimed(_ways(config))
+    trained = [c for c in _trainings(config) if c.question.startswith(("training", "late"))]
+    used = {point.network for point in _points(trained)}
+    trainings = [network for network in networks(config) if used & {*network.names()}]
+    return Grid(trainings, plans(_points(claimed), _points(trained)), claimed + trained, images=4)
+
+
+def plans(points: Sequence[Point], fewer: Sequence[Point] = ()) -> list[Plan]:
+    """One plan for all stops of a way of decoding; those that only `fewer` has get no more than FEWER seeds."""
+    stops: dict[tuple[DecodeConfig, str], set[int]] = {}
+    for point in (*points, *fewer):
+        stops.setdefault((point.decode, point.network), set()).add(point.stop)
+    whole = {(point.decode, point.network) for point in points}
+    return [
+        Plan(decode, tuple(sorted(at)), network, None if (decode, network) in whole else FEWER)
+        for (decode, network), at in stops.items()
+    ]
+
+
+def _points(comparisons: Iterable[Comparison]) -> list[Point]:
+    return [point for comparison in comparisons for point in (comparison.first, comparison.second)]
+
+
+# --- what is trained --------------------------------------------------------------------------------------------
+
+
+def networks(config: Config) -> list[Network]:
+    """The recipes, of which the paper's is also looked at on its way, and those that differ from it in one thing."""
+    steps = config.stage2.steps
+    stops = tuple(sorted({max(1, steps * part // 6) for part in range(1, 6)} - {steps}))
+    recipes = [Network(name, changes(config, name), stops if name == CONTROL else ()) for name in RECIPES]
+    paper = changes(config, CONTROL)
+    return recipes + [Network(name, paper | settings) for name, settings in CONTROLLED.items()]
+
+
+def _trainings(config: Config) -> list[Comparison]:
+    """Recipes against the paper's, each with its own decoding; one thing at a time; and earlier against later."""
+    paper = RECIPES[CONTROL].decoding
+    found = []
+    for name, recipe in RECIPES.items():
+        own = replace(recipe.decoding, stop_at=0)
+        if name != CONTROL:
+            stop = recipe.decoding.stop_at or own.steps
+            first, second = Point(own, stop, name), end(paper, CONTROL)
+            found.append(Comparison("recipes", f"{name} − {CONTROL}", first, second))
+        found += _schedules({f"recipe {name}": replace(own, steps=8)}, LAB_SCHEDULES, (8,), name)
+    same = replace(SAMPLED, steps=8)
+    control = end(same, CONTROL)
+    for name in CONTROLLED:
+        question = "training: loss" if "loss" in name else "training: mask ratio"
+        found.append(Comparison(question, f"{name} − {CONTROL}", end(same, name), control))
+    (watched,) = (network for network in networks(config) if network.stops)
+    steps = zip((*watched.stops, config.stage2.steps), watched.names(), strict=True)
+    for (before, earlier), (after, later) in combinations(steps, 2):
+        late = later == watched.name and 2 * before >= after
+        question = "late in a training" if late else "along a training"
+        found.append(Comparison(question, f"{later} − {earlier}", end(same, later), end(same, earlier)))
+    return found
+
+
+# --- what is compared -------------------------------------------------------------------------------------------
+
+
+def _ways(config: Config) -> dict[str, DecodeConfig]:
+    """This project's way of decoding, and the lab's two."""
+    return {"best": replace(config.decode, stop_at=0), "sampled": SAMPLED, "argmax": ARGMAX}
+
+
+def _claimed(ways: Mapping[str, DecodeConfig]) -> list[Comparison]:
+    """What the reports claim about decoding."""
+    found = _schedules(ways, LAB_SCHEDULES, (4, 8, 12)) + _steps(ways, LAB_SCHEDULES, (4, 12)) + _reports()
+    for t in (6, 10):
+        found += _stops(ways, "cosine", 12, t)
+    return found
+
+
+def _schedules(
+    ways: Mapping[str, DecodeConfig], schedules: Iterable[str], steps: Iterable[int], network: str = GIVEN
+) -> list[Comparison]:
+    found = []
+    for way, base in ways.items():
+        for T in steps:
+            for one, other in combinations(schedules, 2):
+                a, b = (end(replace(base, schedule=name, steps=T), network) for name in (one, other))
+                found.append(Comparison("schedule", f"{one} − {other}, T = {T}{way and ', ' + way}", a, b, way))
+    return found
+
+
+def _steps(ways: Mapping[str, DecodeConfig], schedules: Iterable[str], steps: Iterable[int]) -> list[Comparison]:
+    """The most steps against the fewest, and against one."""
+    few, many = min(steps), max(steps)
+    found = []
+    for way, base in ways.items():
+        one = end(one_shot(base))
+        for name in schedules:
+            a, b = (end(replace(base, schedule=name, steps=T)) for T in (many, few))
+            if few < many:
+                found.append(Comparison("steps", f"T = {many} − T = {few}, {name}{way and ', ' + way}", a, b, way))
+            found.append(Comparison("iterating", f"T = {many} − one shot, {name}{way and ', ' + way}", a, one, way))
+    return found
+
+
+def _stops(ways: Mapping[str, DecodeConfig], schedule: str, T: int, t: int) -> list[Comparison]:
+    found = []
+    for way, base in ways.items():
+        decode = replace(base, schedule=schedule, steps=T)
+        label = f"stop at {t} − all {T}, {schedule}{way and ', ' + way}"
+        found.append(Comparison("sweet spot", label, Point(decode, t), end(decode), way))
+    return found
+
+
+def _reports() -> list[Comparison]:
+    """What reports A, C and D decoded, with this project's network in the place of theirs."""
+    a = replace(ARGMAX, schedule="cosine", steps=100)
+    d = replace(ARGMAX, schedule="raised_cosine", steps=12)
+    one = end(one_shot(ARGMAX))
+    found = [
+        Comparison("sweet spot", "stop at 7 − all 100, cosine, argmax (A)", Point(a, 7), end(a), "argmax"),
+        Comparison("sweet spot", "stop at 6 − all 12, raised_cosine, argmax (D)", Point(d, 6), end(d), "argmax"),
+        Comparison("iterating", "stop at 6 of 12 − one shot, raised_cosine, argmax (D)", Point(d, 6), one, "argmax"),
+    ]
+    for name in ("square", "stair"):
+        c = end(replace(ARGMAX, schedule=name, steps=20))
+        found.append(Comparison("iterating", f"T = 20 − one shot, {name}, argmax (C)", c, one, "argmax"))
+    for T in (8, 12):
+        first, second = (end(replace(way, schedule="cosine", steps=T)) for way in (SAMPLED, ARGMAX))
+        found.append(Comparison("codes", f"sampled − argmax, cosine, T = {T}", first, second))
+    return found
+
+
+def _one_at_a_time(best: DecodeConfig) -> list[Comparison]:
+    """Other samplers, orders, temperatures and budgets than the recommended ones."""
+    base = replace(best, schedule="cosine", steps=8)
+    orders = ("lab", "random", "max_probability", "margin", "entropy", "rings", "moment", "halton")
+    others: dict[str, dict] = {f"order: {name}": {"order": name} for name in orders}
+    others |= {f"codes: {name}": {"codes": name} for name in ("argmax", "top_k", "nucleus")}
+    others |= {f"temperature: {t}": {"temperature": t} for t in (0.25, 0.75, 1.0)}
+    others |= {f"choice temperature: {t:g}": {"choice_temperature": t} for t in (0.0, 1.0, 10.0)}
+    others |= {"seen: no hints": {"hints": False}, "seen: no evidence": {"evidence": 0.0}}
+    others |= {f"budget: {name}": {"budget": name, "remask": 0.0} for name in ("entropy", "threshold")}
+    others["re-masking: 0.1"] = {"remask": 0.1, "budget": "schedule"}
+    others["correcting rounds: 2"] = {"rounds": 2}
+    found = []
+    for label, settings in others.items():
+        decode = replace(base, **settings)
+        if decode != base:
+            found.append(Comparison(label.split(":")[0], label, end(decode), end(base)))
+    return found
+
+
+def _named(decodes: Iterable[DecodeConfig], base: DecodeConfig) -> list[tuple[str, DecodeConfig]]:
+    """Those that differ from `base`, by what differs."""
+    found = []
+    for decode in decodes:
+        if other := [name for name, value in vars(base).items() if getattr(decode, name) != value]:
+            found.append((", ".join(f"{name}: {getattr(decode, name)}" for name in other), decode))
+    return found
+
+
+def end(decode: DecodeConfig, network: str = GIVEN) -> Point:
+    """The result of all steps and rounds."""
+    return Point(decode, decode.steps + decode.rounds, network)
+
+
+def one_shot(decode: DecodeConfig) -> DecodeConfig:
+    """All at once: the schedule makes no difference, and neither does the order."""
+    return replace(decode, schedule="one_shot", steps=1, stop_at=0)

@@ -1,0 +1,274 @@
+"""Which schedule, how many steps, where to stop: decodings of test images, scored, as one tidy table.
+
+A study is a list of plans, each decoded with every seed. One decoding in T steps gives the T results of stopping
+after t = 1..T, because a state's proposals are what a decoding stopped there would return: all sweet spots of a plan
+cost one decoding. Each finished decoding is a file of its own, so a study that is stopped, or killed, goes on from
+there, and several processes can share the work.
+
+It knows no plot, and does not say which schedule is best.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import statistics
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lab5.config import DecodeConfig, data_folder
+from lab5.inpainting.fill import decode_holes, to_pictures
+from lab5.inpainting.pair import Pair
+from lab5.runtime.files import load_tensors, save_tensors, write
+from lab5.runtime.processes import run_parallel
+from lab5.scoring.resampling import Outcome
+from lab5.scoring.scores import Scorer, Scores
+
+Row = dict[str, Any]
+SETTINGS = tuple(field.name for field in fields(DecodeConfig) if field.name not in ("stop_at", "batch"))
+KEY = ("network", *SETTINGS, "seed", "n", "weights", "data", "score_name", "code", "device")
+COLUMNS = (*KEY, "stop_at", "seconds", *(name for name in Scores._fields if name != "n"))
+GIVEN = "given"  # the network that a study is run with, beside which it may train others
+
+# Counts up whenever a decoding or its scores would come out differently: results of before are then computed again.
+CODE = 2
+
+
+class Plan(NamedTuple):
+    """One way of decoding. Its own `stop_at` is not looked at: `stops` says after which t the result is scored."""
+
+    decode: DecodeConfig
+    stops: tuple[int, ...] = ()  # () = at the end alone
+    network: str = GIVEN
+    seeds: int | None = None  # fewer seeds than the study's
+
+    def scored(self) -> tuple[int, ...]:
+        """The t of its rows; a decoding goes no further than the last of them."""
+        return tuple(sorted(set(self.stops))) or (self.decode.steps + self.decode.rounds,)
+
+
+class Point(NamedTuple):
+    """What a row is about: a plan and one of its stops."""
+
+    decode: DecodeConfig
+    stop: int
+    network: str = GIVEN
+
+
+class Result(NamedTuple):
+    """A plan decoded with one seed: a row and an outcome for each of its stops."""
+
+    plan: Plan
+    seed: int
+    rows: list[Row]
+    outcomes: list[Outcome]
+
+
+def run_study(
+    pairs: Pair | Mapping[str, Pair],
+    scorer: Scorer,
+    plans: Sequence[Plan],
+    *,
+    seeds: int,
+    folder: Path | None = None,
+    jobs: int = 1,
+) -> Iterator[Result]:
+    """The results of every seed and plan, seed by seed; with several `jobs` (processes) in the order of finishing.
+
+    `pairs` are the networks that the plans name. With a `folder` each result is kept in it as a file, and one that is
+    there is not computed again; its name depends on all that the result depends on.
+    Raises ValueError for a network that is not there, for stops outside 1..T and for equal plans.
+    """
+    pairs = {GIVEN: pairs} if isinstance(pairs, Pair) else dict(pairs)
+    _check(plans, pairs)
+    for _, result in run_parallel(_result, (pairs, scorer, folder), _works(plans, seeds), jobs):
+        yield result
+
+
+def len_study(plans: Sequence[Plan], seeds: int) -> int:
+    """How many results there will be."""
+    return len(_works(plans, seeds))
+
+
+def ordered(results: Iterable[Result], plans: Sequence[Plan]) -> list[Result]:
+    """As `run_study` gives them in one process, however they came."""
+    place = {plan: number for number, plan in enumerate(plans)}
+    return sorted(results, key=lambda result: (result.seed, place[result.plan]))
+
+
+def by_point(results: Iterable[Result]) -> dict[Point, dict[int, Outcome]]:
+    """The outcomes of each point, by seed."""
+    found: dict[Point, dict[int, Outcome]] = {}
+    for result in results:
+        for stop, outcome in zip(result.plan.scored(), result.outcomes, strict=True):
+            point = Point(result.plan.decode, stop, result.plan.network)
+            found.setdefault(point, {})[result.seed] = outcome
+    return found
+
+
+def _works(plans: Sequence[Plan], seeds: int) -> list[tuple[Plan, int]]:
+    return [(plan, seed) for seed in range(seeds) for plan in plans if plan.seeds is None or seed < plan.seeds]
+
+
+def _check(plans: Sequence[Plan], pairs: Mapping[str, Pair]) -> None:
+    for plan in plans:
+        if plan.network not in pairs:
+            raise ValueError(f"a plan wants the network {plan.network!r}, but there are {', '.join(pairs)}")
+        last = plan.decode.steps + plan.decode.rounds
+        if not all(1 <= stop <= last for stop in plan.scored()):
+            raise ValueError(f"the stops of a plan must lie in 1..{last}, its steps; found {plan.scored()}")
+    if len(set(plans)) < len(plans):
+        raise ValueError("two plans of a study are equal: their results would be counted twice")
+
+
+def _result(shared: tuple[dict[str, Pair], Scorer, Path | None], work: tuple[Plan, int]) -> Result:
+    """From its file, or else computed and kept there."""
+    (pairs, scorer, folder), (plan, seed) = shared, work
+    common = _common(plan, pairs[plan.network], scorer, seed)
+    if folder is None:
+        return _decode_and_score(plan, pairs[plan.network], scorer, seed, common)
+    text = json.dumps(common | {"stops": plan.scored()}, sort_keys=True)
+    file = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"
+    found = _read(file, plan, seed, common)
+    if found is None:
+        found = _decode_and_score(plan, pairs[plan.network], scorer, seed, common)
+        _write(file, found)
+    return found
+
+
+def _common(plan: Plan, pair: Pair, scorer: Scorer, seed: int) -> Row:
+    values = {name: getattr(plan.decode, name) for name in SETTINGS} | {
+        "network": plan.network,
+        "seed": seed,
+        "n": len(scorer.truth),
+        "weights": pair.weights,
+        "data": scorer.data,
+        "score_name": scorer.score_name,
+        "code": CODE,
+        "device": str(next(pair.transformer.parameters()).device),
+    }
+    return {name: values[name] for name in KEY}
+
+
+def _decode_and_score(plan: Plan, pair: Pair, scorer: Scorer, seed: int, common: Row) -> Result:
+    """`seconds` are those of a decoding that stops there: encoding, t steps, and the picture, without the scoring."""
+    stops = plan.scored()
+    rows, outcomes = [], []
+    spent, began = 0.0, time.monotonic()
+    # A stop makes the step the last one taken: what comes after the last stop need not be computed.
+    for state in decode_holes(pair, scorer.truth, scorer.holes, replace(plan.decode, stop_at=0), seed):
+        spent += time.monotonic() - began
+        if state.step in stops:
+            began = time.monotonic()
+            pictures = to_pictures(pair.tokenizer, state.filled, scorer.truth, scorer.holes, plan.decode)
+            seconds = round(spent + time.monotonic() - began, 3)
+            outcomes.append(scorer.outcome(pictures, state.filled))
+            scores = scorer.scores(outcomes[-1])._asdict()
+            rows.append(common | {"stop_at": state.step, "seconds": seconds} | scores)
+        if state.step == stops[-1]:
+            break
+        began = time.monotonic()
+    return Result(plan, seed, rows, outcomes)
+
+
+# --- on disk --------------------------------------------------------------------------------------------------------
+
+
+def kept_results() -> Path:
+    """Where finished decodings are kept, of whatever study: each is named by all that it depends on."""
+    return data_folder() / "runs" / "study"
+
+
+def _write(file: Path, result: Result) -> None:
+    tensors = {}
+    for number, outcome in enumerate(result.outcomes):
+        tensors |= {f"{number}.{name}": value for name, value in outcome._asdict().items()}
+    save_tensors(file, tensors, {"rows": result.rows})
+
+
+def _read(file: Path, plan: Plan, seed: int, common: Row) -> Result | None:
+    """None where there is no file; one that is damaged, or that is another's, is computed again."""
+    try:
+        tensors, meta = load_tensors(file)
+    except (FileNotFoundError, ValueError):
+        return None
+    rows = meta.get("rows", [])
+    expected = [common | {"stop_at": stop} for stop in plan.scored()]
+    if len(rows) != len(expected) or any(row | own != row for row, own in zip(rows, expected, strict=True)):
+        return None
+    outcomes = [Outcome(**{name: tensors[f"{i}.{name}"] for name in Outcome._fields}) for i in range(len(rows))]
+    return Result(plan, seed, rows, outcomes)
+
+
+def write_table(table: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """The rows as CSV, all of them or none; a column for each key that a row has."""
+    text = io.StringIO()
+    columns = dict.fromkeys(key for row in rows for key in row)
+    writer = csv.DictWriter(text, columns or COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write(table, text.getvalue().encode())
+
+
+def read_table(table: Path) -> list[Row]:
+    """The rows of a CSV, numbers as numbers and an empty field as None."""
+    with table.open(newline="", encoding="utf-8") as file:
+        return [{key: _value(key, text) for key, text in line.items()} for line in csv.DictReader(file)]
+
+
+def _value(key: str, text: str) -> Any:
+    """A table's field as it was before it became text."""
+    if key == "code":  # eight digits, which may look like a number
+        return text
+    if text in ("True", "False"):
+        return text == "True"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text or None
+
+
+# --- what a table says ----------------------------------------------------------------------------------------------
+
+
+def summary(rows: Sequence[Row], by: Sequence[str], of: Sequence[str] = ("score", "hole_psnr_db")) -> list[Row]:
+    """Mean and standard deviation over the rows that agree in the columns `by`, in order of appearance."""
+    groups: dict[tuple, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[column] for column in by), []).append(row)
+    table = []
+    for key, group in groups.items():
+        line: Row = dict(zip(by, key, strict=True)) | {"seeds": len(group)}
+        for column in of:
+            values = [row[column] for row in group]
+            line[f"{column}_mean"] = statistics.fmean(values)
+            line[f"{column}_sd"] = statistics.stdev(values) if len(values) > 1 else 0.0
+        table.append(line)
+    return table
+
+
+def paired_differences(rows: Sequence[Row], column: str, *, within: str, of: str = "score") -> list[Row]:
+    """For every two values of `column`: the mean over seeds of the difference, first minus second, and its error.
+
+    Two rows are a pair if seed and `within` agree: they were decoded with the same noise. The error is the
+    standard error of the mean, null for a single seed.
+    """
+    table = []
+    for level in dict.fromkeys(row[within] for row in rows):
+        values: dict[Any, dict[int, float]] = {}
+        for row in rows:
+            if row[within] == level:
+                values.setdefault(row[column], {})[row["seed"]] = row[of]
+        for first, second in combinations(values, 2):
+            shared = sorted(values[first].keys() & values[second].keys())
+            gaps = [values[first][seed] - values[second][seed] for seed in shared]
+            error = statistics.stdev(gaps) / len(gaps) ** 0.5 if len(gaps) > 1 else None
+            pair = {within: level, "first": first, "second": second, "seeds": len(gaps)}
+            table.append(pair | {"mean": statistics.fmean(gaps), "standard_error": error})
+    return table

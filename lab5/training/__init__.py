@@ -1,0 +1,1 @@
+"""The networks of a run, trained once and then found on disk."""

@@ -1,0 +1,211 @@
+"""The networks of a run, each trained once and from then on found on disk: VQGAN, transformer, classifier.
+
+The functions `train_...` give a `Training`: iterate it to train, or to learn that it is done already. `open_pair`
+gives the two networks that a notebook decodes with, and says where they are from.
+"""
+
+import dataclasses
+import hashlib
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from lab5 import checkpoint
+from lab5.config import Config, data_folder, pretrained_folder
+from lab5.data.dataset import Dataset, token_mask
+from lab5.data.holes import fill_holes
+from lab5.data.toycats import ATTRIBUTES, random_holes, render
+from lab5.inpainting.pair import Pair, load_pair, make_pair, weights_digest
+from lab5.inpainting.tokenizer import Tokenizer, reconstruction_psnr_db
+from lab5.objectives import MVTMObjective, VQGANObjective, validate
+from lab5.scoring.classifier import AttributeObjective, ToyFeatures, load_classifier, save_classifier
+from lab5.training.critics import PatchCritic, PerceptualDistance
+from lab5.training.session import Given, Kind, Training
+from lab5.transformer import BidirectionalTransformer
+from lab5.vqgan import VQGAN
+
+VAL_HOLES = 3_000_000  # seed of the holes in validation images
+
+
+def train_vqgan(config: Config, data: Dataset) -> Training | Given:
+    """Stage one; with `stage1.file` it is that file's, and nothing is trained."""
+    stage = config.stage1
+    if stage.file:
+        return given_vqgan(config, Path(stage.file))
+    settings = {"vqgan": dataclasses.asdict(config.vqgan), "data": data.fingerprint}
+    perceptual = None
+    if stage.perceptual:
+        if not data.attributes:
+            raise ValueError("stage1.perceptual needs a network to judge with, and there is none for this dataset")
+        perceptual = PerceptualDistance(load_classifier().body[:9])  # its three finest maps
+        settings["judge"] = weights_digest(perceptual)
+
+    def objective() -> VQGANObjective:
+        judges = {"perceptual": (stage.perceptual, perceptual)} if perceptual else {}
+        if stage.adversarial:
+            judges["adversarial"] = (stage.adversarial, PatchCritic())
+        return VQGANObjective(data.train, config.vqgan, stage, config.seed, judges)
+
+    kind = Kind(
+        "vqgan",
+        build=lambda: VQGAN(config.vqgan),
+        objective=objective,
+        save=checkpoint.save_vqgan,
+        load=checkpoint.load_vqgan,
+        check=lambda model: {"val_psnr_db": reconstruction_psnr_db(model, data.val[:128])},
+        best_by="val_psnr_db",
+    )
+    return Training(kind, stage, settings, seed=config.seed, device=config.device)
+
+
+def given_vqgan(config: Config, file: Path) -> Given:
+    """A stage one that is trained already. Raises ValueError where the transformer's settings do not fit it."""
+    model = checkpoint.load_vqgan(file).to(config.device)
+    if model.codes != config.transformer.codes:
+        raise ValueError(f"{file} has {model.codes} codes, but transformer.codes = {config.transformer.codes}")
+    hints = model.config.latent + 16
+    if config.transformer.hints not in (0, hints):
+        raise ValueError(f"transformer.hints = {config.transformer.hints} must be 0 or {hints} for {file}")
+    return Given("vqgan", file, model)
+
+
+def token_cache(config: Config, tokenizer: Tokenizer, data: Dataset) -> Int[Tensor, "n N"]:
+    """Tokens of the training images and of their mirror images, from disk where they are valid."""
+    folder = data_folder() / "cache"
+    return torch.cat([tokenizer.cached(images, folder, "train") for images in (data.train, data.train.flip(3))])
+
+
+def train_transformer(config: Config, data: Dataset, tokenizer: Tokenizer) -> Training:
+    settings = {
+        "transformer": dataclasses.asdict(config.transformer),
+        "data": data.fingerprint,
+        "tokenizer": tokenizer.weights_hash,
+    }
+    if config.stage2.start:
+        settings["start"] = _file_hash(Path(config.stage2.start))
+    hinted = bool(config.transformer.hints)
+    held_out = cache(lambda: validation(tokenizer, data, hinted))  # looked at ten times in a training
+
+    def objective() -> MVTMObjective:
+        images, holes = torch.cat([data.train, data.train.flip(3)]), training_holes(config)
+
+        def hints(image: Tensor, hole: Tensor) -> Tensor:
+            return tokenizer.hints(fill_holes(images[image], holes[hole], "navier_stokes"), holes[hole])
+
+        tokens = token_cache(config, tokenizer, data)
+        return MVTMObjective(tokens, config.stage2, config.seed, token_mask(holes), hints if hinted else None)
+
+    kind = Kind(
+        "transformer",
+        build=lambda: _begin_transformer(config),
+        objective=objective,
+        save=checkpoint.save_transformer,
+        load=checkpoint.load_transformer,
+        check=lambda model: {f"val_{k}": v for k, v in validate(model, *held_out()).items()},
+        best_by="-val_loss",
+    )
+    return Training(kind, config.stage2, settings, seed=config.seed, device=config.device)
+
+
+def _file_hash(path: Path) -> str:
+    if not path.is_file():
+        raise FileNotFoundError(f"stage2.start = {path} is no file; it names a transformer to begin with")
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+
+
+def _begin_transformer(config: Config) -> BidirectionalTransformer:
+    """Random weights, or those of `stage2.start`, which may know nothing of hints yet."""
+    model = BidirectionalTransformer(config.transformer)
+    if config.stage2.start:
+        model.load_state_dict(model.state_dict() | load_start(config).state_dict())
+    return model
+
+
+def load_start(config: Config) -> BidirectionalTransformer:
+    """The network of `stage2.start`. Raises ValueError where it is of another shape than the one to train."""
+    model = checkpoint.load_transformer(Path(config.stage2.start))
+    theirs, ours = model.config, config.transformer
+    fixed = ["codes", "positions", "width", "layers", "heads", "hidden", "norm"] + ["hints"] * bool(theirs.hints)
+    differ = [
+        f"{name} = {getattr(theirs, name)}, not {getattr(ours, name)}"
+        for name in fixed if getattr(theirs, name) != getattr(ours, name)
+    ]  # fmt: skip
+    if differ:
+        found = "; ".join(differ)
+        raise ValueError(f"{config.stage2.start} does not fit and is no transformer to begin with: it has {found}")
+    return model
+
+
+def validation(
+    tokenizer: Tokenizer, data: Dataset, hinted: bool, n: int = 256
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Tokens of validation images, masks and hints of holes that stay the same whenever they are asked for."""
+    tokens = tokenizer.cached(data.val[:n], data_folder() / "cache", "val")
+    holes = random_holes(VAL_HOLES, len(tokens))
+    if not hinted:
+        return tokens, token_mask(holes), None
+    return tokens, token_mask(holes), tokenizer.hints(fill_holes(data.val[:n], holes, "navier_stokes"), holes)
+
+
+def training_holes(config: Config, n: int = 4096) -> Tensor:
+    """Holes like the test's, from a seed of their own."""
+    return random_holes(1_000_000 + config.seed, min(n, config.data.train))
+
+
+def train_classifier(config: Config, tokenizer: Tokenizer | None = None) -> Training:
+    """The attribute classifier, on cats whose halves differ and on ordinary ones, from seeds of their own.
+
+    With a tokenizer every other cat is seen as it returns from its tokens: features then tell what is in a picture,
+    not whether it was compressed, as Inception's do, which was trained on JPEG files.
+    """
+    settings = {"images": config.classifier.images, "tokenizer": tokenizer and tokenizer.weights_hash}
+
+    def objective() -> AttributeObjective:
+        half = config.classifier.images // 2
+        both = [render(2_000_000 + config.seed + i, half, chimera=bool(i)) for i in (0, 1)]
+        labels = {name: torch.cat([cats.attributes[name] for cats in both]) for name in ATTRIBUTES}
+        images = torch.cat([cats.images for cats in both])
+        if tokenizer is not None:
+            images[::2] = tokenizer.decode(tokenizer.encode(images[::2]))
+        return AttributeObjective(images, labels, config.classifier.batch, config.seed)
+
+    def save(path: Path, model: ToyFeatures, **meta: Any) -> None:
+        model.calibrate(render(2_000_002 + config.seed, 2048).images.float() / 255)
+        save_classifier(path, model, **meta)
+
+    kind = Kind(
+        "classifier",
+        build=lambda: ToyFeatures({n: len(v) for n, v in ATTRIBUTES.items()}, config.classifier.features),
+        objective=objective,
+        save=save,
+        load=load_classifier,
+    )
+    return Training(kind, config.classifier, settings, seed=config.seed, device=config.device)
+
+
+def open_pair(config: Config, data: Dataset, weights: str = "pretrained") -> Pair:
+    """The committed pair ("pretrained"), or the one that this profile trains ("trained"), training it if need be."""
+    if weights == "pretrained":
+        if not data.attributes:
+            raise ValueError(f"the pretrained pair knows toy cats only: for {data.name} take weights 'trained'")
+        folder = pretrained_folder()
+        return load_pair(config, folder / "vqgan.safetensors", folder / "transformer.safetensors", weights)
+    if weights == "trained":
+        tokenizer = Tokenizer(_trained(train_vqgan(config, data)))
+        return make_pair(tokenizer, _trained(train_transformer(config, data, tokenizer)), weights)
+    raise ValueError(f"weights must be 'pretrained' or 'trained', not {weights!r}")
+
+
+def _trained(training: Training | Given) -> nn.Module:
+    """Its network. Where that takes minutes there is a bar: whoever asked for a pair did not ask for a training."""
+    if training.reused:
+        return training.run().model
+    for _ in tqdm(training, desc=f"training {training.name} first", file=sys.stderr, mininterval=1):
+        pass
+    return training.model

@@ -1,0 +1,174 @@
+"""Decoders beyond the lesson: loops of their own on the steps of `lab5.decoder`, chosen by the settings.
+
+follow_budget     a step commits as many tokens as are safe together, where no schedule says how many
+follow_remasking  a step also takes some generated tokens back, to be decoded once more
+correct           after the last step, rounds that decode the least probable tokens anew
+
+What was known from the start is never touched.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lab5.config import DecodeConfig
+from lab5.decoder import (
+    DecodeStep,
+    Model,
+    ask,
+    begin,
+    code_logits,
+    commit,
+    ended,
+    follow_schedule,
+    plan,
+    propose,
+    rank,
+    temperatures,
+)
+from lab5.gamma import ROUND_OFF
+from lab5.samplers import CODES, Generators, Proposal, lowest, uniform
+
+
+def decode(
+    model: Model,
+    tokens: Int[Tensor, "B N"],
+    unknown: Bool[Tensor, "B N"],
+    decoding: DecodeConfig,
+    *,
+    generator: Generators,
+    prior: Float[Tensor, "B N K"] | None = None,
+) -> Iterator[DecodeStep]:
+    """`decoder.decode_steps` under any settings: its states, and one more for each of `decoding.rounds`."""
+    state = begin(model, tokens, unknown, decoding, generator, prior)
+    follow = follow_schedule
+    if decoding.budget != "schedule":
+        follow = follow_budget
+    elif decoding.remask:
+        follow = follow_remasking
+    states = follow(model, state, decoding, generator, prior)
+    return correct(model, states, decoding, generator, prior) if decoding.rounds else states
+
+
+# --- budgets --------------------------------------------------------------------------------------------------------
+
+
+def follow_budget(
+    model: Model, state: DecodeStep, decoding: DecodeConfig, generator: Generators, prior: Tensor | None
+) -> Iterator[DecodeStep]:
+    """In at most T steps, of which the last commits the rest."""
+    yield state
+    for step in range(1, 1 + (decoding.stop_at or decoding.steps)):
+        logits = code_logits(model, state, prior)
+        proposal = propose(logits, state, decoding, generator)
+        scores = rank(proposal, state, decoding, generator)
+        left = still_masked(proposal, scores, state.masked, decoding) * (step < decoding.steps)
+        state = commit(logits, proposal, state, lowest(scores, left), decoding, generator)
+        yield (state := ended(state, decoding))
+
+
+def still_masked(
+    proposal: Proposal, scores: Float[Tensor, "B N"], masked: Bool[Tensor, "B N"], decoding: DecodeConfig
+) -> Int[Tensor, "B"]:
+    """How many positions of each image stay masked: all that are, less those that the budget commits, at least one.
+
+    `scores` are the order's, highest committed first.
+    """
+    # The last of equal scores comes first, as it does in the decoder.
+    ranking = scores.masked_fill(~masked, -float("inf")).argsort(dim=1, stable=True).flip(1)
+    safe = BUDGETS[decoding.budget](proposal, ranking, decoding.limit).sum(dim=1)
+    return (masked.sum(dim=1) - safe.clamp(min=1)).clamp(min=0)
+
+
+# (proposal, positions in their order, limit) -> True as long as it is safe to commit them together
+
+
+def entropy(proposal: Proposal, ranking: Int[Tensor, "B N"], limit: float) -> Bool[Tensor, "B N"]:
+    """While the sum of the entropies is within `limit` nats of their largest (EB-Sampler, arXiv 2505.24857).
+
+    sum H - max H bounds how much the positions can tell about each other, which drawing them together ignores.
+    """
+    entropies = proposal.entropy.double().gather(1, ranking)
+    return entropies.cumsum(dim=1) - entropies.cummax(dim=1).values <= limit
+
+
+def threshold(proposal: Proposal, ranking: Int[Tensor, "B N"], limit: float) -> Bool[Tensor, "B N"]:
+    """While the proposed codes have probability `limit` or more (Fast-dLLM, arXiv 2505.22618).
+
+    The source ranks by that probability too: the order "confidence" at choice temperature 0.
+    """
+    sure = proposal.log_probability.exp().gather(1, ranking) >= limit
+    return sure.cumprod(dim=1).bool()
+
+
+BUDGETS: dict[str, Callable[[Proposal, Tensor, float], Tensor]] = {"entropy": entropy, "threshold": threshold}
+
+
+# --- re-masking -----------------------------------------------------------------------------------------------------
+
+
+def follow_remasking(
+    model: Model, state: DecodeStep, decoding: DecodeConfig, generator: Generators, prior: Tensor | None
+) -> Iterator[DecodeStep]:
+    """As many more are committed as are taken back, so that the schedule's counts hold."""
+    yield state
+    for left in plan(decoding, state):
+        logits = code_logits(model, state, prior)
+        proposal = propose(logits, state, decoding, generator)
+        scores = rank(proposal, state, decoding, generator)
+        back = taken_back(state.unknown & ~state.masked, left, decoding.remask, generator)
+        state = commit(logits, proposal, state, lowest(scores, left - back.sum(dim=1)), decoding, generator)
+        state = state._replace(tokens=state.tokens.masked_fill(back, logits.shape[-1]), masked=state.masked | back)
+        yield (state := ended(state, decoding))
+
+
+def taken_back(
+    generated: Bool[Tensor, "B N"], left: Int[Tensor, "B"], eta: float, generator: Generators
+) -> Bool[Tensor, "B N"]:
+    """Each generated token with probability eta (1 - alpha_s) / alpha_t, at most 1.
+
+    ReMDM (Wang et al. 2025, arXiv 2503.00307) as in its code for MaskGIT, where alpha_t is the share generated before
+    the step and 1 - alpha_s the share masked after it; here both are counted. Early on, when few are generated, that
+    is far more than eta. Never more than `left`, the number of tokens that the plan has masked after the step.
+    """
+    chance = eta * left / generated.sum(dim=1).clamp(min=1)
+    draw = uniform(tuple(generated.shape), generator, generated.device).masked_fill(~generated, torch.inf)
+    return (draw < chance.clamp(max=1).unsqueeze(1)) & lowest(draw, left)
+
+
+# --- correcting rounds ----------------------------------------------------------------------------------------------
+
+
+def correct(
+    model: Model, states: Iterator[DecodeStep], decoding: DecodeConfig, generator: Generators, prior: Tensor | None
+) -> Iterator[DecodeStep]:
+    """The states, then `decoding.rounds` more: each masks the doubtful share of the hole and decodes it at once."""
+    for state in states:
+        yield state
+    at = temperatures(decoding, 1.0)[0]
+    for _ in range(decoding.rounds):
+        tokens, confidence = state.tokens, state.confidence
+        if state.unknown.any():
+            log_probabilities = ask(model, tokens, prior).log_softmax(dim=-1)
+            again = doubtful(log_probabilities, tokens, state.unknown, decoding.redo)
+            logits = ask(model, tokens.masked_fill(again, log_probabilities.shape[-1]), prior)
+            codes = CODES[decoding.codes](logits, at, generator)
+            redone = logits.log_softmax(dim=-1).gather(-1, codes[..., None]).squeeze(-1)
+            tokens, confidence = torch.where(again, codes, tokens), torch.where(again, redone, confidence)
+        state = state._replace(step=state.step + 1, tokens=tokens, filled=tokens, confidence=confidence)
+        yield state
+
+
+def doubtful(
+    log_probabilities: Float[Tensor, "B N K"], tokens: Int[Tensor, "B N"], generated: Bool[Tensor, "B N"], share: float
+) -> Bool[Tensor, "B N"]:
+    """The share whose codes are least probable to a model that sees them, rounded up.
+
+    What the self-planning of P2 (Peng et al. 2025, arXiv 2502.03540) takes back during the decoding. It mends what was
+    drawn carelessly, but round after round it leans to likely pictures. A model that is trained on masked tokens
+    alone has learnt nothing about the tokens that it sees.
+    """
+    probability = log_probabilities.gather(-1, tokens[..., None]).squeeze(-1).masked_fill(~generated, torch.inf)
+    return lowest(probability, (share * generated.sum(dim=1).double() - ROUND_OFF).ceil().long())

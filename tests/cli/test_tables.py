@@ -1,0 +1,85 @@
+"""Tables, and pictures in the lab's layout that appear whole or not at all."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.utils import save_image
+
+from lab5.cli.tables import Picture, draw_masks, draw_steps, existing, print_table, to_image, write_pictures
+
+
+def test_a_table_has_texts_to_the_left_and_numbers_to_the_right(capsys):
+    print_table([{"name": "a", "psnr": 21.23456, "n": 5}, {"name": "longer", "psnr": None, "n": 12}])
+    assert capsys.readouterr().out.splitlines() == ["name      psnr   n", "a       21.235   5", "longer       -  12"]
+
+
+# --- the lab's pictures -----------------------------------------------------------------------------------------
+
+
+def test_masks_are_drawn_as_the_lab_saves_them(tmp_path, generator):
+    masked = torch.rand(12, 256, generator=generator) < 0.3
+    labs = torch.ones(12, 3, 16, 16)  # as its inpainting.py draws: ones, and zeros where a token is masked
+    for step, row in enumerate(masked):
+        places = torch.nonzero(row.view(1, 16, 16))
+        labs[step, :, places[:, 1], places[:, 2]] = 0
+    save_image(labs, tmp_path / "lab.png", nrow=10)
+    assert np.array_equal(draw_masks(masked), Image.open(tmp_path / "lab.png"))
+
+
+def test_steps_are_drawn_as_the_lab_saves_them(tmp_path, generator):
+    pictures = torch.randint(256, (9, 3, 64, 64), generator=generator, dtype=torch.uint8)
+    save_image(pictures / 255, tmp_path / "lab.png", nrow=7)
+    assert np.array_equal(draw_steps(pictures[0], pictures[1:]), Image.open(tmp_path / "lab.png"))
+
+
+# --- files ------------------------------------------------------------------------------------------------------
+
+
+def picture(name: str, value: int, comment: str = "") -> Picture:
+    return Picture(name, to_image(torch.full((3, 4, 4), value, dtype=torch.uint8)), comment)
+
+
+def files(folder) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_pictures_take_the_place_of_earlier_ones_and_of_nothing_else(tmp_path):
+    write_pictures(tmp_path, [picture("test_results/image_000.png", 1), picture("imga/test_0.png", 2)])
+    (tmp_path / "test_results" / "notes.txt").write_text("mine")
+    write_pictures(tmp_path, [picture("test_results/image_007.png", 3)])
+    assert files(tmp_path) == ["imga/test_0.png", "test_results/image_007.png", "test_results/notes.txt"]
+    with Image.open(tmp_path / "test_results" / "image_007.png") as image:
+        assert image.getpixel((0, 0)) == (3, 3, 3) and image.info == {}
+
+
+def test_a_comment_is_in_the_file_that_it_belongs_to(tmp_path):
+    write_pictures(tmp_path, [picture("a/image_0.png", 1, "pasted"), picture("b/test_0.png", 2)])
+    for name, expected in (("a/image_0.png", {"Comment": "pasted"}), ("b/test_0.png", {})):
+        with Image.open(tmp_path / name) as image:
+            assert image.info == expected
+
+
+def test_a_failure_half_way_leaves_everything_as_it_was(tmp_path):
+    write_pictures(tmp_path, [picture("a/image_0.png", 1)])
+
+    def broken():
+        yield picture("a/image_0.png", 9)
+        yield picture("b/test_0.png", 9)
+        raise ValueError("half way")
+
+    with pytest.raises(ValueError, match="half way"):
+        write_pictures(tmp_path, broken())
+    assert files(tmp_path) == ["a/image_0.png"] and [path.name for path in tmp_path.iterdir()] == ["a"]
+    with Image.open(tmp_path / "a" / "image_0.png") as image:
+        assert image.getpixel((0, 0)) == (1, 1, 1)
+
+
+def test_results_that_are_there_are_found(tmp_path):
+    assert existing(tmp_path, ["test_results", "imga"]) is None
+    (tmp_path / "test_results").mkdir()
+    (tmp_path / "test_results" / "notes.txt").write_text("mine")
+    assert existing(tmp_path, ["test_results", "imga"]) is None
+    write_pictures(tmp_path, [picture("imga/test_0.png", 1)])
+    assert existing(tmp_path, ["test_results", "imga"]) == tmp_path / "imga"
+    assert existing(tmp_path, ["test_results"]) is None

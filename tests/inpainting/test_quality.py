@@ -1,0 +1,121 @@
+"""What the committed weights and the score made with them promise, on cats that nothing was trained on."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from lab5.checkpoint import load_transformer, load_vqgan
+from lab5.config import pretrained_folder
+from lab5.data.dataset import open_dataset
+from lab5.data.holes import fill_holes, paste_known
+from lab5.inpainting.fill import decode_holes, inpaint_images
+from lab5.inpainting.pair import Pair
+from lab5.inpainting.tokenizer import Tokenizer
+from lab5.profiles import configure
+from lab5.scoring.classifier import load_classifier
+from lab5.scoring.scores import Scorer, hole_psnr_db, psnr_db
+
+N = 96
+
+
+@pytest.fixture(scope="module")
+def cats(tmp_path_factory):
+    cache = tmp_path_factory.mktemp("cats")
+    return open_dataset("toycats", n_train=1, n_val=1, n_test=N, seed=777, cache=cache)
+
+
+@pytest.fixture(scope="module")
+def pair():
+    folder = pretrained_folder()
+    tokenizer = Tokenizer(load_vqgan(folder / "vqgan.safetensors"))
+    return Pair(tokenizer, load_transformer(folder / "transformer.safetensors"), "pretrained")
+
+
+@pytest.fixture(scope="module")
+def score(cats):
+    scorer = Scorer(cats, load_classifier())
+    return lambda images: scorer(images).score
+
+
+@pytest.fixture(scope="module")
+def inpainted(cats, pair):
+    return inpaint_images(pair, cats.test, cats.holes, configure("quick").decode, seed=0)
+
+
+@pytest.fixture(scope="module")
+def kept(cats, inpainted):
+    """With the known pixels of the image, as the classical inpainters keep them."""
+    return paste_known(inpainted, cats.test, cats.holes, "poisson")
+
+
+@pytest.fixture(scope="module")
+def reconstruction(cats, pair):
+    return pair.tokenizer.decode(pair.tokenizer.encode(cats.test))
+
+
+def blurred(images, times):
+    soft = images.float()
+    for _ in range(times):
+        soft = F.avg_pool2d(soft, 3, stride=1, padding=1, count_include_pad=False)
+    return soft.round().to(torch.uint8)
+
+
+def noisy(images, strength):
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    return (images + 255 * strength * noise).clamp(0, 255).round().to(torch.uint8)
+
+
+def test_the_score_puts_truth_reconstruction_inpainting_and_damage_in_this_order(
+    cats, score, reconstruction, inpainted
+):
+    assert score(cats.test) == pytest.approx(0, abs=1e-6)
+    assert 0 < score(reconstruction) < score(inpainted)
+    for damaged in (blurred(cats.test, 12), noisy(cats.test, 0.3), fill_holes(cats.test, cats.holes, "grey")):
+        assert score(inpainted) < score(damaged)
+
+
+def test_the_score_grows_with_the_strength_of_blur(cats, score):
+    values = [score(blurred(cats.test, times)) for times in (0, 2, 6, 12, 24)]
+    assert values == sorted(values) and values[-1] > values[1] > 0
+
+
+def test_the_score_grows_with_the_strength_of_noise(cats, score):
+    values = [score(noisy(cats.test, strength)) for strength in (0.0, 0.05, 0.1, 0.2, 0.4)]
+    assert values == sorted(values) and values[-1] > values[1] > 0
+
+
+def test_the_score_grows_with_the_size_of_a_grey_hole(cats, score):
+    def framed(width):
+        hole = torch.zeros(N, 64, 64, dtype=torch.bool)
+        hole[:, 32 - width : 32 + width, 32 - width : 32 + width] = True
+        return fill_holes(cats.test, hole, "grey")
+
+    values = [score(framed(width)) for width in (2, 6, 12, 20)]
+    assert values == sorted(values) and values[0] > 0
+
+
+def test_the_pretrained_pair_is_at_most_half_as_far_from_the_truth_as_the_best_classical_inpainter(cats, score, kept):
+    classical = min(score(fill_holes(cats.test, cats.holes, name)) for name in ("telea", "navier_stokes"))
+    assert score(kept) <= classical / 2
+
+
+def test_the_pretrained_pair_comes_within_twice_the_reconstruction_floor(score, kept, reconstruction):
+    assert score(kept) <= 2 * score(reconstruction)
+
+
+def test_the_pretrained_pair_is_nearer_to_the_truth_in_the_hole_than_classical_inpainters(cats, inpainted):
+    ours = hole_psnr_db(inpainted, cats.test, cats.holes)
+    for name in ("telea", "navier_stokes"):
+        assert ours > 2 + hole_psnr_db(fill_holes(cats.test, cats.holes, name), cats.test, cats.holes)
+
+
+def test_cats_return_from_their_tokens_at_30_db(cats, reconstruction):
+    assert psnr_db(reconstruction, cats.test) > 30
+
+
+def test_known_tokens_of_the_pretrained_pair_never_change(cats, pair):
+    decode = configure("quick").decode
+    tokens, unknown = pair.tokenizer.encode_holed(cats.test[:8], cats.holes[:8], decode.fill)
+    for state in decode_holes(pair, cats.test[:8], cats.holes[:8], decode, seed=0):
+        assert torch.equal(state.tokens[~unknown], tokens[~unknown])
+    assert not state.masked.any()

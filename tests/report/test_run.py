@@ -1,0 +1,426 @@
+"""The report: kernels, parameters, failures, numbers and pages, on notebooks that take a second."""
+
+import dataclasses
+import errno
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+from bs4 import BeautifulSoup
+from matplotlib.figure import Figure
+
+from lab5.profiles import configure
+from lab5.report.progress import TYPICAL, Progress, duration
+from lab5.report.run import ReportError, record, run_report, show
+from lab5.runtime import files as durable
+from lab5.show import notebook as results
+
+TITLE = ("markdown", "# Is it $x^2$?\n\nExpected time: a second.")
+PARAMETERS = ("parameters", 'profile = "auto"')
+FIGURE = (
+    "import numpy as np\nfrom matplotlib.figure import Figure\nfrom lab5.show.notebook import record, show\n"
+    "figure = Figure()\nfigure.subplots().plot([1, 2])\n"
+)
+
+
+def run(folder: Path, **changes) -> Path:
+    return run_report("smoke", notebooks=folder, out=folder.parent / "report", **{"pdf": False} | changes)
+
+
+def page(folder: Path, name: str) -> str:
+    return (folder.parent / "report" / name).read_text(encoding="utf-8")
+
+
+def test_report_runs_exports_and_measures_in_order_of_names(write_notebook):
+    write_notebook(
+        "02_b", ("markdown", "# And then?"), PARAMETERS, "from lab5.show.notebook import record",
+        "record('study', [{'score': 2.0}])", "print('After the first & <last>')",
+    )  # fmt: skip
+    folder = write_notebook(
+        "01_a", TITLE, PARAMETERS, FIGURE + "show(figure, 'A line that rises', '01_a-line')",
+        "record('inpainting', {'score_name': 'toy', 'do_nothing': {'score': 9.0, 'n': 3}})\n"
+        "record('inpainting', {'pretrained': {'score': np.float32(1.5), 'n': 3}})",
+        ("markdown", "## Answer\n\nIt is **squared**."),
+    )  # fmt: skip
+    index = run(folder)
+    assert index == folder.parent / "report" / "index.html"
+    metrics = json.loads(page(folder, "metrics.json"))
+    assert metrics["profile"] == "smoke" and metrics["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert list(metrics["seconds"]) == ["01_a", "02_b"]
+    assert metrics["total_seconds"] == pytest.approx(sum(metrics["seconds"].values()))
+    assert metrics["inpainting"] == {
+        "score_name": "toy", "do_nothing": {"score": 9.0, "n": 3}, "pretrained": {"score": 1.5, "n": 3},
+    }  # fmt: skip
+    assert metrics["study"] == [{"score": 2.0}]
+    text = index.read_text(encoding="utf-8")
+    assert "It is <strong>squared</strong>." in text
+    assert "After the first &amp; &lt;last&gt;" in text
+    assert text.index("<td>pretrained") < text.index("<td>do nothing"), "the better score comes first"
+    assert '<img class="zoom" src="figures/01_a-line.png" alt="A line that rises">' in text
+    assert (folder.parent / "report" / "figures" / "01_a-line.png").exists()
+    chapter = page(folder, "01_a.html")
+    assert "<math" in chapter and 'alt="A line that rises"' in chapter
+    assert 'profile = "smoke"' in BeautifulSoup(chapter, "html.parser").get_text()
+
+
+def test_pages_name_no_host(write_notebook):
+    folder = write_notebook("01_a", TITLE, PARAMETERS, "import ipywidgets\nipywidgets.IntSlider()", "print(1)")
+    run(folder)
+    for name in ("index.html", "01_a.html"):
+        text = page(folder, name)
+        assert re.findall(r"https?:[^\s<]+|//\w+\.\w+", text) == []
+        assert "IntSlider(value" not in text
+
+
+def test_the_kernel_is_this_interpreter_whatever_is_called_python3(write_notebook, tmp_path, monkeypatch):
+    spec = tmp_path / "jupyter" / "kernels" / "python3"
+    spec.mkdir(parents=True)
+    (spec / "kernel.json").write_text(json.dumps({"argv": ["false"], "display_name": "x", "language": "python"}))
+    for name in ("JUPYTER_DATA_DIR", "JUPYTER_PATH"):
+        monkeypatch.setenv(name, str(tmp_path / "jupyter"))
+    folder = write_notebook("01_a", PARAMETERS, "import sys\nprint(sys.executable)")
+    run(folder)
+    executed = nbformat.read(folder.parent / "report" / "01_a.ipynb", as_version=4)
+    assert executed.cells[-1].outputs[0].text.strip() == sys.executable
+
+
+def test_parameters_reach_the_notebooks_that_declare_them_in_their_type(write_notebook):
+    write_notebook("01_a", ("parameters", 'profile = "auto"\nsteps = 4\nweights = "pretrained"'),
+                   "print(steps + 1, weights * 2)")  # fmt: skip
+    folder = write_notebook("02_b", ("parameters", 'profile = "auto"\nrate = 0.5'), "print(rate / 2)")
+    run(folder, parameters={"steps": "7", "weights": "12", "rate": "3"})
+    report = folder.parent / "report"
+    assert nbformat.read(report / "01_a.ipynb", 4).cells[-1].outputs[0].text == "8 1212\n"
+    assert nbformat.read(report / "02_b.ipynb", 4).cells[-1].outputs[0].text == "1.5\n"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"parameters": {"stepz": "7"}}, "stepz.*steps"),
+        ({"parameters": {"steps": "many"}}, "steps.*int.*4.*many"),
+        ({"parameters": {"steps": "True"}}, "steps.*int.*4.*True"),
+        ({"only": ["07"]}, "07.*01_a"),
+    ],
+)
+def test_a_wrong_name_or_value_is_refused_before_anything_runs(write_notebook, changes, words):
+    folder = write_notebook("01_a", ("parameters", 'profile = "auto"\nsteps = 4'), "print(steps)")
+    with pytest.raises(ValueError, match=words):
+        run(folder, **changes)
+    assert not (folder.parent / "report").exists()
+
+
+def test_an_unknown_profile_and_an_empty_folder_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="medium"):
+        run_report("medium", notebooks=tmp_path, out=tmp_path / "report")
+    with pytest.raises(FileNotFoundError, match=str(tmp_path)):
+        run_report("smoke", notebooks=tmp_path, out=tmp_path / "report")
+
+
+def test_a_notebook_that_fails_stops_the_report_and_keeps_its_page(write_notebook):
+    write_notebook("01_a", PARAMETERS, "print('fine')")
+    write_notebook("02_b", PARAMETERS, "print('so far')", "# why\nraise ValueError('no cats here\\nat all')", "3")
+    folder = write_notebook("03_c", PARAMETERS, "print('never')")
+    with pytest.raises(ReportError) as caught:
+        run(folder)
+    message, report = str(caught.value), folder.parent / "report"
+    assert "\n" not in message
+    for part in ("02_b.ipynb", "code cell 4 of 5", "raise ValueError(", "no cats here", str(report / "02_b.html")):
+        assert part in message
+    assert "so far" in page(folder, "02_b.html") and "no cats here" in page(folder, "02_b.html")
+    assert not (report / "03_c.ipynb").exists()
+    links = BeautifulSoup(page(folder, "01_a.html"), "html.parser").nav.find_all("a")
+    assert [link["href"] for link in links] == ["index.html", "01_a.html", "02_b.html"], "no link leads nowhere"
+    metrics = json.loads(page(folder, "metrics.json"))
+    assert list(metrics["seconds"]) == ["01_a"] and metrics["failed"]["notebook"] == "02_b"
+    assert "no cats here" in page(folder, "index.html") and 'href="02_b.html"' in page(folder, "index.html")
+
+
+def test_a_cell_beyond_its_time_limit_and_a_dead_kernel_are_named(write_notebook, monkeypatch):
+    monkeypatch.setattr("lab5.report.run.CELL_SECONDS", {"smoke": 2})
+    folder = write_notebook("01_a", PARAMETERS, "import time\ntime.sleep(60)")
+    with pytest.raises(ReportError, match=r"01_a.ipynb.*code cell 3 of 3.*longer than 2 s.*01_a.html"):
+        run(folder)
+    assert "sleep" in page(folder, "01_a.html")
+    folder = write_notebook("01_a", PARAMETERS, "import os\nos._exit(1)")
+    with pytest.raises(ReportError, match=r"01_a.ipynb.*code cell 3 of 3.*kernel died.*01_a.html"):
+        run(folder)
+
+
+def test_one_notebook_can_be_run_again_and_the_rest_of_the_report_stays(write_notebook):
+    cell = "from lab5.show.notebook import record\nrecord(%r, {'value': %d})"
+    write_notebook("01_a", PARAMETERS, cell % ("a", 1))
+    folder = write_notebook("02_b", PARAMETERS, cell % ("b", 1))
+    run(folder)
+    first = json.loads(page(folder, "metrics.json"))
+    write_notebook("02_b", PARAMETERS, cell % ("b", 2))
+    run(folder, only=["02"])
+    again = json.loads(page(folder, "metrics.json"))
+    assert again["a"] == {"value": 1} and again["b"] == {"value": 2}
+    assert again["seconds"]["01_a"] == first["seconds"]["01_a"]
+    with pytest.raises(ValueError, match="smoke.*quick"):
+        run_report("quick", notebooks=folder, out=folder.parent / "report", only=["02"])
+    write_notebook("01_a", PARAMETERS, cell % ("a", 3))
+    run(folder, only=["01", "02"])
+    assert json.loads(page(folder, "metrics.json"))["a"] == {"value": 3}, "and so can two of them"
+    write_notebook("02_b", PARAMETERS, "print(2)")
+    run(folder)
+    assert "b" not in json.loads(page(folder, "metrics.json")), "a whole run starts from an empty sheet"
+
+
+def test_parts_of_other_runs_do_not_come_together(write_notebook):
+    for name, cells in {"01_a": "\nseed = 0", "02_b": "", "03_c": "\nseed = 0\nweights = 'ours'"}.items():
+        folder = write_notebook(name, ("parameters", f'profile = "auto"{cells}'), "print('ran')")
+    run(folder, only=["01", "02"], parameters={"seed": "3"})
+    with pytest.raises(ValueError, match="report holds a run with seed = 3, .* with seed = 0: give the same"):
+        run(folder, only=["03"])
+    run(folder, only=["02"])  # which has no seed
+    run(folder, only=["03"], parameters={"seed": "3", "weights": "theirs"})
+    told = json.loads(page(folder, "config.json"))
+    assert told["parameters"] == {"seed": 3, "weights": "theirs"} and "-p seed 3 -p weights theirs" in told["command"]
+    run(folder)
+    assert json.loads(page(folder, "config.json"))["parameters"] == {}
+
+
+def test_a_profile_is_no_parameter_and_a_parameter_of_another_notebook_is_no_mistake(write_notebook):
+    write_notebook("01_a", PARAMETERS, "print(1)")
+    folder = write_notebook("02_b", ("parameters", 'profile = "auto"\nweights = "ours"'), "print(weights)")
+    with pytest.raises(ValueError, match="what --profile says"):
+        run(folder, parameters={"profile": "quick"})
+    run(folder, only=["01"], parameters={"weights": "theirs"})
+    assert json.loads(page(folder, "config.json"))["parameters"] == {}
+
+
+def test_what_is_left_of_an_earlier_run_is_not_shown_as_this_ones(write_notebook):
+    write_notebook("01_a", PARAMETERS, "print(1)")
+    folder = write_notebook("03_inpainting", PARAMETERS, FIGURE + "show(figure, 'dots', '03_inpainting-cover')")
+    run(folder)
+    report = folder.parent / "report"
+    (report / "report.pdf").write_text("printed")
+    (report / "02_mine.html").write_text("a page of somebody else's")
+    assert "03_inpainting-cover.png" in page(folder, "index.html")
+    write_notebook("01_a", PARAMETERS, "1 / 0")
+    with pytest.raises(ReportError):
+        run(folder)
+    assert "figures/03_inpainting" not in page(folder, "index.html")
+    assert "03_inpainting.html" not in page(folder, "index.html")
+    assert sorted(path.name for path in report.glob("*.html")) == ["01_a.html", "02_mine.html", "index.html"]
+    assert "03_inpainting" not in page(folder, "01_a.html") and not (report / "report.pdf").exists()
+
+
+def test_a_failure_does_not_tell_where_files_lie(write_notebook, tmp_path, monkeypatch):
+    home = tmp_path / "josé"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    folder = write_notebook("01_a", PARAMETERS, f"print({str(home / 'x')!r})\nopen({str(home / 'cats.zip')!r})")
+    with pytest.raises(ReportError, match="~/cats.zip"):
+        run(folder)
+    for name in ("01_a.html", "index.html", "metrics.json"):
+        assert "josé" not in page(folder, name) and "jos\\u00e9" not in page(folder, name), name
+
+
+def test_a_kernel_that_does_not_start_is_told_with_the_page_up_to_there(write_notebook, monkeypatch):
+    def silent(*_, **__):
+        raise RuntimeError("Kernel didn't respond in 60 seconds")
+
+    monkeypatch.setattr("lab5.report.run.papermill.execute_notebook", silent)
+    folder = write_notebook("01_a", PARAMETERS, "print(1)")
+    with pytest.raises(ReportError, match="01_a.ipynb did not start: Kernel didn't respond in 60 seconds"):
+        run(folder)
+    assert json.loads(page(folder, "metrics.json"))["failed"]["notebook"] == "01_a"
+    assert "print" in page(folder, "01_a.html")
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(write_notebook, monkeypatch):
+    folder = write_notebook("01_a", PARAMETERS, "print(1)")
+    (folder.parent / "file").write_text("")
+    with pytest.raises(ReportError, match="cannot be written.*file/report.*another folder"):
+        run_report("smoke", notebooks=folder, out=folder.parent / "file" / "report")
+
+    def full(source, target):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("lab5.runtime.files.os.replace", full)
+    with pytest.raises(ReportError, match="No space left"):
+        run(folder)
+    assert not list((folder.parent / "report").glob("*metrics*")), "nothing half-written stays"
+
+
+def test_a_second_report_into_the_same_folder_is_refused_and_the_first_is_not_touched(write_notebook):
+    folder = write_notebook("01_a", PARAMETERS, "print(1)")
+    run(folder)
+    before = {path: path.read_bytes() for path in (folder.parent / "report").glob("*.*")}
+    with durable.locked(folder.parent / "report"), pytest.raises(ReportError, match=r"report is in use by process \d+"):
+        run(folder)
+    assert {path: path.read_bytes() for path in before} == before
+    run(folder)
+
+
+def test_progress_of_the_kernel_is_shown_while_it_runs_and_left_out_of_the_page(write_notebook, capsys):
+    bar = (
+        "import sys, time\nfor i in range(3):\n    print(f'\\rtraining {i}', end='', file=sys.stderr, flush=True)"
+        "\n    time.sleep(.2)\nprint(file=sys.stderr)\nprint('be\\ncareful', file=sys.stderr)"
+    )
+    folder = write_notebook("01_a", PARAMETERS, bar)
+    run(folder)
+    shown = capsys.readouterr().err
+    assert "[1/1] 01_a: cell 1 of 3" in shown and "done after" in shown and "    be\n    careful\n" in shown
+    output = page(folder, "01_a.html").split("output_stderr")[-1]
+    assert "careful" in output and "training" not in output
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_shows_the_bar_of_the_kernel_and_rewrites_its_own_line():
+    terminal = Terminal()
+    progress = Progress(["a", "b"], {}, terminal)
+    progress.start("a", cells=2)
+    progress.cell(nbformat.v4.new_code_cell("x = 1"), 0)
+    progress.write("\r 50%")
+    progress.write("\r100%")
+    progress.write("\n")
+    progress.finish()
+    shown = terminal.getvalue()
+    clear = "\r\x1b[K"
+    assert shown == f"{clear}[1/2] a: cell 1 of 2{clear}\r 50%\r100%\n{clear}[1/2] a: done after 0 s\n"
+
+
+def test_time_left_follows_an_earlier_run_and_this_ones_pace(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr("lab5.report.progress.time.monotonic", lambda: clock[0])
+    cell, terminal = nbformat.v4.new_code_cell("x"), Terminal()
+    progress = Progress(["a", "b", "c"], {"a": 60.0, "b": 240.0, "c": 30.0}, terminal)
+
+    def at(seconds: float, act) -> str:
+        clock[0] = 100 + seconds
+        act()
+        return terminal.getvalue().rpartition("]")[2].strip()
+
+    progress.start("a", cells=2)
+    assert at(30, lambda: progress.cell(cell, 0)) == "a: cell 1 of 2, about 5 min 0 s left"
+    assert at(90, lambda: progress.cell(cell, 1)) == "a: cell 2 of 2, about 4 min 30 s left", "the others are left"
+    assert at(120, progress.finish) == "a: done after 2 min 0 s, about 9 min 0 s left", "twice as slow as then"
+    progress.start("b", cells=1)
+    assert at(180, lambda: progress.cell(cell, 0)) == "b: cell 1 of 1, about 8 min 0 s left"
+
+
+def test_nothing_is_said_of_the_time_left_where_nothing_is_known_and_the_lab_profiles_are_known(monkeypatch):
+    terminal = Terminal()
+    progress = Progress(["a", "b"], {"a": 60.0}, terminal)
+    progress.start("a", cells=2)
+    progress.cell(nbformat.v4.new_code_cell("x"), 0)
+    progress.finish()
+    assert "left" not in terminal.getvalue()
+    names = {path.stem for path in (results.ROOT / "notebooks").glob("*.ipynb")}
+    assert all(set(seconds) == names for seconds in TYPICAL.values())
+
+
+def test_durations_read_well():
+    assert [duration(s) for s in (0.4, 59.4, 60, 75, 3600, 7260)] == [
+        "0 s", "59 s", "1 min 0 s", "1 min 15 s", "1 h 0 min", "2 h 1 min",
+    ]  # fmt: skip
+
+
+def test_record_takes_numbers_of_numpy_and_torch_and_writes_strict_json(own_folders):
+    record("a", {"x": np.float64(1.5), "y": torch.tensor(2), "z": [float("nan"), np.array([1, 2])], 3: float("inf")})
+    record("a", {"x": 1.25})
+    text = (own_folders / "report" / "metrics.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail) == {
+        "a": {"x": 1.25, "y": 2, "z": [None, [1, 2]], "3": None},
+    }  # fmt: skip
+
+
+def test_record_leaves_the_reports_own_keys_alone_and_names_a_damaged_file(own_folders):
+    with pytest.raises(ValueError, match="seconds"):
+        record("seconds", {"01": 3})
+    (own_folders / "report").mkdir()
+    (own_folders / "report" / "metrics.json").write_text('{"a": ')
+    with pytest.raises(ValueError, match="metrics.json is not JSON"):
+        record("b", {})
+
+
+def test_a_write_that_fails_leaves_the_old_numbers(own_folders, monkeypatch):
+    record("a", {"x": 1})
+    monkeypatch.setattr("lab5.runtime.files.os.replace", lambda *paths: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        record("a", {"x": 2})
+    assert [path.name for path in (own_folders / "report").iterdir()] == ["metrics.json"]
+    assert results.read_metrics(own_folders / "report") == {"a": {"x": 1}}
+
+
+def test_only_figures_of_this_run_go_beside_the_pages(own_folders):
+    kept, pages = own_folders / "figures", own_folders / "pages"
+    for folder, name in ((kept, "01_a-old"), (kept, "01_a-new"), (kept, "02_b-new"), (pages, "01_a-gone")):
+        folder.mkdir(exist_ok=True)
+        (folder / f"{name}.png").write_bytes(name.encode())
+    os.utime(kept / "01_a-old.png", (1000, 1000))
+    results.copy_figures("01_a", pages, since=2000.0)
+    assert [path.name for path in pages.iterdir()] == ["01_a-new.png"]
+
+
+def test_show_wants_a_text_alternative():
+    with pytest.raises(ValueError, match="text alternative"):
+        show(Figure(), " ")
+
+
+def test_a_run_says_what_it_takes_to_make_it_again(write_notebook):
+    cells = ("parameters", 'profile = "auto"\nseed = 0\ndataset = "toycats"')
+    folder = write_notebook("01_a", ("markdown", "# Is it?"), cells, "print(seed)")
+    run(folder, parameters={"seed": "3"})
+    told = json.loads(page(folder, "config.json"))
+    assert told["command"] == "python -m lab5 report --profile smoke -p seed 3"
+    assert told["config"] == json.loads(json.dumps(dataclasses.asdict(configure("smoke", seed=3))))
+    assert told["versions"]["torch"] == torch.__version__.split("+")[0] and told["parameters"] == {"seed": 3}
+    metrics = json.loads(page(folder, "metrics.json"))
+    assert metrics["repeat"] == {key: told[key] for key in metrics["repeat"]} and "config" in metrics["repeat"]
+    head = subprocess.run(["git", "-C", str(results.ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
+    assert told.get("commit", "") == head.stdout.strip()
+    assert 'href="config.json"' in page(folder, "index.html")
+
+
+def test_a_wrong_setting_is_refused_before_anything_runs(write_notebook):
+    folder = write_notebook("01_a", ("parameters", 'profile = "auto"\nseed = 0'), "print(seed)")
+    with pytest.raises(ValueError, match="seed must be from 0"):
+        run(folder, parameters={"seed": "-1"})
+    assert not (folder.parent / "report").exists()
+
+
+def test_no_page_tells_where_this_computer_keeps_its_files(write_notebook, tmp_path):
+    dataset = tmp_path / "somewhere" / "cats.zip"
+    dataset.parent.mkdir()
+    dataset.touch()
+    cells = ("parameters", 'profile = "auto"\ndataset = "toycats"')
+    show_path = "import pathlib\nprint(dataset, pathlib.Path(dataset).resolve())\nprint(pathlib.Path.home() / '.cache')"
+    folder = write_notebook("01_a", ("markdown", "# Is it?"), cells, show_path)
+    run(folder, parameters={"dataset": str(dataset)})
+    for name in ("index.html", "01_a.html", "config.json", "metrics.json"):
+        text = BeautifulSoup(page(folder, name), "html.parser").get_text()
+        assert "somewhere" not in text and str(Path.home() / ".cache") not in text
+    assert "cats.zip cats.zip" in page(folder, "01_a.html") and "~/.cache" in page(folder, "01_a.html")
+
+
+def test_a_kernel_ends_without_a_word(write_notebook, capfd):
+    run(write_notebook("01_a", PARAMETERS, "print(1)"))
+    assert "KeyboardInterrupt" not in "".join(capfd.readouterr())
+
+
+def test_a_report_elsewhere_leaves_the_figures_of_the_repository_alone(write_notebook, tmp_path, monkeypatch):
+    monkeypatch.delenv("LAB5_FIGURES_DIR")
+    draw = "from matplotlib.figure import Figure\nfrom lab5.show.notebook import show\nshow(Figure(), 'dots', '01_a-cover')"
+    notebooks = write_notebook("01_a", ("markdown", "# Is it?"), ("parameters", "profile = 'smoke'"), draw)
+    out = tmp_path / "elsewhere"
+    run_report("smoke", notebooks=notebooks, out=out, pdf=False)
+    assert (out / "figures" / "01_a-cover.png").exists()
+    assert not (results.ROOT / "figures" / "01_a-cover.png").exists()
+    assert 'src="figures/01_a-cover.png"' in (out / "index.html").read_text()

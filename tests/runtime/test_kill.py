@@ -1,0 +1,161 @@
+"""Training, its token cache and a study are killed again and again, at random moments, and end with the same bits."""
+
+import multiprocessing
+import os
+import random
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from stubs import Blocks, cats, untrained_pair
+
+from lab5.config import DecodeConfig
+from lab5.data.dataset import get_dataset
+from lab5.inpainting.tokenizer import Tokenizer
+from lab5.profiles import configure
+from lab5.scoring.scores import Scorer
+from lab5.study.run import Plan, run_study
+from lab5.training.networks import train_transformer, train_vqgan
+from lab5.training import session as training
+
+ROOT = Path(__file__).parents[2]
+SIZES = {
+    "device": "cpu",
+    "data.train": 24, "data.val": 8, "data.test": 8, "transformer.dropout": 0.1, "transformer.hints": 0,
+    "stage1.steps": 24, "stage1.batch": 4, "stage1.warmup": 2, "stage1.adversarial": 0.1, "stage1.ema": 0.9,
+    "stage2.steps": 80, "stage2.batch": 4, "stage2.warmup": 2, "stage2.schedule": "plateau", "stage2.decay_every": 4,
+}  # fmt: skip
+
+
+def train(folder: str, said) -> None:
+    """Both stages, to the end, in a process of its own, with a state after every step; says when it makes steps."""
+    os.environ["LAB5_DATA"] = folder
+    torch.set_num_threads(1)
+    training.SAVE_EVERY = 0.0
+    config = configure("smoke", **SIZES)
+    data = get_dataset(config)
+    first = train_vqgan(config, data)
+    for _ in first:
+        said.send("a step")
+    for _ in train_transformer(config, data, Tokenizer(first.model)):
+        said.send("a step")
+
+
+# A server that has imported everything forks each process: a start takes no time, and nothing of the tests is in it.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["lab5.training.networks", __name__])
+
+
+def start(folder: Path, work=None):
+    """The process, and what it has to say."""
+    ours, theirs = PROCESSES.Pipe(duplex=False)
+    process = PROCESSES.Process(target=work or train, args=(str(folder), theirs))
+    process.start()
+    theirs.close()
+    return process, ours
+
+
+def result(folder: Path) -> dict[str, list]:
+    """Everything that a run leaves: weights, losses and metrics, tokens; without times and the folder's name."""
+    found: dict[str, list] = {}
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        if file.name == ".lock":  # of a process that was killed when all was done but this; it locks nothing now
+            continue
+        name = str(file.relative_to(folder))
+        if file.suffix == ".safetensors":
+            state, meta = load(file)
+            found[name] = [meta, *((key, state[key].numpy().tobytes()) for key in sorted(state))]
+        elif file.name == "history.json":
+            steps = training._read_json(file)
+            found[name] = [(step, loss, lr, metrics) for step, _, loss, lr, _, metrics in steps]
+        elif file.suffix == ".npy":
+            found[name] = [np.load(file).tobytes()]
+        else:
+            found[name] = [] if file.suffix == ".npz" else [file.read_bytes()]
+    return found
+
+
+def progress(folder: Path) -> str:
+    """The newest state, or the networks that are finished."""
+    states = sorted(folder.glob("runs/*/*.state-*"), key=lambda path: path.stat().st_mtime_ns)
+    return states[-1].name if states else " ".join(sorted(path.name for path in folder.glob("runs/*/*.safetensors")))
+
+
+def test_a_training_that_is_killed_at_20_random_moments_ends_with_the_same_weights(tmp_path):
+    whole, killed, kills = tmp_path / "whole", tmp_path / "killed", 20
+    began = time.monotonic()
+    process, said = start(whole)
+    steps = [(said.recv(), time.monotonic()) for _ in range(SIZES["stage1.steps"] + SIZES["stage2.steps"])]
+    process.join()
+    assert process.exitcode == 0
+    before, a_step = steps[0][1] - began, (steps[-1][1] - steps[0][1]) / len(steps)
+
+    moments, places = random.Random(0), set()
+    for kill in range(kills):
+        process, said = start(killed)
+        if kill % 4:  # some steps later, at any moment of a step
+            for _ in range(moments.randint(1, 3)):
+                said.recv()
+            process.join(moments.uniform(0, a_step))
+        else:  # or in what comes before them: opening, loading, encoding
+            process.join(moments.uniform(0, before))
+        process.kill()
+        process.join()
+        assert process.exitcode == -9, "it had come to its end before it could be killed"
+        places.add(progress(killed))
+    assert len(places) > kills / 3, "it was killed in one and the same place"
+    process, said = start(killed)
+    process.join()
+    assert process.exitcode == 0
+    ours, theirs = result(whole), result(killed)
+    assert ours.keys() == theirs.keys(), "files are missing, or left over"
+    assert [name for name in ours if ours[name] != theirs[name]] == []
+    assert {Path(name).name for name in ours} >= {"vqgan.safetensors", "transformer.safetensors", "history.json"}
+
+
+# --- the study --------------------------------------------------------------------------------------------------------
+
+
+def study(folder: Path, seeds: int):
+    """Sixty decodings, of which each is kept when it is done."""
+    scorer = Scorer(cats(4, folder.parent / "cache"), Blocks())
+    plans = [Plan(replace(DecodeConfig(steps=2), schedule=name), (1, 2)) for name in ("cosine", "linear", "square")]
+    return run_study(untrained_pair(), scorer, plans, seeds=seeds, folder=folder)
+
+
+def decode(folder: str, said) -> None:
+    torch.set_num_threads(1)
+    for result in study(Path(folder), 20):
+        said.send(len(result.rows))
+
+
+def rows(results) -> list[dict]:
+    return [{key: value for key, value in row.items() if key != "seconds"} for result in results for row in result.rows]
+
+
+def test_a_study_that_is_killed_at_20_random_moments_ends_with_the_same_table(tmp_path):
+    moments, counts, folder = random.Random(1), set(), tmp_path / "killed"
+    for kill in range(20):
+        kept = len(list(folder.glob("*.safetensors")))
+        process, said = start(folder, decode)
+        if kill % 4:
+            for _ in range(kept + moments.randint(1, 2)):
+                said.recv()
+            process.join(moments.uniform(0, 0.2))
+        else:
+            process.join(moments.uniform(0, 1.0))
+        process.kill()
+        process.join()
+        assert process.exitcode == -9, "it had come to its end before it could be killed"
+        counts.add(len(list(folder.glob("*.safetensors"))))
+    assert len(counts) > 8 and max(counts) < 60
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        ours, theirs = list(study(folder, 20)), list(study(tmp_path / "whole", 20))
+    finally:
+        torch.set_num_threads(threads)
+    assert rows(ours) == rows(theirs) and len(ours) == 60
+    assert all(file.suffix == ".safetensors" for file in folder.iterdir()), "nothing half written is left"

@@ -1,0 +1,63 @@
+"""The way to multiply float32 matrices: chosen by what the processor is, exact, borrowed and put back."""
+
+import pytest
+import torch
+
+from lab5.runtime import machine
+from lab5.runtime.machine import fast_float32
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def as_it_was():
+    """The setting is the process's."""
+    assert torch.get_float32_matmul_precision() == "highest"
+    yield
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.parametrize(("words", "faster"), [
+    ("vendor_id : AuthenticAMD flags : avx2 avx512f avx512_bf16", True),
+    ("vendor_id : AuthenticAMD flags : avx2 avx512f avx512_bf16 amx_bf16", False),  # AMX rounds to bfloat16
+    ("vendor_id : AuthenticAMD flags : avx2", False),
+    ("vendor_id : GenuineIntel flags : avx2 avx512f avx512_bf16", False),
+])  # fmt: skip
+def test_the_way_depends_on_the_processor_alone(words, faster, tmp_path, monkeypatch):
+    (tmp_path / "cpuinfo").write_text(words)
+    monkeypatch.setattr(machine, "CPU_FACTS", tmp_path / "cpuinfo")
+    assert machine._onednn_is_faster.__wrapped__() is faster
+    monkeypatch.setattr(machine, "CPU_FACTS", tmp_path / "none")
+    assert machine._onednn_is_faster.__wrapped__() is False
+
+
+def test_what_is_fast_here_is_exact_too():
+    a, b = torch.randn(2, 512, 768, generator=torch.Generator().manual_seed(0)).unbind(0)
+    with fast_float32(CPU):
+        product = a @ b.T
+    right = a.double() @ b.double().T
+    assert (product - right).abs().max() / right.abs().max() < 1e-5  # bfloat16 is off by 1e-3
+
+
+def test_the_way_is_borrowed_and_put_back_also_after_an_error(monkeypatch):
+    monkeypatch.setattr(machine, "_onednn_is_faster", lambda: True)
+    with fast_float32(CPU):
+        assert torch.get_float32_matmul_precision() == "medium"
+    with pytest.raises(ZeroDivisionError), fast_float32(CPU):
+        raise ZeroDivisionError
+
+
+def test_a_choice_that_was_made_already_stays(monkeypatch):
+    monkeypatch.setattr(machine, "_onednn_is_faster", lambda: True)
+    torch.set_float32_matmul_precision("high")
+    try:
+        with fast_float32(CPU):
+            assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    monkeypatch.setenv("LAB5_MATMUL", "highest")
+    with fast_float32(CPU):
+        assert torch.get_float32_matmul_precision() == "highest"
+    monkeypatch.delenv("LAB5_MATMUL")
+    with fast_float32(torch.device("cuda")):
+        assert torch.get_float32_matmul_precision() == "highest", "a GPU is left alone"

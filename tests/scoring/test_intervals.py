@@ -1,0 +1,266 @@
+"""Intervals against known truths: coverage by simulation, SciPy's bootstrap, closed forms, Holm's own steps."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+
+from lab5.scoring import intervals as uncertainty
+from lab5.scoring.intervals import Difference, _covariance, average, estimate, excluded, family, gap, paired_difference
+from lab5.scoring.resampling import Outcome, Resampled, resample, resamples
+
+SCALE = 2 * torch.arange(1, 17) ** -0.5
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def featured(features: torch.Tensor, right: torch.Tensor | None = None, hidden: int = 100) -> Outcome:
+    """An outcome of which only features, or right tokens, matter."""
+    n = len(features)
+    none = torch.zeros(n, dtype=torch.long)
+    ones = torch.ones(n, dtype=torch.long)
+    return Outcome(
+        features=features, error=torch.ones(n), missing=ones, ssim=torch.ones(n),
+        right=none if right is None else right, hidden=hidden * ones, tokens=none[:, None],
+        edge=torch.ones(n), natural=torch.ones(n), read=ones, asked=ones,
+    )  # fmt: skip
+
+
+def counted(right: torch.Tensor) -> Outcome:
+    return featured(torch.zeros(len(right), 2), right)
+
+
+def two_methods(
+    n: int, seeds: int, generator: torch.Generator, off: float = 0.5, better: float = 0.0, moved: float = 0.0
+):
+    """Features of true images, and those of two methods that make like mistakes, with noise of their own.
+
+    At `off` = 0 they have the law of the true ones; the second is `better` by that much, and seeds that move all
+    images together do so by `moved`.
+    """
+
+    def noise(*size: int) -> torch.Tensor:
+        return torch.randn(*size, 16, generator=generator) * SCALE
+
+    true, own = noise(n), noise(n)
+    methods = []
+    for shift in (0.0, -better):
+        methods.append({
+            seed: featured(0.8 * true + 0.36 * own + 0.48 * noise(n) + off + shift + moved * noise(1))
+            for seed in range(seeds)
+        })  # fmt: skip
+    return true, *methods
+
+
+# --- intervals
+
+
+def simulate(metric: str, repeats: int, n: int, seeds: int, common: bool = False, **settings) -> tuple:
+    """Share of the intervals that contain the truth, true SD of the difference, root mean square standard error."""
+    g = seeded(5)
+    found, alone = [], []
+    for _ in range(repeats):
+        true, first, second = two_methods(n, seeds, g, **settings)
+        weights = resamples(n, 100, g)
+        found.append(
+            estimate(gap(*(resample(m, metric, weights, true) for m in (first, second))), common=common)
+        )
+        for _ in range(2):  # more draws for the truth, which is the mean of them all
+            true, first, second = two_methods(n, 1, g, **settings)
+            alone.append(paired_difference(first, second, metric, torch.ones(2, n, dtype=torch.long), true).mean)
+    means = torch.tensor([d.mean for d in found])
+    truth = torch.cat([means, torch.tensor(alone)]).mean().item()
+    covered = sum(d.low <= truth <= d.high for d in found) / repeats
+    error = math.sqrt(sum(d.standard_error**2 for d in found) / repeats)
+    return covered, means.std().item(), error
+
+
+def test_the_interval_of_kid_contains_the_truth_as_often_as_it_says():
+    covered, sd, error = simulate("kid", 100, n=48, seeds=3, better=0.2)
+    assert 0.88 <= covered <= 1
+    assert error == pytest.approx(sd, rel=0.25)
+
+
+def test_good_methods_of_like_quality_have_no_wider_interval_of_kid_than_is_true(monkeypatch):
+    """What bends away from the first order is most of the error here. A plain bootstrap is far too wide."""
+    covered, sd, error = simulate("kid", 60, n=48, seeds=2, off=0.0)
+    assert 0.9 <= covered <= 1
+    assert error == pytest.approx(sd, rel=0.3)
+    monkeypatch.setattr(uncertainty, "_variance", lambda r: float(sum(part.mean() for part in _covariance(r))))
+    _, sd, plain = simulate("kid", 60, n=48, seeds=2, off=0.0)
+    assert plain > 1.4 * sd
+
+
+def test_the_interval_of_the_frechet_distance_contains_the_difference_at_this_n():
+    covered, sd, error = simulate("score", 40, n=40, seeds=2, better=0.2)
+    assert 0.85 <= covered <= 1
+    assert error == pytest.approx(sd, rel=0.3)
+
+
+def test_seeds_that_move_all_images_are_in_the_interval_only_if_asked_for():
+    settings = {"n": 48, "seeds": 5, "better": 0.2, "moved": 0.2}
+    covered, sd, error = simulate("kid", 60, common=True, **settings)
+    assert 0.85 <= covered <= 1 and error == pytest.approx(sd, rel=0.3)
+    covered, sd, error = simulate("kid", 60, **settings)
+    assert covered < 0.8 and error < 0.8 * sd
+
+
+def test_a_mean_has_scipys_bootstrap_error():
+    first, second = (torch.randint(0, 100, (40,), generator=seeded(seed)) for seed in (1, 2))
+    second = (second + first) // 2
+    found = paired_difference(
+        {0: counted(first)}, {0: counted(second)}, "token_accuracy", resamples(40, 50, seeded()), torch.zeros(40, 2)
+    )
+    theirs = scipy.stats.bootstrap(
+        (first.numpy() / 100, second.numpy() / 100),
+        lambda a, b, axis=-1: a.mean(axis=axis) - b.mean(axis=axis),
+        paired=True,
+        n_resamples=4000,
+        rng=np.random.default_rng(0),
+        method="percentile",
+    )
+    assert found.mean == pytest.approx((first - second).double().mean().item() / 100)
+    # SciPy's resamples vary by (n - 1) / n of the unbiased variance, and its quantile is the normal one.
+    assert found.standard_error == pytest.approx(theirs.standard_error * (40 / 39) ** 0.5, rel=0.03)
+    assert found.low == pytest.approx(theirs.confidence_interval.low, abs=0.2 * found.standard_error)
+    assert found.high == pytest.approx(theirs.confidence_interval.high, abs=0.2 * found.standard_error)
+
+
+def test_the_difference_of_two_means_is_the_paired_t_test():
+    a, b = (torch.randint(0, 100, (30,), generator=seeded(seed)) for seed in (3, 4))
+    found = paired_difference(
+        {0: counted(a)}, {0: counted(b)}, "token_accuracy", resamples(30, 20, seeded()), torch.zeros(30, 2)
+    )
+    theirs = scipy.stats.ttest_rel(a.numpy() / 100, b.numpy() / 100)
+    interval = theirs.confidence_interval()
+    assert found.p == pytest.approx(theirs.pvalue, rel=1e-6)
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high), rel=1e-6)
+    assert found.sd_seeds is None and (found.seeds, found.n) == (1, 30)
+
+
+def test_more_seeds_leave_less_noise_and_the_same_images():
+    """The error of a mean is that of the seed-averaged images: var(image) / n + var(noise) / (n seeds)."""
+    g, n = seeded(6), 4000
+    image = 10 * torch.randn(n, generator=g)
+    outcomes = {s: counted((500 + image + 20 * torch.randn(n, generator=g)).round().long()) for s in range(16)}
+    weights, nothing = resamples(n, 10, g), torch.zeros(n, 2)
+    for seeds in (1, 4, 16):
+        few = {seed: outcomes[seed] for seed in range(seeds)}
+        found = estimate(resample(few, "token_accuracy", weights, nothing))
+        assert found.standard_error == pytest.approx(((100 + 400 / seeds) / n) ** 0.5 / 100, rel=0.04)
+    assert found.sd_seeds == pytest.approx(20 / n**0.5 / 100, rel=0.5)
+
+
+def test_the_same_noise_in_both_methods_cancels():
+    g = seeded(7)
+    base = {s: torch.randint(0, 80, (50,), generator=g) for s in range(3)}
+    first, second = ({s: counted(x + more) for s, x in base.items()} for more in (5, 0))
+    found = paired_difference(first, second, "token_accuracy", resamples(50, 20, g), torch.zeros(50, 2))
+    assert found.mean == pytest.approx(0.05)
+    assert found.standard_error < 1e-9 and found.sd_seeds < 1e-9 and found.p < 1e-6 and excluded(found)
+
+
+def test_a_method_does_not_differ_from_itself():
+    g = seeded(8)
+    true, first, _ = two_methods(20, 2, g)
+    for metric in ("kid", "score", "token_accuracy"):
+        found = paired_difference(first, first, metric, resamples(20, 10, g), true)
+        assert found[:5] == (0, 0, 0, 0, 1) and not excluded(found)
+
+
+def test_an_interval_excludes_zero_where_p_is_below_five_percent():
+    g = seeded(9)
+    true, first, second = two_methods(30, 2, g, better=0.1)
+    resampled = gap(*(resample(m, "kid", resamples(30, 50, g), true) for m in (first, second)))
+    for shift in torch.linspace(-3, 3, 60):
+        found = estimate(resampled._replace(value=resampled.value * 0 + shift * estimate(resampled).standard_error))
+        assert excluded(found) == (found.p < 0.05)
+        assert found.low < found.mean < found.high
+
+
+def test_the_variance_over_seeds_that_move_all_images_is_exact_in_a_balanced_case():
+    """No image matters, so that only the seeds do: the error is their SD / sqrt(S), and t has S - 1 degrees."""
+    values = torch.tensor([1.0, 2.0, 4.0, 5.0], dtype=torch.float64)
+    still = Resampled((0, 1, 2, 3), values, torch.zeros(4, 10).double(), torch.zeros(4, 6).double())
+    found = estimate(still, common=True)
+    theirs = scipy.stats.ttest_1samp(values.numpy(), 0)
+    assert found.standard_error == pytest.approx(float(values.std()) / 2)
+    assert found.p == pytest.approx(theirs.pvalue)
+    assert found.low == pytest.approx(theirs.confidence_interval().low)
+    assert estimate(still).standard_error == 0
+
+
+def test_seeds_add_what_they_vary_more_than_their_images_explain():
+    values = torch.tensor([1.0, 2.0, 4.0, 5.0, 5.5], dtype=torch.float64)
+    g = seeded(11)
+    noise, image = (torch.randn(*size, generator=g).double() for size in ((5, 30), (30,)))
+    influence = 3 * noise + 4 * image
+    influence = influence - influence.mean(dim=1, keepdim=True)
+    found = estimate(Resampled(tuple(range(5)), values, influence, torch.zeros(5, 6).double()), common=True)
+    between = np.cov(influence.numpy()) / 30
+    noise = between.diagonal().mean() - between[~np.eye(5, dtype=bool)].mean()
+    images, seeds = between.mean(), (values.numpy().var(ddof=1) - noise) / 5
+    assert found.standard_error == pytest.approx((images + seeds) ** 0.5, rel=1e-6)
+    freedom = (images + seeds) ** 2 / (images**2 / 29 + seeds**2 / 4)
+    assert found.p == pytest.approx(2 * scipy.stats.t.sf(found.mean / found.standard_error, freedom), rel=1e-6)
+    calm = Resampled(tuple(range(5)), values * 0.01, influence, torch.zeros(5, 6).double())
+    assert estimate(calm, common=True) == estimate(calm), "no more than noise"
+
+
+# --- which seeds
+
+
+def made_of(seeds: tuple[int, ...], values: list[float]) -> Resampled:
+    count = len(seeds)
+    value = torch.tensor(values, dtype=torch.float64)
+    return Resampled(seeds, value, value[:, None].repeat(1, 5), torch.zeros(count, 4).double())
+
+
+def test_a_gap_is_of_the_seeds_that_both_have():
+    found = gap(made_of((0, 1, 2), [1.0, 2.0, 3.0]), made_of((2, 5, 1), [10.0, 20.0, 40.0]))
+    assert found.seeds == (1, 2) and found.value.tolist() == [-38, -7]
+    assert found.influence[0].tolist() == [-38] * 5
+    with pytest.raises(ValueError, match="share none"):
+        gap(made_of((0, 1), [1.0, 2.0]), made_of((2, 3), [1.0, 2.0]))
+
+
+def test_a_method_without_noise_is_compared_with_every_seed():
+    noisy, still = made_of((3, 4, 5), [1.0, 2.0, 3.0]), made_of((0,), [10.0])
+    assert gap(noisy, still).value.tolist() == [-9, -8, -7] and gap(noisy, still).seeds == (3, 4, 5)
+    assert gap(still, noisy).value.tolist() == [9, 8, 7] and gap(still, noisy).seeds == (3, 4, 5)
+
+
+def test_the_average_of_gaps_is_of_the_seeds_that_all_have():
+    several = [made_of((0, 1, 2), [1.0, 2.0, 3.0]), made_of((1, 2), [10.0, 20.0]), made_of((2, 1), [5.0, 6.0])]
+    found = average(several)
+    assert found.seeds == (1, 2)
+    assert found.value.tolist() == pytest.approx([(2 + 10 + 6) / 3, (3 + 20 + 5) / 3])
+    assert average(several[:1]).value.tolist() == [1, 2, 3]
+
+
+# --- many of them
+
+
+def differing(p: float) -> Difference:
+    """A difference of this p, of 200 images."""
+    z = float(scipy.stats.t.isf(p / 2, 199))
+    reach = float(scipy.stats.t.isf(0.025, 199))
+    return Difference(z, 1.0, z - reach, z + reach, p, None, 1, 200)
+
+
+def test_holms_steps():
+    # 0.01 <= 0.05 / 4, 0.015 <= 0.05 / 3, 0.03 > 0.05 / 2: there it stops, though 0.04 <= 0.05 / 1.
+    found = family([differing(p) for p in (0.04, 0.01, 0.03, 0.015)])
+    assert found == (4, 4, pytest.approx(0.2), 2)
+    assert family([differing(0.5), differing(0.051)]) == (2, 0, pytest.approx(0.1), 0)
+    assert family([]) == (0, 0, 0, 0)
+
+
+def test_of_many_differences_that_are_none_a_twentieth_seem_clear_and_none_is_by_holm():
+    p = torch.rand(1000, generator=seeded(10), dtype=torch.float64).tolist()
+    found = family([differing(value) for value in p])
+    assert found.by_chance == pytest.approx(50) and 30 < found.excluded < 70 and found.holm == 0

@@ -1,0 +1,304 @@
+"""Bits against the exact small world, calibration against sources of known accuracy, diversity against closed forms."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+
+from lab5.samplers import ORDERS, halton_order
+from lab5.scoring.predictions import (
+    Bin,
+    bits_per_token,
+    calibration,
+    calibration_error,
+    code_lengths,
+    disagreement,
+    hidden_predictions,
+    pixel_spread,
+)
+from lab5.study.small_world import World, neighbours
+
+REFUSED = (ValueError, TypeError)  # the shape checker, where it is installed, refuses first with a TypeError
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    """A 2x2 grid of 3 codes, in which no two positions are alike."""
+    return World(10 ** torch.rand(3, 3, 3, 3, generator=seeded(), dtype=torch.float64))
+
+
+@pytest.fixture(scope="module")
+def pictures(world) -> torch.Tensor:
+    return world.pictures[torch.randperm(len(world.pictures), generator=seeded(1))[:24]]
+
+
+HOLE = torch.tensor([True, False, True, True])
+
+
+def exact_bits(world: World, picture: torch.Tensor, hole: torch.Tensor) -> float:
+    """-log2 p(hidden | known), from the joint law alone."""
+    visible = picture.masked_fill(hole, world.mask_id)
+    return -math.log2(world.given(visible.tolist())[tuple(picture.tolist())])
+
+
+def marginal_bits(world: World, picture: torch.Tensor, hole: torch.Tensor) -> float:
+    """The same as if the hidden tokens were independent given the known ones."""
+    law = world.given(picture.masked_fill(hole, world.mask_id).tolist())
+    places = hole.nonzero()[:, 0].tolist()
+    marginal = {n: law.sum(dim=[m for m in range(world.positions) if m != n]) for n in places}
+    return -sum(math.log2(marginal[n][picture[n]]) for n in places)
+
+
+# --- bits
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_one_token_at_a_time_every_order_has_the_exact_code_length(world, pictures, order):
+    unknown = HOLE.expand(len(pictures), -1)
+    settings = {"schedule": "linear", "steps": 3, "order": order, "mask_id": world.mask_id}
+    bits = code_lengths(world.model(), pictures, unknown, generator=seeded(), **settings)
+    expected = torch.tensor([exact_bits(world, picture, HOLE) for picture in pictures])
+    torch.testing.assert_close(bits, expected.double(), atol=1e-5, rtol=1e-5)
+
+
+def test_in_one_shot_the_code_length_is_the_sum_of_the_marginals(world, pictures):
+    unknown = HOLE.expand(len(pictures), -1)
+    expected = torch.tensor([marginal_bits(world, picture, HOLE) for picture in pictures]).double()
+    for schedule in ("cosine", "one_shot"):
+        bits = code_lengths(world.model(), pictures, unknown, schedule=schedule, mask_id=3, generator=seeded())
+        torch.testing.assert_close(bits, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_fewer_steps_cost_bits_on_average():
+    world = neighbours(2, 2, codes=2, coupling=1.5)
+    law, everything = world.probabilities.flatten(), torch.ones(16, 4, dtype=torch.bool)
+
+    def mean(steps: int, **settings) -> float:
+        settings = {"schedule": "linear", "mask_id": 2} | settings
+        bits = code_lengths(world.model(), world.pictures, everything, steps=steps, generator=seeded(), **settings)
+        return float((law * bits).sum())
+
+    entropy = -float((law * law.log2()).sum())
+    assert mean(4) == pytest.approx(entropy, abs=1e-5)
+    assert mean(1) > mean(2, order="halton") > entropy + 1e-3
+    assert mean(4, schedule="one_shot") == pytest.approx(mean(1), abs=1e-6)
+
+
+def test_two_steps_are_two_batches_of_independent_tokens(world, pictures):
+    """Of 4 unknown tokens in 2 linear steps the 2 of the highest maximum come first, then the others given these."""
+    picture = pictures[0]
+    everything = torch.ones(4, dtype=torch.bool)
+    surest = world.conditionals(torch.full((1, 4), 3))[0].amax(dim=1).argsort(descending=True)[:2]
+    at_first = torch.zeros(4, dtype=torch.bool).index_fill(0, surest, True)
+    law = world.given([3] * 4)
+    before = sum(-math.log2(law.sum(dim=[m for m in range(4) if m != n])[picture[n]]) for n in surest.tolist())
+    expected = before + marginal_bits(world, picture, ~at_first)
+    settings = {"schedule": "linear", "steps": 2, "order": "confidence", "mask_id": 3}
+    bits = code_lengths(world.model(), picture[None], everything[None], generator=seeded(), **settings)
+    assert bits.item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_bits_per_token_is_the_mean_over_hidden_tokens(world, pictures):
+    unknown = torch.rand(len(pictures), 4, generator=seeded()) < 0.5
+    settings = {"schedule": "linear", "steps": 4, "mask_id": 3}
+    mean = bits_per_token(world.model(), pictures, unknown, generator=seeded(), **settings)
+    exact = [exact_bits(world, picture, hole) for picture, hole in zip(pictures, unknown, strict=True) if hole.any()]
+    assert mean == pytest.approx(sum(exact) / int(unknown.sum()), abs=1e-5)
+    with pytest.raises(ValueError, match="at least one unknown token"):
+        bits_per_token(world.model(), pictures, unknown & False, generator=seeded(), **settings)
+
+
+def test_the_order_does_not_see_the_truth(world, pictures):
+    """What is revealed at the first step is the same whatever the hidden tokens are."""
+    seen, model = [], world.model()
+
+    def spy(tokens):
+        seen.append(tokens.clone())
+        return model(tokens)
+
+    for order in ORDERS:
+        revealed = []
+        for truth in pictures[:6]:
+            seen.clear()
+            everything = torch.ones(1, 4, dtype=torch.bool)
+            settings = {"schedule": "linear", "steps": 4, "order": order, "mask_id": 3}
+            code_lengths(spy, truth[None], everything, generator=seeded(), **settings)
+            revealed.append((seen[1] != 3).tolist())
+            assert ((seen[-1] == truth) | (seen[-1] == 3)).all()
+        assert len(seen) == 4 and revealed.count(revealed[0]) == len(revealed), order
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_halton_order_goes_on_where_it_began(world, pictures, seed):
+    seen, model = [], world.model()
+
+    def spy(tokens):
+        seen.append(tokens[0] != 3)
+        return model(tokens)
+
+    settings = {"schedule": "linear", "steps": 4, "order": "halton", "mask_id": 3}
+    code_lengths(spy, pictures[:1], torch.ones(1, 4, dtype=torch.bool), generator=seeded(seed), **settings)
+    revealed = [int((after & ~before).nonzero()) for before, after in pairwise([*seen, torch.ones(4).bool()])]
+    order = list(halton_order(2)) * 2
+    start = order.index(revealed[0])
+    assert revealed == order[start : start + 4]
+
+
+def test_an_image_is_coded_alike_in_any_batch_and_the_callers_tensors_stay(world, pictures):
+    unknown = torch.rand(len(pictures), 4, generator=seeded()) < 0.7
+    settings = {"schedule": "linear", "steps": 2, "mask_id": 3}
+    kept = pictures.clone(), unknown.clone()
+    together = code_lengths(
+        world.model(), pictures, unknown, generator=[seeded(i) for i in range(len(pictures))], **settings
+    )
+    for i in (0, 7):
+        alone = code_lengths(
+            world.model(), pictures[i : i + 1].int(), unknown[i : i + 1], generator=[seeded(i)], **settings
+        )
+        assert alone.item() == pytest.approx(together[i].item(), abs=1e-9)
+    assert torch.equal(pictures, kept[0]) and torch.equal(unknown, kept[1])
+
+
+def test_a_prior_is_added_and_the_mask_id_has_no_probability(world, pictures):
+    unknown = HOLE.expand(len(pictures), -1)
+    prior = torch.randn(len(pictures), 4, 3, generator=seeded())
+
+    def padded(tokens):
+        """Logits of K + 1, the last one high."""
+        logits = world.model()(tokens)
+        return torch.cat([logits, torch.full_like(logits[..., :1], 9.0)], dim=-1)
+
+    log_p, true = hidden_predictions(padded, pictures, unknown, mask_id=3, prior=prior)
+    product = world.conditionals(pictures.masked_fill(unknown, 3)) * prior.double().exp()
+    expected = (product / product.sum(dim=-1, keepdim=True))[unknown]
+    torch.testing.assert_close(log_p.double().exp(), expected, atol=1e-6, rtol=1e-5)
+    assert torch.equal(true, pictures[unknown])
+    bits = code_lengths(padded, pictures, unknown, mask_id=3, prior=prior, generator=seeded())
+    assert bits.sum().item() == pytest.approx(-log_p.gather(1, true[:, None]).sum().item() / math.log(2), rel=1e-6)
+
+
+def test_bad_input_is_refused(world, pictures):
+    unknown = HOLE.expand(len(pictures), -1)
+    with pytest.raises(ValueError, match="order must be one of .*'sideways'"):
+        code_lengths(world.model(), pictures, unknown, order="sideways", mask_id=3, generator=seeded())
+    with pytest.raises(ValueError, match="schedule must be one of"):
+        code_lengths(world.model(), pictures, unknown, schedule="sideways", mask_id=3, generator=seeded())
+    with pytest.raises(ValueError, match=r"codes in 0..2, also where unknown, but they span 0..3"):
+        hidden_predictions(world.model(), pictures.masked_fill(unknown, 3), unknown, mask_id=3)
+    with pytest.raises(REFUSED):
+        hidden_predictions(world.model(), pictures, unknown[:, :3], mask_id=3)
+    with pytest.raises(ValueError, match=r"returned \(24, 4, 2\)"):
+        hidden_predictions(lambda tokens: world.model()(tokens)[..., :2], pictures, unknown, mask_id=3)
+    with pytest.raises(ValueError, match="is training"):
+        hidden_predictions(torch.nn.Embedding(4, 3), pictures, unknown, mask_id=3)
+
+
+# --- calibration
+
+
+def source(n: int, sharpen: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes drawn from known laws, and the log-probabilities of a model whose logits are `sharpen` times theirs."""
+    logits = 3 * torch.randn(n, 5, generator=seeded(2))
+    true = logits.softmax(dim=1).multinomial(1, generator=seeded(3))[:, 0]
+    return (sharpen * logits).log_softmax(dim=1), true
+
+
+def test_a_calibrated_source_has_next_to_no_error_and_an_over_confident_one_has():
+    assert calibration_error(calibration(*source(20_000))) < 0.01
+    bins = calibration(*source(20_000, sharpen=3.0))
+    assert calibration_error(bins) > 0.1
+    assert all(b.confidence > b.accuracy for b in bins if b.n > 200)
+
+
+def test_calibration_by_hand():
+    def sure(p: float) -> list[float]:
+        return [p, (1 - p) / 2, (1 - p) / 2]
+
+    probabilities = torch.tensor([sure(0.95), sure(0.95), sure(0.95), sure(0.95), sure(0.45), sure(0.55)])
+    bins = calibration(probabilities.log(), torch.tensor([0, 0, 1, 2, 0, 1]), bins=10)
+    assert [(b.low, b.high, b.accuracy, b.n) for b in bins] == [
+        (0.4, 0.5, 1.0, 1), (0.5, 0.6, 0.0, 1), (0.9, 1.0, 0.5, 4)]  # fmt: skip
+    assert [b.confidence for b in bins] == pytest.approx([0.45, 0.55, 0.95])
+    assert calibration_error(bins) == pytest.approx((0.55 + 0.55 + 4 * 0.45) / 6)
+
+
+def test_every_prediction_is_in_one_bin_also_at_the_edges():
+    certain = torch.tensor([[0.0, -torch.inf], [0.0, -torch.inf]])
+    assert calibration(certain, torch.tensor([0, 1]), bins=4) == [Bin(0.75, 1.0, 1.0, 0.5, 2)]
+    log_p, true = source(500)
+    for number in (1, 7, 15):
+        assert sum(b.n for b in calibration(log_p, true, bins=number)) == 500
+    half = torch.tensor([[0.5, 0.5]], dtype=torch.float64).log()
+    assert [(b.low, b.high) for b in calibration(half, torch.tensor([0]), bins=4)] == [(0.25, 0.5)]
+
+
+def test_calibration_without_predictions_is_refused():
+    with pytest.raises(ValueError, match="found 0 predictions"):
+        calibration(torch.zeros(0, 3), torch.zeros(0, dtype=torch.long))
+    with pytest.raises(ValueError, match="0 bins"):
+        calibration(torch.zeros(2, 3), torch.tensor([0, 1]), bins=0)
+
+
+def test_predictions_of_a_perfect_model_are_calibrated(world):
+    """Drawn from the world's own law, with a hole: what the model says is what happens."""
+    drawn = world.pictures[world.probabilities.flatten().multinomial(30_000, replacement=True, generator=seeded(4))]
+    log_p, true = hidden_predictions(world.model(), drawn, HOLE.expand(len(drawn), -1), mask_id=3)
+    assert log_p.shape == (90_000, 3)
+    assert calibration_error(calibration(log_p, true, bins=20)) < 0.01
+
+
+# --- diversity
+
+
+def test_disagreement_by_hand():
+    unknown = torch.tensor([[True, True, False], [False, True, True]])
+    same = torch.arange(6).view(2, 3)
+    other = same.masked_fill(unknown, 9)
+    assert disagreement(torch.stack([same, same, same]), unknown) == 0
+    assert disagreement(torch.stack([same, other]), unknown) == 1
+    assert disagreement(torch.stack([same, same, other]), unknown) == pytest.approx(2 / 3)
+    one = same.clone()
+    one[1, 1] = 9
+    assert disagreement(torch.stack([same, one]), unknown) == 1 / 4
+    assert disagreement(torch.stack([same, same.masked_fill(~unknown, 9)]), unknown) == 0, "outside does not count"
+
+
+def test_disagreement_of_chance_is_one_minus_one_in_k():
+    tokens = torch.randint(5, (4, 50, 256), generator=seeded())
+    assert disagreement(tokens, torch.ones(50, 256, dtype=torch.bool)) == pytest.approx(0.8, abs=0.005)
+
+
+def test_pixel_spread_is_that_of_all_pairs():
+    pictures = torch.randint(256, (4, 3, 3, 8, 8), generator=seeded(), dtype=torch.uint8)
+    holes = torch.rand(3, 8, 8, generator=seeded(1)) < 0.4
+    squares = [
+        (float(pictures[s, i, c, y, x]) - float(pictures[t, i, c, y, x])) ** 2
+        for s in range(4) for t in range(s) for i, y, x in holes.nonzero().tolist() for c in range(3)
+    ]  # fmt: skip
+    assert pixel_spread(pictures, holes) == pytest.approx(math.sqrt(sum(squares) / len(squares)), rel=1e-9)
+
+
+def test_pixel_spread_of_two_flat_fills_is_their_difference():
+    holes = torch.zeros(2, 8, 8, dtype=torch.bool)
+    holes[:, 2:5, 2:5] = True
+    dark = torch.full((2, 3, 8, 8), 10, dtype=torch.uint8)
+    light = torch.where(holes[:, None], dark + 30, 255 - dark)
+    assert pixel_spread(torch.stack([dark, light]), holes) == pytest.approx(30)
+
+
+def test_diversity_needs_two_seeds_and_a_hole():
+    tokens, unknown = torch.zeros(1, 2, 4, dtype=torch.long), torch.ones(2, 4, dtype=torch.bool)
+    with pytest.raises(ValueError, match="at least 2 of them, found 1"):
+        disagreement(tokens, unknown)
+    with pytest.raises(ValueError, match="at least one missing token"):
+        disagreement(tokens.expand(2, -1, -1), ~unknown)
+    pictures, holes = torch.zeros(2, 1, 3, 4, 4, dtype=torch.uint8), torch.zeros(1, 4, 4, dtype=torch.bool)
+    with pytest.raises(ValueError, match="at least one missing pixel"):
+        pixel_spread(pictures, holes)
+    with pytest.raises(ValueError, match="found 1"):
+        pixel_spread(pictures[:1], ~holes)

@@ -1,0 +1,143 @@
+"""Playing: a drawn hole reaches the decoder, settings too, and where nobody can draw a picture stands in."""
+
+import pytest
+import torch
+from bs4 import BeautifulSoup
+
+from lab5.data.dataset import open_dataset, token_mask
+from lab5.inpainting.pair import Pair
+from lab5.inpainting.tokenizer import Tokenizer
+from lab5.profiles import configure
+from lab5.show import play as room
+from lab5.show import play
+from lab5.transformer import BidirectionalTransformer
+from lab5.vqgan import VQGAN
+
+CONFIG = configure("smoke", **{"decode.steps": 3})
+
+
+@pytest.fixture(scope="module")
+def pair() -> Pair:
+    """Two networks that have learned nothing."""
+    torch.manual_seed(0)
+    transformer = BidirectionalTransformer(CONFIG.transformer).eval()
+    return Pair(Tokenizer(VQGAN(CONFIG.vqgan)), transformer, "untrained")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return open_dataset("toycats", n_train=2, n_val=2, n_test=3, seed=1, cache=tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def game(pair, data):
+    return play(pair, data, CONFIG.decode, seed=4)
+
+
+def test_several_fillings_of_one_hole_go_step_by_step_to_finished_pictures(game, data):
+    game.decode = room.replace(game.decode, paste="poisson")
+    one = game.fill(samples=3)
+    assert list(one.reels) == ["sample 1", "sample 2", "sample 3"]
+    assert one.labels == ["t = 0", "t = 1", "t = 2", "t = 3", "finished"]
+    first, second, _ = one.reels.values()
+    assert not torch.equal(first.tokens[-1], second.tokens[-1]), "other dice for each"
+    assert torch.equal(first.masked[0], token_mask(game.hole))
+    assert torch.equal(first.pictures[-1][:, ~game.hole], data.test[0][:, ~game.hole]), "known pixels are kept"
+    assert torch.equal(game.fill(samples=1).reels["sample 1"].pictures, first.pictures), "the seed is the same"
+
+
+def test_without_a_hole_there_is_nothing_to_fill(game):
+    game.hole = torch.zeros(64, 64, dtype=torch.bool)
+    with pytest.raises(ValueError, match="no hole yet"):
+        game.fill()
+
+
+def test_a_hole_goes_through_the_text_field_and_back(data):
+    for hole in (*data.holes, torch.ones(64, 64, dtype=torch.bool)):
+        assert torch.equal(room._hole(room._digits(hole)), hole)
+    one = torch.zeros(64, 64, dtype=torch.bool)
+    one[0, 1] = one[63, 60] = True
+    assert room._digits(one) == "4" + 1022 * "0" + "8", "rows of 16 digits, the first pixel is the highest bit"
+
+
+def test_whatever_is_touched_fills_anew(game, data, monkeypatch):
+    controls, decoded = room._Controls(game), []
+
+    def fill(samples):
+        decoded.append((game.decode, samples, game.hole.clone(), game.image, game.seed))
+        return type(game).fill(game, samples)
+
+    monkeypatch.setattr(game, "fill", fill)
+    controls.settings["schedule"].value = "linear"
+    assert decoded[-1][0].schedule == "linear" and decoded[-1][0].paste == "poisson" and decoded[-1][1] == 3
+    controls.settings["stop_at"].value = 9
+    assert decoded[-1][0].stop_at == 3, "of the three steps that there are"
+    controls.paste.value = False
+    assert decoded[-1][0].paste == "none"
+    controls.samples.value = 2
+    assert decoded[-1][1] == 2 and "filled 2 times" in controls.said.value
+    assert len(controls.result.children) == 1
+    hole = torch.zeros(64, 64, dtype=torch.bool)
+    hole[10:20, 10:20] = True
+    controls.drawn.value = room._digits(hole)  # as the script in the page does
+    assert torch.equal(decoded[-1][2], hole) and controls.said.value.startswith("2% of the pixels")
+    controls.number.value = 2
+    assert torch.equal(decoded[-1][3], data.test[2]) and torch.equal(decoded[-1][2], data.holes[2])
+    assert room._digits(data.holes[2]) in controls.board.value
+    buttons = {button.description: button for button in controls.box.children[0].children[0].children[2].children}
+    buttons["no hole"].click()
+    assert "no hole yet" in controls.said.value and controls.result.children == ()
+    buttons["another hole"].click()
+    assert 0.05 < decoded[-1][2].float().mean() < 0.35 and controls.result.children
+    controls.box.children[0].children[1].children[-1].click()
+    assert decoded[-1][4] == 5, "other dice"
+
+
+def test_the_board_is_shown_anew_whenever_a_hole_is_chosen_and_strokes_back_are_seen(game, data):
+    controls, boards, results = room._Controls(game), [], []
+    controls.board.observe(lambda change: boards.append(change["new"]), "value")
+    controls.result.observe(lambda change: results.extend(change["old"]), "children")
+    own, another, no, *_ = controls.box.children[0].children[0].children[2].children
+    line = torch.zeros(64, 64, dtype=torch.bool)
+    line[30] = True
+    for button, hole in ((own, data.holes[0]), (no, torch.zeros_like(line)), (no, torch.zeros_like(line))):
+        controls.drawn.value = room._digits(line)
+        assert torch.equal(game.hole, line)
+        boards.clear()
+        button.click()
+        assert room._digits(hole) in boards[-1] and torch.equal(game.hole, hole)
+    controls.drawn.value = room._digits(line)
+    another.click()
+    controls.drawn.value = room._digits(line)  # all of it erased, and the same line drawn
+    assert torch.equal(game.hole, line)
+    assert results and all(widget.comm is None for widget in results), "closed, or kernel and browser keep them"
+
+
+def test_a_full_gpu_is_told_in_place_of_the_result(game, monkeypatch):
+    controls = room._Controls(game)
+
+    def full(samples):
+        raise MemoryError("lower decode.batch")
+
+    monkeypatch.setattr(game, "fill", full)
+    controls.samples.value = 1
+    assert controls.said.value == "lower decode.batch" and controls.result.children == ()
+
+
+def test_where_a_report_is_made_a_picture_and_a_sentence_stand_in(game, monkeypatch):
+    bundle = game._repr_mimebundle_()
+    assert set(bundle) == {"text/plain", "text/html"}
+    page = BeautifulSoup(bundle["text/html"], "html.parser")
+    assert "Live only" in page.get_text() and page.img["alt"] and page.img["src"].startswith("data:image/png")
+    assert not page.find("script")
+    monkeypatch.setattr(room, "is_live", lambda: True)
+    assert "application/vnd.jupyter.widget-view+json" in game._repr_mimebundle_()
+
+
+def test_photographs_of_which_only_the_outside_is_known_are_left_out(pair, data):
+    from dataclasses import replace
+
+    partly = replace(data, whole=torch.tensor([False, False, True]))
+    assert torch.equal(play(pair, partly, CONFIG.decode).image, data.test[2])
+    none = replace(data, whole=torch.zeros(3, dtype=torch.bool))
+    assert torch.equal(play(pair, none, CONFIG.decode).image, data.test[0]), "better than nothing to play with"

@@ -1,0 +1,131 @@
+"""The slider over decode steps: what it refuses, what its films and its cells hold, how a notebook gets it."""
+
+import base64
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from bs4 import BeautifulSoup
+from PIL import Image
+
+from lab5.decoder import DecodeStep, decode_steps
+from lab5.show.figures import mask_pictures
+from lab5.show.scrub import Reel, reel, scrub
+
+MASKED = torch.zeros(3, 256, dtype=torch.bool)
+MASKED[0, :3], MASKED[1, 1:3] = True, True  # token 0 is fixed at step 1, tokens 1 and 2 at step 2
+PICTURES = torch.stack([torch.full((3, 4, 6), 10 * i, dtype=torch.uint8) for i in range(3)])
+TOKENS = torch.arange(3 * 256).view(3, 256)
+REEL = Reel(PICTURES, TOKENS, MASKED, torch.log(torch.tensor([0.5, 0.25, 1.0]))[:, None].expand(3, 256))
+
+
+def films(html: str) -> list[np.ndarray]:
+    return [
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(image["src"].partition(",")[2]))))
+        for image in BeautifulSoup(html, "html.parser").find_all("img", class_="film")
+    ]
+
+
+def data(html: str) -> dict:
+    return json.loads(BeautifulSoup(html, "html.parser").find(class_="lab5-scrub")["data-reels"])
+
+
+def test_each_film_holds_every_step_once_and_unchanged():
+    pictures, masks, confidence = films(scrub({"a": REEL}, alt="Grey").html())
+    assert pictures.tolist() == np.concatenate([p.permute(1, 2, 0).numpy() for p in PICTURES], 1).tolist()
+    small = mask_pictures(MASKED, MASKED[0])[:, :, ::4, ::4]
+    assert masks.tolist() == np.concatenate([p.permute(1, 2, 0).numpy() for p in small], 1).tolist()
+    assert confidence.shape == (16, 48, 3)
+    assert (confidence[1:] == 255).all(), "what is known from the start is white at every step"
+    assert confidence[0, 32].tolist() == [253, 231, 37] and confidence[0, 16].tolist() == [59, 82, 139]  # viridis
+
+
+def test_a_cell_knows_its_token_its_confidence_and_the_step_that_fixed_it():
+    assert REEL.fixed.tolist() == [1, 2, 2] + [0] * 253
+    one = data(scrub({"a": REEL}, alt="Grey").html())["reels"][0]
+    assert one["fixed"] == REEL.fixed.tolist() and one["tokens"] == TOKENS.tolist()
+    assert [row[0] for row in one["percent"]] == [50, 25, 100]
+
+
+def test_a_token_that_is_masked_again_or_to_the_end_is_fixed_later_or_never():
+    masked = torch.zeros(4, 256, dtype=torch.bool)
+    masked[:, 0], masked[:, 1] = torch.tensor([True, False, True, False]), True
+    one = Reel(PICTURES[[0, 1, 2, 2]], TOKENS[[0, 1, 2, 2]], masked, torch.zeros(4, 256))
+    assert one.fixed[:3].tolist() == [3, -1, 0]
+
+
+def test_a_reel_is_one_image_of_a_decoding(generator):
+    tokens, unknown = torch.zeros(2, 256, dtype=torch.int64), torch.zeros(2, 256, dtype=torch.bool)
+    unknown[1, :40] = True
+    states = list(decode_steps(lambda x: torch.zeros(*x.shape, 5), tokens, unknown, steps=4, mask_id=5,
+                               generator=generator))  # fmt: skip
+    asked = []
+
+    def decode(filled: torch.Tensor) -> torch.Tensor:
+        asked.append(filled)
+        return torch.ones(len(filled), 3, 64, 64, dtype=torch.uint8)
+
+    one = reel(states, decode, torch.zeros(3, 64, 64, dtype=torch.uint8), image=1)
+    assert int(asked[0].max()) < 5, "the first state, which has mask ids, is not decoded"
+    assert one.pictures.float().mean((1, 2, 3)).tolist() == [0, 1, 1, 1, 1]
+    assert one.masked.sum(1).tolist() == [int(s.masked[1].sum()) for s in states]
+    assert (one.fixed[40:] == 0).all() and set(one.fixed[:40].tolist()) == {1, 2, 3, 4}
+    assert isinstance(states[0], DecodeStep) and (one.percent[1:, :40] == 20).all(), "five codes, alike"
+
+
+def test_html_describes_each_film_and_escapes_what_it_is_given():
+    html = scrub({"<b>": REEL}, alt='"Grey"', step_labels=["0", "</div>", "2"], caption="<i>x</i> & y").html()
+    alt = BeautifulSoup(html, "html.parser").find("img")["alt"]
+    assert alt == '"Grey": <b>, picture, 3 steps side by side'
+    assert "&lt;i&gt;x&lt;/i&gt; &amp; y" in html and data(html)["labels"][1] == "</div>"
+    for raw in ("<b>", "<i>x", '""Grey'):
+        assert raw not in html
+    assert html.count("</div>") == html.count("<div")
+
+
+def test_html_asks_for_nothing_and_two_never_share_an_id():
+    widget = scrub({"a": REEL}, alt="Grey")
+    first, second = widget.html(), widget.html()
+    assert not re.search(r"https?:|src=\"(?!data:)|url\(", first)
+    ids = [re.findall(r' id="([^"]+)"', html) for html in (first, second)]
+    assert len(ids[0]) == len(ids[1]) == 1 and ids[0] != ids[1]
+
+
+def test_without_a_kernel_it_is_html_and_text():
+    bundle = scrub({"a": REEL}, alt="Grey")._repr_mimebundle_()
+    assert set(bundle) == {"text/plain", "text/html"} and bundle["text/plain"] == "Grey"
+
+
+def test_with_a_kernel_it_is_a_widget_too_unless_nobody_watches(monkeypatch):
+    monkeypatch.setattr("lab5.show.scrub.get_ipython", lambda: type("Shell", (), {"kernel": object()})())
+    monkeypatch.delenv("LAB5_HEADLESS", raising=False)
+    view = "application/vnd.jupyter.widget-view+json"
+    assert view in scrub({"a": REEL}, alt="Grey")._repr_mimebundle_()
+    monkeypatch.setenv("LAB5_HEADLESS", "1")
+    assert view not in scrub({"a": REEL}, alt="Grey")._repr_mimebundle_()
+
+
+@pytest.mark.parametrize(("start", "first"), [(0, "0"), (1, "1"), (-1, "2")])
+def test_it_begins_where_it_is_told(start, first):
+    slider = BeautifulSoup(scrub({"a": REEL}, alt="Grey", start=start).html(), "html.parser").find("input")
+    assert slider["value"] == first and slider["max"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("reels", "changes", "words"),
+    [
+        ({}, {}, "no reels"),
+        ({"a": REEL, "b": Reel(*(part[:2] for part in REEL))}, {}, "same number.*'a': 3, 'b': 2"),
+        ({"a": REEL._replace(tokens=TOKENS[:, :16], masked=MASKED[:, :16], confidence=REEL.confidence[:, :16])}, {},
+         r"3 states of 256 tokens.*'a'.*\(3, 16\)"),
+        ({"a": REEL}, {"step_labels": ["x"]}, "3 steps, 1 labels"),
+        ({"a": REEL}, {"alt": " "}, "text alternative"),
+        ({"a": REEL}, {"start": 3}, "one of 3 states, not 3"),
+    ],
+)  # fmt: skip
+def test_what_is_not_a_decoding_is_refused(reels, changes, words):
+    with pytest.raises(ValueError, match=words):
+        scrub(reels, **({"alt": "Grey"} | changes))

@@ -1,0 +1,116 @@
+"""What the grids decode and compare: every comparison has its results, and each differs in what it is about."""
+
+from dataclasses import fields, replace
+
+import pytest
+
+from lab5 import decoder
+from lab5.config import DecodeConfig, StudyConfig
+from lab5.inpainting.fill import check_decode
+from lab5.profiles import configure
+from lab5.study import plans as grids
+from lab5.study.claims import CLAIMS
+from lab5.study.plans import ARGMAX, CONTROL, CONTROLLED, SAMPLED, end, one_shot
+from lab5.study.recipes import RECIPES
+from lab5.study.run import GIVEN, Point
+
+CONFIG = configure("quick", device="cpu")
+CLAIMED, OTHERS = grids.wide(CONFIG)
+STUDY = StudyConfig(schedules=("cosine", "linear"), steps=(1, 3, 4), seeds=2, images=8)
+CLAIMS_ALONE = grids.claims(CONFIG)
+QUICK = grids.quick(STUDY, DecodeConfig(stop_at=2))
+
+
+def points(grid: grids.Grid) -> set[Point]:
+    return {Point(plan.decode, stop, plan.network) for plan in grid.plans for stop in plan.scored()}
+
+
+@pytest.mark.parametrize("grid", [QUICK, CLAIMED, OTHERS, CLAIMS_ALONE, grids.quick(CONFIG.study, CONFIG.decode)])
+def test_every_comparison_is_of_two_results_that_the_plans_decode(grid):
+    there = points(grid)
+    assert all({c.first, c.second} <= there and c.first != c.second for c in grid.comparisons)
+    assert len(set(grid.plans)) == len(grid.plans)
+    names = {GIVEN, *(name for network in grid.networks for name in network.names())}
+    assert {plan.network for plan in grid.plans} <= names
+    labels = [(c.question, c.label) for c in grid.comparisons]
+    assert len(set(labels)) == len(labels), "a label is of one comparison"
+
+
+def test_the_quick_grid_is_every_schedule_and_t_and_one_shot_once():
+    assert [(p.decode.schedule, p.decode.steps, p.scored()) for p in QUICK.plans] == [
+        ("one_shot", 1, (1,)),
+        ("cosine", 3, (1, 2, 3)), ("linear", 3, (1, 2, 3)),
+        ("cosine", 4, (1, 2, 3, 4)), ("linear", 4, (1, 2, 3, 4)),
+    ]  # fmt: skip
+    assert all(plan.seeds is None and plan.decode.stop_at == 0 for plan in QUICK.plans)
+    assert {c.question for c in QUICK.comparisons} == {"schedule", "steps", "iterating", "sweet spot"}
+    only = grids.quick(replace(STUDY, schedules=("square",), steps=(2,)), DecodeConfig())
+    assert [(p.decode.schedule, p.scored()) for p in only.plans] == [("square", (1, 2))]
+    shot = grids.quick(replace(STUDY, steps=(1,)), DecodeConfig())
+    assert [p.decode.schedule for p in shot.plans] == ["one_shot"] and not shot.comparisons
+
+
+def test_an_unknown_schedule_is_refused():
+    with pytest.raises(ValueError, match="must be among linear, .*but it has sine"):
+        grids.quick(replace(STUDY, schedules=("cosine", "sine")), DecodeConfig())
+
+
+def test_the_wide_grid_asks_all_that_the_reports_disagree_about():
+    questions = {c.question for c in CLAIMED.comparisons + OTHERS.comparisons}
+    assert questions >= {
+        "schedule", "steps", "iterating", "sweet spot", "codes", "order", "temperature", "choice temperature",
+        "budget", "re-masking", "correcting rounds", "seen", "around the hole, best", "around the hole, lab",
+        "recipes", "training: mask ratio", "training: loss", "along a training", "late in a training",
+    }  # fmt: skip
+    for name in RECIPES:  # the lab's three schedules for each recipe, besides its own decoding
+        schedules = {plan.decode.schedule for plan in OTHERS.plans if plan.network == name}
+        assert schedules >= {"cosine", "linear", "square", RECIPES[name].decoding.schedule}
+    assert {c.question for c in CLAIMED.comparisons} == {"schedule", "steps", "iterating", "sweet spot", "codes"}
+    assert CLAIMED.images == 2 and OTHERS.images == 1 and not CLAIMED.networks
+    assert all(plan.seeds is None for plan in CLAIMED.plans), "as many as the study has"
+    assert all(plan.seeds == grids.FEWER for plan in OTHERS.plans)
+
+
+@pytest.mark.parametrize("changes", [{"decode.budget": "entropy"}, {"decode.remask": 0.1}])
+def test_whatever_one_begins_with_the_decoder_takes_every_plan_of_the_wide_grid(changes):
+    for part in grids.wide(configure("smoke", **changes)):
+        for plan in part.plans:
+            check_decode(plan.decode)
+            decode = plan.decode
+            decoder._check_plan(decode.steps, None, decode.rounds, decode.budget, decode.remask)
+
+
+def test_the_grid_of_claims_asks_what_the_wide_one_asks_about_every_claim():
+    for claim in CLAIMS:
+        about = [c for c in CLAIMS_ALONE.comparisons if claim.sign(c)]
+        assert about == [c for c in CLAIMED.comparisons + OTHERS.comparisons if claim.sign(c)] != [], claim.says
+    assert {network.name for network in CLAIMS_ALONE.networks} == {CONTROL, *CONTROLLED}
+    assert CLAIMS_ALONE.images == 2 * CLAIMED.images
+
+
+def test_comparisons_change_one_thing_at_a_time():
+    for c in CLAIMED.comparisons + OTHERS.comparisons:
+        if c.question in {"order", "temperature", "choice temperature", "budget", "re-masking", "seen", "codes"}:
+            first, second = c.first.decode, c.second.decode
+            assert sum(getattr(first, f.name) != getattr(second, f.name) for f in fields(first)) == 1, c.label
+        if c.question == "schedule":
+            assert replace(c.first.decode, schedule="") == replace(c.second.decode, schedule="")
+        if c.question.startswith("training"):
+            assert c.first.decode == c.second.decode and c.second.network == CONTROL
+    assert replace(ARGMAX, codes="sample") == SAMPLED
+
+
+def test_trainings_differ_from_the_paper_in_one_setting():
+    by_name = {network.name: network for network in OTHERS.networks}
+    paper = dict(by_name[CONTROL].changes)
+    for name in CONTROLLED:
+        other = dict(by_name[name].changes)
+        assert sum(other.get(key) != paper.get(key) for key in other.keys() | paper.keys()) == 1
+    (watched,) = (network for network in OTHERS.networks if network.stops)
+    assert watched.name == CONTROL and watched.stops == tuple(sorted(watched.stops)) and len(watched.stops) == 5
+    assert max(watched.stops) < CONFIG.stage2.steps
+
+
+def test_ends_and_one_shot():
+    assert end(DecodeConfig(steps=3, rounds=2)) == Point(DecodeConfig(steps=3, rounds=2), 5)
+    assert one_shot(DecodeConfig(steps=9, stop_at=2)) == DecodeConfig(schedule="one_shot", steps=1)

@@ -1,0 +1,161 @@
+"""A recipe is ordinary settings on top of a profile, and each of them trains and decodes."""
+
+from dataclasses import asdict, replace
+from functools import cache
+
+import pytest
+import torch
+
+from lab5.config import DecodeConfig
+from lab5.data.dataset import open_dataset
+from lab5.data.toycats import random_holes
+from lab5.inpainting.fill import decode_holes, inpaint_images
+from lab5.inpainting.pair import Pair
+from lab5.inpainting.tokenizer import Tokenizer
+from lab5.masking import read_masking
+from lab5.objectives import LOSSES
+from lab5.profiles import INPAINTING, PROFILES, configure
+from lab5.study.recipes import RECIPES, apply, changes
+from lab5.trainer import learning_rate, learning_rates
+from lab5.training.networks import train_transformer
+from lab5.vqgan import VQGAN
+
+REPORTS = ["kept-ratio-warmup", "half-mask-multistep", "narrow-mask-long", "uniform-mask-steplr", "bernoulli-sampling"]
+NAMES = [*REPORTS, "paper", "best"]
+
+
+def profile(name="full", **changes):
+    return configure(name, device="cpu", **changes)
+
+
+def test_the_five_reports_the_paper_and_the_best_are_there_by_what_they_do():
+    assert list(RECIPES) == NAMES
+    assert [recipe.source for recipe in RECIPES.values()][:5] == [f"report {letter}" for letter in "ABCDE"]
+    assert all(recipe.name == name and recipe.about for name, recipe in RECIPES.items())
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("base", ["smoke", "quick", "full"])
+def test_a_recipe_changes_nothing_but_training_decoding_and_hints(base, name):
+    before, after = profile(base), apply(profile(base), name)
+    same = replace(after, stage2=before.stage2, decode=before.decode, transformer=before.transformer)
+    assert same == before == PROFILES[base]
+    assert replace(after.transformer, hints=0) == replace(before.transformer, hints=0)
+    assert after.transformer.hints == (before.transformer.hints if name == "best" else 0)
+    assert after.stage2.steps == before.stage2.steps and after.stage2.amp == before.stage2.amp
+    assert after.decode.batch == before.decode.batch
+    read_masking(after.stage2.masking)
+    assert after.stage2.loss in LOSSES
+    assert 0 < learning_rate(after.stage2, 1) <= after.stage2.lr  # the schedule is one that can be had
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_the_reports_decode_under_the_labs_rule_and_train_without_clipping_or_averages(name):
+    decode, stage2 = apply(profile("quick"), name).decode, apply(profile("quick"), name).stage2
+    own = {"schedule", "steps", "stop_at", "codes", "order", "batch"}
+    lab = asdict(DecodeConfig())
+    assert {key: value for key, value in asdict(decode).items() if lab[key] != value}.keys() <= own
+    assert (decode.order, decode.choice_temperature) == ("lab", 4.5)
+    assert (stage2.clip, stage2.ema, stage2.label_smoothing) == (0, 0, 0)
+
+
+def test_at_full_size_the_reports_rates_are_the_reports():
+    """36000 steps of 100 images are the 300 epochs of report C; the others' epochs are shares of their own length."""
+    a, b, c, d, e = (apply(profile(), name).stage2 for name in REPORTS)
+
+    def rates(stage2, *steps):
+        return [learning_rate(stage2, step) for step in steps]
+
+    assert (a.masking, a.loss, a.optimiser, a.warmup) == ("cosine_kept", "all", "adam", 7200)  # 10 of 50 epochs
+    assert rates(a, 3600, 7200, 7200 + 14400) == pytest.approx([0.5e-4, 1e-4, 0.5e-4])
+
+    assert (b.masking, b.loss, b.milestones) == ("bernoulli:0.5", "all", (720, 3600))  # 2 and 10 of 100
+    assert rates(b, 1, 720, 721, 3600, 3601, 36000) == pytest.approx([1e-4, 1e-4, 1e-5, 1e-5, 1e-6, 1e-6])
+
+    assert (c.masking, c.loss, c.optimiser, c.weight_decay) == ("count:0.4:0.5", "all", "adamw", 0.01)
+    assert rates(c, 1, 36000) == [1e-4, 1e-4]
+
+    assert (d.masking, d.loss, d.decay_every) == ("bernoulli:0:1", "masked", 7200)  # 10 of 50
+    assert rates(d, *(7200 * k + 1 for k in range(5))) == pytest.approx([1e-4, 1e-5, 1e-6, 1e-7, 1e-8])
+
+    assert (e.masking, e.loss, e.batch, e.accumulate) == ("bernoulli:0.5", "all", 20, 5)
+    assert rates(e, 1, 18000, 36000) == pytest.approx([5e-5, 0.505 * 5e-5, 0.01 * 5e-5])
+
+
+def test_the_reports_decodings_are_the_reports():
+    plans = {name: apply(profile(), name).decode for name in NAMES}
+    found = {name: (d.schedule, d.steps, d.stop_at, d.codes) for name, d in plans.items()}
+    assert found == {
+        "kept-ratio-warmup": ("cosine", 100, 7, "argmax"),
+        "half-mask-multistep": ("linear", 10, 0, "argmax"),
+        "narrow-mask-long": ("stair", 20, 0, "argmax"),
+        "uniform-mask-steplr": ("raised_cosine", 12, 6, "argmax"),
+        "bernoulli-sampling": ("cosine", 7, 0, "sample"),
+        "paper": ("cosine", 8, 0, "sample"),
+        "best": (INPAINTING.schedule, INPAINTING.steps, INPAINTING.stop_at, INPAINTING.codes),
+    }
+    assert plans["paper"] == DecodeConfig()
+    assert plans["best"] == INPAINTING
+
+
+def test_shares_follow_the_steps_that_a_run_has():
+    for steps in (10, 100, 5000):
+        config = profile("quick", **{"stage2.steps": steps})
+        assert apply(config, "kept-ratio-warmup").stage2.warmup == steps // 5
+        assert apply(config, "uniform-mask-steplr").stage2.decay_every == steps // 5
+        milestones = apply(config, "half-mask-multistep").stage2.milestones
+        assert milestones[-1] == steps // 10 and all(1 <= milestone <= steps for milestone in milestones)
+    assert learning_rates(apply(profile("quick", **{"stage2.steps": 1}), "half-mask-multistep").stage2) == [1e-3]
+
+
+def test_what_was_changed_before_stays_and_what_is_changed_after_has_the_last_word():
+    own = {"stage2.lr": 0.5, "data.train": 99, "stage2.batch": 10, "decode.steps": 3, "decode.batch": 5}
+    config = profile("quick", seed=7, **own)
+    after = apply(config, "bernoulli-sampling")
+    assert (after.seed, after.data.train, after.stage2.lr, after.stage2.batch) == (7, 99, 0.25, 2)
+    assert (after.decode.steps, after.decode.batch) == (7, 5)  # the batch goes with the machine
+    own = {"decode.steps": 3, "stage2.masking": "hole"}
+    last = configure("quick", **({"device": "cpu"} | changes(config, "bernoulli-sampling") | own))
+    assert (last.decode.steps, last.stage2.masking, last.stage2.accumulate) == (3, "hole", 5)
+
+
+def test_an_unknown_recipe_is_refused_with_those_that_there_are():
+    with pytest.raises(ValueError, match="unknown recipe 'worst'; there are kept-ratio-warmup, .*, best"):
+        apply(profile(), "worst")
+
+
+# --- each of them, from settings to pictures --------------------------------------------------------------------------
+
+
+TINY = {"data.train": 48, "data.val": 8, "data.test": 4, "stage2.steps": 10, "stage2.batch": 8, "transformer.width": 16,
+        "transformer.hidden": 16, "transformer.layers": 1}  # fmt: skip
+holes_once = cache(random_holes)  # the walks that make them take a second
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """Images and an untrained tokenizer, for all recipes."""
+    data = profile("smoke", **TINY).data
+    sizes = {"n_train": data.train, "n_val": data.val, "n_test": data.test}
+    images = open_dataset("toycats", **sizes, seed=data.seed, cache=tmp_path_factory.mktemp("cache"))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return images, Tokenizer(VQGAN(profile("smoke").vqgan))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_recipe_trains_and_decodes_by_name_under_every_schedule_of_the_lab(name, tiny, monkeypatch):
+    monkeypatch.setattr("lab5.training.networks.random_holes", holes_once)
+    config, (data, tokenizer) = apply(profile("smoke", **TINY), name), tiny
+    steps = list(train_transformer(config, data, tokenizer))
+    assert [step.lr for step in steps] == learning_rates(config.stage2)
+    training = train_transformer(config, data, tokenizer)
+    assert training.reused and all(torch.isfinite(p).all() for p in training.model.parameters())
+
+    pair = Pair(tokenizer, training.model, "tiny")
+    images, holes = data.test[:3], holes_once(1, 3)
+    for schedule in (config.decode.schedule, "cosine", "linear", "square"):
+        *_, last = decode_holes(pair, images, holes, replace(config.decode, schedule=schedule), seed=0)
+        assert last.step == (config.decode.stop_at or config.decode.steps) and not last.masked.any()
+    pictures = inpaint_images(pair, images, holes, config.decode, seed=0)
+    assert pictures.shape == images.shape and pictures.dtype == torch.uint8

@@ -1,0 +1,195 @@
+"""What is found in a run's folder is used only where it was made with the same settings, code and data."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from lab5 import checkpoint
+from lab5.config import TrainConfig, data_folder
+from lab5.runtime.files import load_meta, load_tensors, save_tensors
+from lab5.runtime.states import state_files
+from lab5.training.session import Training
+from lab5.training import session as training
+
+ROOT = Path(__file__).parents[2]
+CONFIG = TrainConfig(steps=6, batch=4, lr=1e-2, warmup=2, amp="off", ema=0.9)
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 3, 1), nn.Flatten(), nn.Linear(3, 1))
+
+
+def load(path: Path) -> nn.Module:
+    return checkpoint.fill(network, load_tensors(path)[0], path)
+
+
+def objective(model, draw, generator):
+    inputs = torch.randn(4, 1, 1, 1, generator=generator)
+    return (model(inputs) - inputs[:, :, 0, 0]).square().mean(), {}
+
+
+def small(config=CONFIG, seed=0, goal=objective, **settings) -> Training:
+    return Training(
+        "net", config, {"data": "abcdef"} | settings, build=network, objective=lambda: goal,
+        save=lambda path, model, **meta: save_tensors(path, model.state_dict(), meta), load=load, seed=seed,
+        device="cpu", check=lambda model: {"val": model[0].bias.sum().item()}, best_by="val",
+    )  # fmt: skip
+
+
+def never(*_):
+    raise AssertionError("nothing should be trained")
+
+
+def weights(model: nn.Module) -> list:
+    return [p.tolist() for p in model.state_dict().values()]
+
+
+def begun(steps: int = 3, **changes) -> Training:
+    run = small(**changes)
+    for step in run:
+        if step.step == steps:
+            break
+    return run
+
+
+def test_a_network_made_by_another_version_of_the_code_is_made_again_and_says_so(monkeypatch, capsys):
+    first = small().run()
+    assert small().reused
+    monkeypatch.setattr(training, "CODE", training.CODE + 1)
+    again = small()
+    assert not again.reused and again.folder == first.folder
+    again.run()
+    found = f"code = {training.CODE - 1} there, {training.CODE} here"
+    assert capsys.readouterr().err == f"net: begun again, what was in {first.folder.name} has {found}\n"
+    assert small().reused and load_meta(again.file)["settings"]["code"] == training.CODE
+
+
+def test_so_is_a_state_of_another_version(monkeypatch, capsys):
+    begun()
+    monkeypatch.setattr(training, "CODE", training.CODE + 1)
+    steps = list(small())
+    assert [step.step for step in steps] == [1, 2, 3, 4, 5, 6]
+    assert "net: begun again, what was in net-" in capsys.readouterr().err
+
+
+def test_networks_of_before_there_were_versions_are_of_the_first(capsys):
+    run = small().run()
+    state, meta = load_tensors(run.file)
+    del meta["settings"]["code"]
+    save_tensors(run.file, state, meta)
+    (run.folder / "settings.json").unlink()
+    assert small().reused
+
+
+def test_a_network_of_another_folder_put_here_by_hand_is_not_taken_for_ours(capsys):
+    theirs, ours = small(data="other").run(), small().run()
+    ours.file.write_bytes(theirs.file.read_bytes())
+    again = small()
+    assert not again.reused
+    with pytest.raises(RuntimeError, match="net is not trained yet"):
+        again.model  # noqa: B018
+    capsys.readouterr()
+    again.run()
+    assert "what was in net-" in (said := capsys.readouterr().err) and "has data = other there, abcdef here" in said
+    assert load_meta(ours.file)["settings"]["data"] == "abcdef"
+
+
+def test_a_training_from_the_beginning_says_what_the_one_most_alike_has_otherwise(capsys):
+    small(data="another", seed=4).run()
+    one = small().run()
+    capsys.readouterr()
+    small(seed=5).run()
+    assert capsys.readouterr().err == f"net: trained anew, {one.folder.name} has seed = 0 there, 5 here\n"
+    small().run()
+    begun(data="third")
+    capsys.readouterr()
+    small(data="third").run()
+    assert capsys.readouterr().err == "", "who goes on, or finds it done, needs no explanation"
+
+
+@pytest.mark.parametrize("spoil", [lambda b: b[:100], lambda b: b[:-4] + b"\1\2\3\4"], ids=["cut short", "changed"])
+def test_a_damaged_network_is_refused_with_what_to_do(spoil):
+    run = small().run()
+    run.file.write_bytes(spoil(run.file.read_bytes()))
+    with pytest.raises(ValueError, match="net.safetensors .*; remove the file to train it again"):
+        small().model  # noqa: B018
+    run.file.unlink()
+    assert weights(small().run().model)
+
+
+@pytest.mark.parametrize("name", ["history.json", "settings.json"])
+def test_a_damaged_record_is_refused_with_what_to_do(name):
+    run = begun() if name == "settings.json" else small().run()
+    (run.folder / name).write_text('{"half')
+    with pytest.raises(ValueError, match=f"{name} is damaged: remove its folder to train again"):
+        small().run()
+
+
+def test_a_run_that_is_killed_between_its_last_files_ends_as_if_it_had_not_been(tmp_path):
+    whole = small().run()
+    files = {path.name: path.read_bytes() for path in whole.folder.iterdir()}
+    steps = begun(6)  # finished: nothing to do
+    assert steps.reused
+    for missing in ("net.safetensors", "history.json"):
+        whole.forget()
+        begun(6)  # all steps made, nothing of the last files written
+        (whole.folder / ("history.json" if missing == "net.safetensors" else "net.safetensors")).write_bytes(
+            files["history.json" if missing == "net.safetensors" else "net.safetensors"]
+        )
+        again = small()
+        assert not again.reused and list(again) == []
+        assert {path.name for path in whole.folder.iterdir()} == set(files)
+        assert weights(again.model) == weights(load(whole.file))
+
+
+def test_states_left_by_a_run_that_was_killed_at_its_very_end_are_removed():
+    whole = begun(6)
+    states = {path: path.read_bytes() for path in state_files(whole.folder / "net.state")}
+    small().run()
+    for path, content in states.items():
+        path.write_bytes(content)
+    assert small().run().reused and not state_files(whole.folder / "net.state")
+
+
+def test_two_runs_on_one_folder_do_not_mix():
+    first = iter(small())
+    next(first)
+    with pytest.raises(OSError, match=r"runs/net-\w+ is in use by process \d+ on .* \(this one: leave its loop first"):
+        small().run()
+    assert len(list(first)) == 5 and small().reused
+
+
+def test_a_run_of_a_process_that_was_killed_is_taken_over():
+    """The lock file is still there, and its process is not."""
+    folder = small().folder
+    code = "import sys, os; from lab5.runtime.files import locked; from pathlib import Path\n" \
+           "with locked(Path(sys.argv[1])): os.kill(os.getpid(), 9)"
+    assert subprocess.run([sys.executable, "-c", code, str(folder)], cwd=ROOT).returncode == -9
+    assert (folder / ".lock").exists()
+    small().run()
+    assert not (folder / ".lock").exists()
+
+
+def test_a_loss_that_is_no_number_keeps_the_states_and_the_folder_usable(monkeypatch):
+    monkeypatch.setattr(training, "SAVE_EVERY", 0.0)
+
+    def breaks(model, draw, generator):
+        loss, metrics = objective(model, draw, generator)
+        return loss * (float("nan") if draw == 4 else 1), metrics
+
+    with pytest.raises(FloatingPointError, match="the loss is nan at step 4 with a learning rate of "):
+        small(goal=breaks).run()
+    assert [path.name for path in state_files(small().folder / "net.state")] == ["net.state-3", "net.state-2"]
+    resumed = small()
+    assert [step.step for step in resumed] == [4, 5, 6]
+
+
+def test_the_settings_are_on_disk_beside_the_network():
+    run = begun()
+    assert json.loads((run.folder / "settings.json").read_text()) == run.settings
+    assert run.folder.parent == data_folder() / "runs"
