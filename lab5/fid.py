@@ -1,7 +1,6 @@
 """From features of two sets of images to the distance between the sets.
 
-`frechet_distance` and `kid` compare two arrays of features; `with_spread` and `floor_of_halves` say how much of a
-value is owed to the choice and the number of the images.
+`frechet_distance` and `kid` compare two arrays of features.
 
 No square root of a matrix is taken anywhere. If S = L Lᵀ and R = M Mᵀ then Tr sqrt(S R) is the sum of the
 singular values of Lᵀ M, and centred features are such a factor L of their own covariance. That is exact, real
@@ -13,7 +12,6 @@ when the standard Inception network measured it.
 
 import hashlib
 import os
-from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -39,13 +37,13 @@ def frechet_distance(features_a: Float[Array, "n F"], features_b: Float[Array, "
 
     Raises ValueError for fewer than two images, unequal F, NaN or infinity.
     """
-    a, b = _pair(features_a, features_b)
+    a, b = checked_pair(features_a, features_b)
     return _distance(a.mean(0), _factor(a), b.mean(0), _factor(b))
 
 
 def feature_stats(features: Float[Array, "n F"]) -> tuple[Float[Tensor, " F"], Float[Tensor, "F F"]]:
     """Mean and covariance (divided by n-1), float64: what a published FID reference keeps of its images."""
-    x = _float64(features, "features")
+    x = checked(features, "features")
     centred = x - x.mean(0)
     return x.mean(0), centred.T @ centred / (len(x) - 1)
 
@@ -86,7 +84,7 @@ def kid(features_a: Float[Array, "n F"], features_b: Float[Array, "m F"], *, pai
     kernel of such a pair is then left out too (Gretton et al. 2012, eq. 4). A set has distance 0 to itself, and the
     mean is again the same at every n.
     """
-    a, b = _pair(features_a, features_b)
+    a, b = checked_pair(features_a, features_b)
     if paired and len(a) != len(b):
         raise ValueError(f"paired sets need the same number of images, found {len(a)} and {len(b)}")
     return (_mean_kernel(a, a, True) + _mean_kernel(b, b, True) - 2 * _mean_kernel(a, b, paired)).item()
@@ -104,58 +102,10 @@ def _kernel(products: Tensor, features: int) -> Tensor:
     return (products / features + 1) ** 3
 
 
-# --- how sure a distance is -----------------------------------------------------------------------------------
-
-
-def with_spread(
-    distance: Callable[[Array, Array], float],
-    features_a: Float[Array, "n F"],
-    features_b: Float[Array, "m F"],
-    *,
-    generator: torch.Generator,
-    repeats: int = 50,
-) -> tuple[float, float]:
-    """`distance` of two paired sets, and the standard deviation it owes to the choice of the images.
-
-    The SD is that of random halves drawn without replacement: a half scatters about the whole as the whole
-    scatters about the truth (half-sampling, a jackknife that leaves n/2 out). Unlike a bootstrap it makes no
-    duplicates, which both distances would mistake for structure. Row i of both sets belongs together and is
-    drawn together. Near a true distance of 0 the SD comes out up to twice too large; far from it it was within a
-    tenth of the SD of fresh samples (Gaussian features, n 60 and 200).
-    """
-    a, b = _pair(features_a, features_b)
-    if len(a) != len(b) or len(a) < 4:
-        raise ValueError(f"paired sets need the same number of images, at least 4; found {len(a)} and {len(b)}")
-    halves = [torch.randperm(len(a), generator=generator)[: len(a) // 2] for _ in range(repeats)]
-    values = torch.tensor([distance(a[half], b[half]) for half in halves], dtype=torch.float64)
-    return distance(a, b), values.std().item()
-
-
-def floor_of_halves(
-    distance: Callable[[Array, Array], float],
-    features: Float[Array, "n F"],
-    *,
-    generator: torch.Generator,
-    repeats: int = 20,
-) -> tuple[float, float]:
-    """`distance` between disjoint random halves of one set: its mean and standard deviation over the splits.
-
-    What independent sets of n/2 images score where nothing is wrong: about 0 for KID, more for the Fréchet distance.
-    Pictures that were made from the very images they are compared with may score less, for they are not independent.
-    """
-    x = _float64(features, "features")
-    if len(x) < 4:
-        raise ValueError(f"halves of at least 2 images need 4, found {len(x)}")
-    orders = [torch.randperm(len(x), generator=generator) for _ in range(repeats)]
-    half = len(x) // 2
-    values = torch.tensor([distance(x[o[:half]], x[o[half : 2 * half]]) for o in orders], dtype=torch.float64)
-    return values.mean().item(), values.std().item()
-
-
 # --- the door -------------------------------------------------------------------------------------------------
 
 
-def _float64(features: Array, name: str) -> Tensor:
+def checked(features: Array, name: str) -> Tensor:
     x = torch.as_tensor(features).detach().to(torch.float64)
     if x.dim() != 2 or len(x) < 2:
         raise ValueError(f"{name} must be (images, features) with at least 2 images; found shape {tuple(x.shape)}")
@@ -164,8 +114,8 @@ def _float64(features: Array, name: str) -> Tensor:
     return x
 
 
-def _pair(features_a: Array, features_b: Array) -> tuple[Tensor, Tensor]:
-    a, b = _float64(features_a, "features_a"), _float64(features_b, "features_b")
+def checked_pair(features_a: Array, features_b: Array) -> tuple[Tensor, Tensor]:
+    a, b = checked(features_a, "features_a"), checked(features_b, "features_b")
     b = b.to(a.device)
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"the two sets have {a.shape[1]} and {b.shape[1]} features; they must have the same")

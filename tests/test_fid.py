@@ -8,14 +8,8 @@ import pytest
 import scipy.linalg
 import torch
 
-from lab5.fid import (
-    feature_stats,
-    floor_of_halves,
-    frechet_distance,
-    frechet_distance_from_stats,
-    kid,
-    with_spread,
-)
+from lab5.fid import feature_stats, frechet_distance, frechet_distance_from_stats, kid
+from lab5.scoring.intervals import floor_of_halves, with_spread
 
 REFUSED = (ValueError, TypeError)  # the shape checker, where it is installed, refuses first with a TypeError
 

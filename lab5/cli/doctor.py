@@ -1,7 +1,6 @@
 """What this machine has for the workbook, and what is missing: one line each, before anything long is started.
 
-It knows nothing of what is done with these things, and needs none of them: a package that is missing is a line of
-its report, not an error.
+It needs none of the things that it looks for: a package that is missing is a line of its report, not an error.
 """
 
 import hashlib
@@ -13,16 +12,19 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
+import tomllib
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from lab5.config import ROOT, data_folder, pretrained_folder
+from lab5.config import ROOT, data_folder, is_checkout, pretrained_folder
 from lab5.report.pdf import BROWSERS, find_browser
-from lab5.runtime.machine import memory, memory_gb
 
 NETWORKS = ("vqgan", "transformer", "classifier")
+# Builds of OpenCV other than the one that is asked for: each is imported as cv2, and would be overwritten.
+OTHER_OPENCV = ("opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless")
 MEMORY_GB, DISK_GB = 2.0, 2.0  # what a run of profile quick takes, and some room
 
 
@@ -61,26 +63,53 @@ def _findings(dataset: str) -> Iterator[Finding]:
     yield _cache()
 
 
+# --- packages -------------------------------------------------------------------------------------------------------
+
+
 def _packages() -> Finding:
-    """The list in requirements.txt against what is installed."""
-    pins, installed = _pins(), _installed()
-    missing = [name for name in pins if name not in installed]
-    # 2.11.0+cpu is a build of 2.11.0
-    other = [f"{n} {v} instead of {pins[n]}" for n, v in installed.items() if v.split("+")[0] != pins[n]]
-    if missing:
-        return Finding("packages", False, f"{', '.join(missing)}: make setup, or pip install -r requirements.txt")
-    return Finding("packages", True, f"all {len(pins)}, " + (f"but {', '.join(other)}" if other else "as pinned"))
+    """What is installed, against requirements.txt in a checkout, and in an installed lab5 against what it requires."""
+    needed = _needed()
+    installed = _installed(needed)
+    if missing := [name for name in needed if name not in installed]:
+        asked = "-r requirements.txt" if is_checkout() else " ".join(f"'{needed[name]}'" for name in missing)
+        how = f"{'make setup, or ' if is_checkout() else ''}pip install {asked}"
+        return Finding("packages", False, f"{', '.join(missing)}: {how}")
+    other = [f"{name} {version} instead of {needed[name]}" for name, version in installed.items()
+             if not _fits(version, needed[name])]  # fmt: skip
+    if not needed:
+        return Finding("packages", True, "unknown: there is no requirements.txt, and lab5 is not installed")
+    wanted = "as pinned" if is_checkout() else "as lab5 requires"
+    return Finding("packages", True, f"all {len(needed)}, " + (f"but {', '.join(other)}" if other else wanted))
 
 
-def _pins() -> dict[str, str]:
-    text = (ROOT / "requirements.txt").read_text(encoding="utf-8")
-    return dict(re.findall(r"^([\w.-]+)==(\S+)", text, re.MULTILINE))
+def _needed() -> dict[str, str]:
+    """Each package that is needed, and how pip is asked for it: `numpy==2.4.6`."""
+    if is_checkout():
+        return _by_name((ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines())
+    return _by_name(_required())
 
 
-def _installed() -> dict[str, str]:
-    """The versions of those packages of the list that are here."""
+def _required(extra: str = "") -> list[str]:
+    """What lab5 declares to need, or what one of its extras adds; [] for one that is neither checkout nor installed."""
+    if is_checkout():
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        return project["optional-dependencies"][extra] if extra else project["dependencies"]
+    try:
+        declared = [line.partition(";") for line in importlib.metadata.requires("lab5") or []]
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    return [line for line, _, marker in declared if (f'extra == "{extra}"' in marker if extra else not marker)]
+
+
+def _by_name(lines: list[str]) -> dict[str, str]:
+    """Requirements under the names of the packages; comments are none."""
+    return {found[1]: line.strip() for line in lines if (found := re.match(r"([A-Za-z0-9][\w.-]*)\s*[=>]=", line))}
+
+
+def _installed(names: Iterable[str]) -> dict[str, str]:
+    """The versions of those packages that are here."""
     versions = {}
-    for name in _pins():
+    for name in names:
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -88,15 +117,65 @@ def _installed() -> dict[str, str]:
     return versions
 
 
-def install_missing() -> None:
-    """Install the packages of the list that are not here; what is here, if in another version, is left alone.
+def _fits(version: str, requirement: str) -> bool:
+    """Whether `2.4.6` is what `numpy==2.4.6` or `numpy>=2` asks for; 2.11.0+cu130 is a build of 2.11.0."""
+    here, wanted = ([int(n) for n in re.findall(r"\d+", text.split("+")[0])]
+                    for text in (version, re.split("[=>]=", requirement)[1]))  # fmt: skip
+    return here >= wanted if ">=" in requirement else here == wanted
 
-    For notebooks that are opened elsewhere, such as in Colab, whose own torch will do.
+
+def install_missing() -> None:
+    """Install those packages that notebooks need and that are not here. What is here is left as it is, in any version.
+
+    For notebooks that are opened elsewhere, such as in Colab, whose own torch will do. Where what is missing does not
+    go with what is here, nothing is installed: ImportError names the two.
     """
-    missing = [f"{name}=={pinned}" for name, pinned in _pins().items() if name not in _installed()]
-    if missing:
-        print(f"installing {', '.join(missing)}")
-        subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *missing], check=True)
+    widgets = {name: line for name, line in _by_name(_required("notebooks")).items() if name == "ipywidgets"}
+    needed = _by_name(_required()) | widgets  # the other packages of that extra run the kernel that this is called in
+    here = _installed(needed)
+    if _installed(OTHER_OPENCV):
+        needed.pop("opencv-python-headless", None)
+    if not (missing := [line for name, line in needed.items() if name not in here]):
+        return
+    print(f"installing {', '.join(missing)}")
+    with tempfile.TemporaryDirectory() as folder:
+        as_it_is, log = Path(folder) / "constraints.txt", Path(folder) / "log.txt"
+        as_it_is.write_text("".join(f"{name}=={version}\n" for name, version in _everything().items()))
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        command += ["--constraint", str(as_it_is), "--log", str(log), *missing]
+        try:
+            subprocess.run(command, check=True)
+        except subprocess.CalledProcessError:
+            setup = "make setup, in the project's folder, makes" if is_checkout() else "python -m venv makes"
+            raise ImportError(
+                f"{', '.join(missing)} cannot be installed beside what is here ({_why(log)}), and nothing that is here "
+                f"is replaced: {setup} an environment of its own"
+            ) from None  # what pip had to say is in the sentence
+
+
+def _everything() -> dict[str, str]:
+    """Every installed package with its version; of two with one name, the one that is imported."""
+    versions: dict[str, str] = {}
+    for found in importlib.metadata.distributions():
+        name, version = found.metadata["Name"], found.version
+        if name and version and re.fullmatch(r"[\w.!+-]+", version) and version[0].isdigit():
+            versions.setdefault(name, version)
+    return versions
+
+
+def _why(log: Path) -> str:
+    """The reason in a log of pip's: which package wants what of which there is another version, or the last error."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
+    lines = [re.sub(r"^\d{4}-\S+ ", "", line).strip() for line in lines]  # each begins with the time
+    reasons = {line: None for line in lines if " depends on " in line}
+    for line in lines:
+        if (found := re.match(r"The user requested \(constraint\) ([\w.-]+)", line)) and _installed([found[1]]):
+            reasons[f"{found[1]} {importlib.metadata.version(found[1])} is here"] = None
+    errors = [line.removeprefix("ERROR: ").rstrip(".") for line in lines if line.startswith("ERROR: ")]
+    return ", and ".join(reasons) or "".join(errors[-1:]) or "pip gave no reason"
+
+
+# --- the machine ----------------------------------------------------------------------------------------------------
 
 
 def _torch() -> Finding:
@@ -127,6 +206,10 @@ def _device() -> Finding:
 
 
 def _memory() -> Finding:
+    try:
+        from lab5.runtime.machine import memory, memory_gb
+    except ImportError as error:  # of torch, which computes there
+        return Finding("memory", True, f"unknown: {error}")
     free, total = memory_gb()
     if total and free < MEMORY_GB:
         return Finding("memory", False, f"{memory()}; profile quick takes {MEMORY_GB:g} GB: close other programs")
@@ -144,16 +227,21 @@ def _disk() -> Finding:
     return Finding("disk", not enough, f"{free:.1f} GB free for {folder}{enough}")
 
 
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
 def _weights(name: str) -> Finding:
     file, notes = pretrained_folder() / f"{name}.safetensors", pretrained_folder() / "training.json"
+    again = "git checkout brings it back" if is_checkout() else "install lab5 again"
     if not file.is_file():
-        return Finding(name, False, f"no {file}; make pretrained trains it")
+        made = "make pretrained trains it" if is_checkout() else again
+        return Finding(name, False, f"no {file}; {made}")
     try:
         expected = json.loads(notes.read_text(encoding="utf-8"))[name]["sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         expected = None  # without the notes any file is taken
     if expected not in (None, hashlib.sha256(file.read_bytes()).hexdigest()):
-        return Finding(name, False, f"{file} is damaged: not what training.json describes; git checkout brings it back")
+        return Finding(name, False, f"{file} is damaged: not what training.json describes; {again}")
     return Finding(name, True, f"{file} ({file.stat().st_size / 2**20:.1f} MB)")
 
 

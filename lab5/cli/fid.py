@@ -3,8 +3,6 @@
 A set is a folder, the lab's ground-truth csv, an npz of statistics, or the toy cats' test images. Features of the
 reference are kept in the cache, by the content of its images and of the network: the second comparison with it
 needs no look at it.
-
-It knows no arguments, and neither how features are made nor what a distance is.
 """
 
 import hashlib
@@ -20,9 +18,10 @@ from torch import Tensor
 from lab5.config import Config, data_folder
 from lab5.data.archives import SIZE, cached, list_images, read_images
 from lab5.data.dataset import get_dataset
-from lab5.fid import InceptionFeatures, feature_stats, frechet_distance, frechet_distance_from_stats, kid, with_spread
+from lab5.fid import InceptionFeatures, feature_stats, frechet_distance, frechet_distance_from_stats, kid
 from lab5.runtime.files import replacing, weights_hash
 from lab5.scoring.classifier import ToyFeatures, load_classifier
+from lab5.scoring.intervals import with_spread
 
 TOYCATS_TEST = "toycats-test"
 CSV_VALUES = SIZE * SIZE * 3
@@ -65,25 +64,25 @@ def fid(
     network = load_classifier() if features == "toy" else InceptionFeatures(weights, download=download)
     network = network.to(config.device)
     places = ["first", "reference"] if len(sets) == 2 else ["reference"]
-    made = [
+    sides = [
         side.stats if side.images is None else _features(side, network, batch, keep=place == "reference")
         for side, place in zip(sets, places, strict=True)
     ]
     if len(sets) == 2:
-        _print_distance(sets, made, network)
+        _print_distance(sets, sides, network)
     if save_stats is not None:
-        _write_stats(save_stats, made[-1])
+        _write_stats(save_stats, sides[-1])
         print(f"{save_stats}: mu, sigma and n = {sets[-1].n} of {sets[-1].name}, {network.score_name}")
 
 
 # --- the numbers ------------------------------------------------------------------------------------------------
 
 
-def _print_distance(sets: list[ImageSet], made: list, network: Network | None) -> None:
-    """`made` holds features of each set, or its statistics."""
-    if any(isinstance(x, tuple) for x in made):
-        made = [x if isinstance(x, tuple) else feature_stats(x) for x in made]
-        counts = [len(mean) for mean, _ in made]
+def _print_distance(sets: list[ImageSet], sides: list, network: Network | None) -> None:
+    """`sides` holds features of each set, or its statistics."""
+    if any(isinstance(x, tuple) for x in sides):
+        sides = [x if isinstance(x, tuple) else feature_stats(x) for x in sides]
+        counts = [len(mean) for mean, _ in sides]
         if counts[0] != counts[1]:
             raise ValueError(
                 f"{sets[0].name} has {counts[0]} features and {sets[1].name} has {counts[1]}: two networks made them"
@@ -95,12 +94,12 @@ def _print_distance(sets: list[ImageSet], made: list, network: Network | None) -
     else:
         print(f"features: {type(network).__name__}, weights {_weights_hash(network)[:12]}")
         name = network.score_name
-    if isinstance(made[0], tuple):
-        print(f"{name} = {frechet_distance_from_stats(*made[0], *made[1]):.4f}")
+    if isinstance(sides[0], tuple):
+        print(f"{name} = {frechet_distance_from_stats(*sides[0], *sides[1]):.4f}")
         print("KID needs the images of both sets")
         return
-    value, spread = with_spread(kid, *made, generator=torch.Generator().manual_seed(0))
-    print(f"{name} = {frechet_distance(*made):.4f}")
+    value, spread = with_spread(kid, *sides, generator=torch.Generator().manual_seed(0))
+    print(f"{name} = {frechet_distance(*sides):.4f}")
     print(f"KID = {value:.6f} ± {spread:.6f} (SD owed to the choice of the images)")
 
 

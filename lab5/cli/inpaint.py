@@ -3,8 +3,6 @@
 Everything that can be refused is refused before anything is decoded or written. The pictures follow the lab's rule:
 known tokens stay, and known pixels come out of the decoder like all others, unless pasting is asked for, which moves
 them to a folder that says so.
-
-It knows no arguments, and neither how holes are filled nor how pictures are scored.
 """
 
 from collections.abc import Iterator
@@ -28,7 +26,7 @@ from lab5.cli.tables import (
     to_image,
     write_pictures,
 )
-from lab5.cli.train import choose_pair
+from lab5.cli.train import Networks, choose_pair
 from lab5.config import SEEDS, Config, DecodeConfig
 from lab5.data.dataset import Dataset, get_dataset, open_masked
 from lab5.data.holes import paste_known
@@ -38,31 +36,36 @@ from lab5.inpainting.fill import baselines, decode_holes, to_pictures
 from lab5.inpainting.pair import Pair
 from lab5.scoring.classifier import get_features
 from lab5.scoring.scores import Scorer
+from lab5.training.networks import VAL_HOLES
 
 STEPS = ("mask_scheduling", "imga")
-VAL_HOLES = 3_000_000  # seed of the holes in validation images: those of the validation loss
 
 Folders = tuple[Path | None, Path | None]
 
 
-def inpaint(
-    config: Config, out: Path, *, split: str = "test", folders: Folders = (None, None), n: int | None = None,
-    share: float | None = None, seed: int | None = None, show_steps: int | None = 0, overwrite: bool = False,
-    weights: str = "pretrained", vqgan: Path | None = None, transformer: Path | None = None,
-) -> None:  # fmt: skip
-    """Fill the holes of images of a "test" or "val" split, or of the lab's two folders of test images and masks.
+class Job(NamedTuple):
+    """Which images are filled, and where they go."""
 
-    `n` or `share` takes only the first of them. `show_steps` draws the steps of so many, None of all. Results that
-    are in `out` already are replaced with `overwrite` and refused without.
-    """
-    decode, seed = config.decode, config.seed if seed is None else seed
+    out: Path
+    split: str = "test"  # or "val", with holes drawn for them
+    folders: Folders = (None, None)  # the lab's two folders of test images and masks, in place of a split
+    n: int | None = None  # only so many of the first
+    share: float | None = None  # or this share of them
+    seed: int | None = None
+    show_steps: int | None = 0  # how many have their steps drawn, None = all
+    overwrite: bool = False  # results that are in `out` already are replaced with it and refused without
+
+
+def inpaint(config: Config, job: Job, networks: Networks = Networks()) -> None:  # noqa: B008, it cannot be changed
+    """Fill the holes of the images, write the pictures, and print their scores where the truth is known."""
+    decode, seed, out = config.decode, config.seed if job.seed is None else job.seed, job.out
     if not 0 <= seed <= SEEDS:
         raise ValueError(f"--seed must lie in 0..{SEEDS}, not {seed}")
-    results = f"{split}_results{'' if decode.paste == 'none' else '_pasted'}"
-    there = _check_output(out, results, show_steps, overwrite)
-    data = _open_images(config, split, folders)
-    n = _how_many(len(data.test), split, n, share)
-    pair = choose_pair(config, data, weights, vqgan, transformer)
+    results = f"{job.split}_results{'' if decode.paste == 'none' else '_pasted'}"
+    there = _check_output(out, results, job.show_steps, job.overwrite)
+    data = _open_images(config, job.split, job.folders)
+    n = _how_many(len(data.test), job.split, job.n, job.share)
+    pair = choose_pair(config, data, networks)
     scorer, known = None, int(data.whole[:n].sum())
     if known > 1:
         scorer = Scorer(data, get_features(config, pair.tokenizer), known, tokenizer=pair.tokenizer)
@@ -70,16 +73,16 @@ def inpaint(
     next(decoding)  # the input: from here on the settings are known to be good
     out.mkdir(parents=True, exist_ok=True)  # complain now, not after the decoding
     filled = _fill(pair, data, n, decoding, decode)
-    shown = n if show_steps is None else min(show_steps, n)
-    write_pictures(out, chain(_results_of(filled, results), _steps_of(filled, pair, shown)))
-    if there and not shown:  # the steps of another decoding than the results would be beside them
+    drawn = n if job.show_steps is None else min(job.show_steps, n)
+    write_pictures(out, chain(_results_of(filled, results), _steps_of(filled, pair, drawn)))
+    if there and not drawn:  # the steps of another decoding than the results would be beside them
         remove_pictures(out, STEPS)
     print(f"{n} pictures in {out / results}: weights {pair.weights}, seed {seed}, device {config.device}")
-    if split == "test" and n == len(data.test) < (given := data.given.get("test", 0)):
+    if job.split == "test" and n == len(data.test) < (given := data.given.get("test", 0)):
         print(f"these are the first {n} of {given} test images: --set data.test={given} takes all")
     print(f"decoded with {_describe(decode)}{filled.pasted and f'; {filled.pasted}'}")
-    if shown:
-        print(f"the steps of {shown} in {out / 'mask_scheduling'} and {out / 'imga'}, without any pasting")
+    if drawn:
+        print(f"the steps of {drawn} in {out / 'mask_scheduling'} and {out / 'imga'}, without any pasting")
     if scorer is None:
         print("no scores: they need at least two of these images whose truth under the hole is known")
     else:
@@ -188,16 +191,16 @@ def _steps_of(filled: Filled, pair: Pair, shown: int) -> Iterator[Picture]:
 def _describe(decode: DecodeConfig) -> str:
     """The plan, and what differs from the lab's rule."""
     lab, plan = DecodeConfig(), ("schedule", "steps", "stop_at")
-    told = {name: value for name, value in asdict(decode).items() if name in plan or value != getattr(lab, name)}
-    return ", ".join(f"{name} {value}" for name, value in told.items())
+    differing = {name: value for name, value in asdict(decode).items() if name in plan or value != getattr(lab, name)}
+    return ", ".join(f"{name} {value}" for name, value in differing.items())
 
 
 def _print_scores(scorer: Scorer, filled: Filled, pair: Pair) -> None:
     print(f"score: {scorer.score_name}, lower is better; it grows as n falls, so compare it within a group of images")
     methods = {f"this run{filled.pasted and ', pasted'}": filled.pictures[scorer.places]}
     methods |= baselines(scorer.truth, scorer.holes, pair.tokenizer)
-    found = {method: scorer.by_group(pictures) for method, pictures in methods.items()}
+    scores = {method: scorer.by_group(pictures) for method, pictures in methods.items()}
     print_table([
         {"images": group, "method": method} | groups[group]._asdict()
-        for group in scorer.groups for method, groups in found.items()
+        for group in scorer.groups for method, groups in scores.items()
     ])  # fmt: skip

@@ -3,8 +3,7 @@
 Results go to stdout, progress and complaints to stderr. Exit codes: 0 done, 1 a report that stopped or a doctor
 that misses something, 2 bad input, 130 interrupted (Ctrl-C), 143 terminated (SIGTERM).
 
-It brings the words together with what they start, and knows nothing of how that is done. Rooms are imported where they
-are used, so that --help answers at once, and doctor also where a package is missing.
+Files are imported where they are used, so that --help answers at once, and doctor also where a package is missing.
 """
 
 import sys
@@ -12,14 +11,14 @@ from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
 
-from lab5.cli import lab_flags as labflags
+from lab5.cli import lab_flags
 from lab5.cli.arguments import parser
 from lab5.config import Config
 from lab5.profiles import configure
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code. With --debug errors are raised, otherwise told in a sentence."""
+    """Run one command and return its exit code. With --debug errors are raised, otherwise they are one sentence."""
     args = parser().parse_args(words)
     try:
         return COMMANDS[args.command](args) or 0
@@ -88,27 +87,28 @@ def _parameters(args: Namespace) -> dict[str, str]:
 def _train(args: Namespace) -> None:
     from lab5.cli import train as commands
 
-    told, lab = _told(args), labflags.settings(args)
-    config = _configure(args, told, lab)
-    if labflags.counts_images(args):
-        lab |= labflags.in_steps(args, told, config, commands.count_train_images(config))
+    given, lab = _given(args), lab_flags.settings(args)
+    config = _configure(args, given, lab)
+    if lab_flags.counts_images(args):
+        lab |= lab_flags.in_steps(args, given, config, commands.count_train_images(config))
         if "data.train" in lab:
-            told.pop("data.train", None)  # it was the number of which --partial is a share
-        config = _configure(args, told, lab)
+            given.pop("data.train", None)  # it was the number of which --partial is a share
+        config = _configure(args, given, lab)
     _translate(args, lab)
-    commands.train(config, args.stage, args.out, labflags.stage_one(args), args.log)
+    commands.train(config, args.stage, args.out, lab_flags.stage_one(args), args.log)
 
 
 def _inpaint(args: Namespace) -> None:
-    from lab5.cli.inpaint import inpaint
+    from lab5.cli.inpaint import Job, inpaint
 
-    lab = labflags.settings(args)
-    config = _configure(args, _told(args), lab)
+    lab = lab_flags.settings(args)
+    config = _configure(args, _given(args), lab)
     _translate(args, lab)
-    inpaint(
-        config, args.out, split=args.split, folders=(args.test_maskedimage_path, args.test_mask_path), n=args.n,
-        share=args.partial, seed=args.seed, show_steps=args.show_steps, overwrite=args.overwrite, **_networks(args),
+    job = Job(
+        args.out, args.split, (args.test_maskedimage_path, args.test_mask_path), args.n, args.partial, args.seed,
+        args.show_steps, args.overwrite,
     )  # fmt: skip
+    inpaint(config, job, _networks(args))
 
 
 def _fid(args: Namespace) -> None:
@@ -117,7 +117,7 @@ def _fid(args: Namespace) -> None:
     _translate(args, {})
     config = _configure(args, {}, {} if args.device is None else {"device": args.device})
     fid(
-        labflags.fid_sets(args), config, features=args.features, n=args.n, weights=args.weights,
+        lab_flags.fid_sets(args), config, features=args.features, n=args.n, weights=args.weights,
         download=args.download, batch=args.batch_size, save_stats=args.save_stats,
     )  # fmt: skip
 
@@ -125,7 +125,8 @@ def _fid(args: Namespace) -> None:
 def _study(args: Namespace) -> None:
     from lab5.cli.study import study
 
-    study(_configure(args, _told(args), {}), args.table, grid=args.grid, jobs=args.jobs, **_networks(args))
+    config = _configure(args, _given(args), {})
+    study(config, args.table, grid=args.grid, jobs=args.jobs, networks=_networks(args))
 
 
 def _export(args: Namespace) -> None:
@@ -137,7 +138,7 @@ def _export(args: Namespace) -> None:
 def _data(args: Namespace) -> None:
     from lab5.cli.train import show_data
 
-    show_data(_configure(args, _told(args), {}))
+    show_data(_configure(args, _given(args), {}))
 
 
 def _doctor(args: Namespace) -> int:
@@ -161,35 +162,35 @@ COMMANDS = {
 # --- settings ---------------------------------------------------------------------------------------------------
 
 
-def _told(args: Namespace) -> dict[str, Any]:
+def _given(args: Namespace) -> dict[str, Any]:
     """The settings that are given by name: --set, --data, --seeds and --paste."""
-    told: dict[str, Any] = {}
+    given: dict[str, Any] = {}
     for text in args.set:
         key, equals, value = text.partition("=")
         if not key or not equals:
             raise ValueError(f"--set takes KEY=VALUE such as decode.steps=12, not {text!r}")
         if key == "profile":
             raise ValueError("--set cannot change the profile: that is what --profile is for")
-        told[key] = value
+        given[key] = value
     for flag, name in {"data": "data.path", "seeds": "study.seeds", "paste": "decode.paste"}.items():
         if getattr(args, flag, None) is not None:
-            told[name] = getattr(args, flag)
-    return told
+            given[name] = getattr(args, flag)
+    return given
 
 
-def _configure(args: Namespace, told: dict[str, Any], lab: dict[str, Any]) -> Config:
+def _configure(args: Namespace, given: dict[str, Any], lab: dict[str, Any]) -> Config:
     """The profile with what the lab's file says, what is set by name, and what the lab's flags stand for.
 
     The device is refused here if it is not there, and the threads are set here and nowhere else.
     """
-    if twice := sorted(told.keys() & lab.keys()):
+    if twice := sorted(given.keys() & lab.keys()):
         raise ValueError(f"{twice[0]} is set twice, by its own name and by one of the lab's flags: give one of them")
-    said = labflags.settings_of_file(args) | told | lab
-    config = configure(args.profile, **said)
+    settings = lab_flags.settings_of_file(args) | given | lab
+    config = configure(args.profile, **settings)
     if getattr(args, "recipe", None) is not None:
         from lab5.study.recipes import changes
 
-        config = configure(args.profile, **(changes(config, args.recipe) | said))
+        config = configure(args.profile, **(changes(config, args.recipe) | settings))
     import torch
 
     try:
@@ -203,15 +204,17 @@ def _configure(args: Namespace, told: dict[str, Any], lab: dict[str, Any]) -> Co
 
 def _translate(args: Namespace, lab: dict[str, Any]) -> None:
     """Say what the lab's flags have become."""
-    if settings := labflags.settings_of_file(args) | lab:
+    if settings := lab_flags.settings_of_file(args) | lab:
         pairs = {name: ",".join(map(str, v)) if isinstance(v, tuple) else v for name, v in settings.items()}
         _say(f"the lab's flags stand for {' '.join(f'--set {name}={value}' for name, value in pairs.items())}")
-    for note in labflags.notes(args):
+    for note in lab_flags.notes(args):
         _say(note)
 
 
-def _networks(args: Namespace) -> dict[str, Any]:
-    return {"weights": args.weights, "vqgan": labflags.stage_one(args), "transformer": args.transformer}
+def _networks(args: Namespace) -> "Networks":
+    from lab5.cli.train import Networks
+
+    return Networks(args.weights, lab_flags.stage_one(args), args.transformer)
 
 
 def terminate(*_: object) -> None:

@@ -1,6 +1,4 @@
 """What the command line hands over: tables on stdout, and pictures in files that appear whole or not at all.
-
-It knows no networks and no scores: rows, tensors, folders.
 """
 
 import os
@@ -9,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas as pd
 import torch
 from jaxtyping import Bool, UInt8
 from PIL import Image
@@ -20,8 +19,10 @@ MASKS_A_ROW, STEPS_A_ROW = 10, 7  # as in the lab's pictures
 # --- tables -----------------------------------------------------------------------------------------------------
 
 
-def print_table(rows: list[dict[str, Any]]) -> None:
+def print_table(rows: pd.DataFrame | list[dict[str, Any]]) -> None:
     """A column per key of the first row; texts to the left, numbers to the right, floats with three decimals."""
+    if isinstance(rows, pd.DataFrame):
+        rows = rows.to_dict("records")
     cells = [[_cell(value) for value in row.values()] for row in rows]
     widths = [max(map(len, column)) for column in zip(list(rows[0]), *cells, strict=True)]
     left = [isinstance(value, str) for value in rows[0].values()]
@@ -31,7 +32,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 
 
 def _cell(value: Any) -> str:
-    if value is None:
+    if pd.isna(value):
         return "-"
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 

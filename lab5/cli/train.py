@@ -1,10 +1,7 @@
-"""What the command line does: train, data and export, from settings to files and lines of text.
+"""The commands train, data and export, from settings to files and lines of text.
 
 Results are printed on stdout, progress on stderr. Files appear whole or not at all. Bad input raises ValueError
 or FileNotFoundError, with one sentence, before anything is computed where that is possible.
-
-It knows no arguments, and computes nothing itself: each command is a few calls of the rooms below. The commands
-inpaint, study and fid have rooms of their own.
 """
 
 import dataclasses
@@ -13,7 +10,7 @@ import json
 import sys
 import textwrap
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -156,11 +153,17 @@ def _read_entries(out: Path) -> dict[str, Any]:
 # --- the networks that decode -----------------------------------------------------------------------------------
 
 
-def choose_pair(config: Config, data: Dataset, weights: str, vqgan: Path | None, transformer: Path | None) -> Pair:
-    """For the images of `data` two files, the "pretrained" pair, or the one that the profile has "trained".
+class Networks(NamedTuple):
+    """Which networks decode: two files, the "pretrained" pair, or the one that the profile has "trained"."""
 
-    The last is trained on the run's own dataset, here behind progress bars, if need be.
-    """
+    weights: str = "pretrained"
+    vqgan: Path | None = None
+    transformer: Path | None = None
+
+
+def choose_pair(config: Config, data: Dataset, networks: Networks) -> Pair:
+    """The networks for the images of `data`; the profile's are trained on the run's own dataset, if need be."""
+    weights, vqgan, transformer = networks
     if (vqgan is None) != (transformer is None):
         raise ValueError(
             "--vqgan and --transformer belong together: give both files, or neither; LAB5_VQGAN can name the vqgan"

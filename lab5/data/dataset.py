@@ -70,12 +70,6 @@ def token_mask(hole: Bool[Tensor, "*B 64 64"]) -> Bool[Tensor, "*B 256"]:
     return hole.unflatten(-1, (GRID, BLOCK)).unflatten(-3, (GRID, BLOCK)).any(-1).any(-2).flatten(-2)
 
 
-def pixel_mask(unknown: Bool[Tensor, "*B 256"]) -> Bool[Tensor, "*B 64 64"]:
-    """The pixels that tokens cover: `token_mask` undone, up to whole blocks."""
-    grid = unknown.unflatten(-1, (GRID, GRID))
-    return grid.repeat_interleave(BLOCK, -2).repeat_interleave(BLOCK, -1)
-
-
 # --- datasets ---------------------------------------------------------------------------------------------------
 
 

@@ -3,18 +3,19 @@
 Bits per token say how well it predicts, in one shot or in the order of a decoding; calibration says whether its
 confidence can be believed; the disagreement of several decodings says how much of a hole it leaves to chance.
 
-A model is anything that maps tokens to logits. It draws no codes, and does not know how a picture is scored.
+A model is anything that maps tokens to logits, with an attribute `mask_id`.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lab5.decoder import Model, ask
 from lab5.gamma import masked_counts
 from lab5.samplers import ONCE, ORDERS, Generators, Proposal, lowest, uniform
 
@@ -22,7 +23,7 @@ from lab5.samplers import ONCE, ORDERS, Generators, Proposal, lowest, uniform
 
 
 def bits_per_token(
-    model: Callable[[Tensor], Tensor],
+    model: Model,
     tokens: Int[Tensor, "B N"],
     unknown: Bool[Tensor, "B N"],
     *,
@@ -39,14 +40,13 @@ def bits_per_token(
 
 
 def code_lengths(
-    model: Callable[[Tensor], Tensor],
+    model: Model,
     tokens: Int[Tensor, "B N"],
     unknown: Bool[Tensor, "B N"],
     *,
     schedule: str = "cosine",
     steps: int = 1,
     order: str = "random",
-    mask_id: int,
     prior: Float[Tensor, "B N K"] | None = None,
     generator: Generators,
 ) -> Float[Tensor, " B"]:
@@ -55,17 +55,17 @@ def code_lengths(
     The tokens are revealed in `steps` steps, as many in each as the schedule says (`gamma.masked_count`). A step costs
     the bits of what it reveals, as if those tokens were independent given all that was visible before it, which is
     what a decoding assumes. steps = 1 is the one-shot code length. With a step for each token it is the chain rule,
-    the model's exact code length in this order: all orders would agree if its conditionals were those of one law.
+    the model's exact code length in this order: all orders would agree if its conditionals were those of one distribution.
 
     `order` is a name in `samplers.ORDERS`, with the model's most probable codes as proposals and without noise on the
     scores, so that "confidence" reveals first what the model is surest of, right or wrong. No order sees the truth;
     otherwise the order itself would tell something for free.
 
-    `tokens` hold the truth where `unknown`, and what the model may see elsewhere, all codes in 0..mask_id-1. `prior`
+    `tokens` hold the truth where `unknown`, and what the model may see elsewhere, all of them codes. `prior`
     is as in `decoder.decode_steps`. The answer is in float64, 0 for an image that hides nothing.
     Raises ValueError for an unknown order or schedule, and as `hidden_predictions` does.
     """
-    _check(tokens, unknown, mask_id)
+    _check(model, tokens, unknown)
     if order not in ORDERS:
         raise ValueError(f"order must be one of {', '.join(ORDERS)}, but it is {order!r}.")
     tokens, masked = tokens.long(), unknown
@@ -74,7 +74,7 @@ def code_lengths(
     for left in masked_counts(schedule, steps, unknown.sum(dim=1)):
         if not masked.any():
             break
-        log_p = _log_probabilities(model, tokens.masked_fill(masked, mask_id), mask_id, prior)
+        log_p = ask(model, tokens.masked_fill(masked, model.mask_id), prior).log_softmax(dim=-1)
         proposal = Proposal(log_p, log_p.argmax(dim=-1), unknown, temperature=0.0, once=once)
         scores = ORDERS[order](proposal, generator).masked_fill(~masked, torch.inf)
         staying = lowest(scores, left)
@@ -85,11 +85,9 @@ def code_lengths(
 
 
 def hidden_predictions(
-    model: Callable[[Tensor], Tensor],
+    model: Model,
     tokens: Int[Tensor, "B N"],
     unknown: Bool[Tensor, "B N"],
-    *,
-    mask_id: int,
     prior: Float[Tensor, "B N K"] | None = None,
 ) -> tuple[Float[Tensor, "M K"], Int[Tensor, " M"]]:
     """One shot: the log-probabilities of the K codes at the M hidden tokens of the batch, and the true codes there.
@@ -98,26 +96,15 @@ def hidden_predictions(
     `code_lengths`. Raises ValueError for shapes that differ, for tokens that are no codes, and for a model in training
     mode or that returns logits of another shape.
     """
-    _check(tokens, unknown, mask_id)
-    log_p = _log_probabilities(model, tokens.long().masked_fill(unknown, mask_id), mask_id, prior)
+    _check(model, tokens, unknown)
+    log_p = ask(model, tokens.long().masked_fill(unknown, model.mask_id), prior).log_softmax(dim=-1)
     return log_p[unknown], tokens[unknown].long()
 
 
-def _log_probabilities(
-    model: Callable[[Tensor], Tensor], visible: Int[Tensor, "B N"], codes: int, prior: Float[Tensor, "B N K"] | None
-) -> Float[Tensor, "B N K"]:
+def _check(model: Model, tokens: Tensor, unknown: Tensor) -> None:
+    mask_id = model.mask_id
     if getattr(model, "training", False):
         raise ValueError("the model must be in evaluation mode, but it is training: call model.eval().")
-    with torch.no_grad():
-        logits = model(visible)
-    if logits.shape[:-1] != visible.shape or logits.shape[-1] not in (codes, codes + 1):
-        expected = f"{(*visible.shape, codes)} or {(*visible.shape, codes + 1)}"
-        raise ValueError(f"the model must return logits of shape {expected}, but it returned {tuple(logits.shape)}.")
-    logits = logits[..., :codes].float()
-    return (logits if prior is None else logits + prior).log_softmax(dim=-1)
-
-
-def _check(tokens: Tensor, unknown: Tensor, mask_id: int) -> None:
     if tokens.shape != unknown.shape:
         found = f"{tuple(tokens.shape)} and {tuple(unknown.shape)}"
         raise ValueError(f"tokens and unknown must have the same shape (B, N), but they have {found}.")
@@ -173,24 +160,8 @@ def disagreement(tokens: Int[Tensor, "S n N"], unknown: Bool[Tensor, "n N"]) -> 
 
     0 where every seed gives the same. Raises ValueError for fewer than two seeds and where nothing is hidden.
     """
-    _check_seeds(len(tokens), unknown, "token")
+    if len(tokens) < 2 or not unknown.any():
+        raise ValueError(f"disagreement needs at least 2 seeds and a hidden token, found {len(tokens)} seeds.")
     hidden = tokens[:, unknown]
     shares = [(a != b).double().mean() for a, b in combinations(hidden, 2)]
     return float(torch.stack(shares).mean())
-
-
-def pixel_spread(pictures: UInt8[Tensor, "S n 3 H W"], holes: Bool[Tensor, "n H W"]) -> float:
-    """The difference between two of S pictures inside the hole, root mean square over all pairs, in grey levels of 255.
-
-    Raises ValueError for fewer than two seeds and where nothing is missing.
-    """
-    _check_seeds(len(pictures), holes, "pixel")
-    inside = pictures.movedim(2, -1)[:, holes].double()
-    return float((2 * inside.var(dim=0)).mean().sqrt())  # the squares of all pairs' differences average twice this
-
-
-def _check_seeds(seeds: int, hidden: Tensor, what: str) -> None:
-    if seeds < 2:
-        raise ValueError(f"a difference between seeds needs at least 2 of them, found {seeds}.")
-    if not hidden.any():
-        raise ValueError(f"a difference in the hole needs at least one missing {what}, found none.")

@@ -1,6 +1,6 @@
 """Plain data to one matplotlib Figure, in one style: the same colour for the same schedule everywhere.
 
-A caption under each figure carries n, seeds, device and weights. It knows no model and computes no score.
+A caption under each figure carries n, seeds, device and weights.
 """
 
 import textwrap
@@ -10,6 +10,7 @@ from itertools import cycle, pairwise
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Bool, Float, UInt8
 from matplotlib import rc_context
@@ -197,38 +198,33 @@ def gamma_curves(schedules: Sequence[str] = tuple(SCHEDULES), *, caption: str = 
 
 
 def fid_curve(
-    rows: Sequence[dict[str, Any]],
+    table: pd.DataFrame,
     x: str,
     *,
     y: str = "score",
     baselines: dict[str, float] | None = None,
-    xlabel: str = "",
-    ylabel: str = "",
-    title: str = "",
+    labels: Sequence[str] = ("", "", ""),
     caption: str = "",
 ) -> Figure:
     """Mean of `y` over seeds with its standard deviation, against `x`, a line per schedule; baselines as levels.
 
-    `rows` are rows of the study, each with `schedule`, `seed`, x and y.
+    `table` is a study's, with the columns `schedule`, `seed`, x and y; `labels` are those of x, of y, and the title.
     """
     with styled(6.4, 3.4, caption) as figure:
         axis = figure.subplots()
-        schedules = list(dict.fromkeys(row["schedule"] for row in rows))
-        for shift, name in enumerate(schedules):
-            places = sorted({row[x] for row in rows if row["schedule"] == name})
-            groups = [[row[y] for row in rows if row["schedule"] == name and row[x] == place] for place in places]
-            mean = [np.mean(group) for group in groups]
-            spread = [np.std(group, ddof=1) if len(group) > 1 else 0.0 for group in groups]
+        schedules = table.groupby("schedule", sort=False)
+        for shift, (name, rows) in enumerate(schedules):
+            groups = rows.groupby(x)[y]
             nudge = 0.06 * (shift - (len(schedules) - 1) / 2)  # error bars side by side, not on top of each other
             axis.errorbar(
-                np.array(places) + nudge, mean, spread, color=COLOURS[name], marker="o", ms=3.5, lw=1.5, capsize=2.5,
-                label=spoken(name),
+                groups.mean().index + nudge, groups.mean(), groups.std().fillna(0.0), color=COLOURS[name], marker="o",
+                ms=3.5, lw=1.5, capsize=2.5, label=spoken(name),
             )  # fmt: skip
         for name, value in (baselines or {}).items():
             axis.axhline(value, color=PALE, lw=1, ls="--")
             axis.annotate(spoken(name), (1.0, value), xycoords=("axes fraction", "data"), fontsize=7.5, color=PALE,
                           xytext=(4, 0), textcoords="offset points", va="center")  # fmt: skip
-        axis.set(xlabel=xlabel or x, ylabel=ylabel or y, title=title, xticks=sorted({row[x] for row in rows}))
+        axis.set(xlabel=labels[0] or x, ylabel=labels[1] or y, title=labels[2], xticks=sorted(table[x].unique()))
         axis.legend(frameon=False, fontsize=8)
     return figure
 

@@ -1,7 +1,7 @@
-"""What a notebook hands over: its numbers, with `record`, and its figures, with `show`.
+"""What a notebook hands over: numbers with `record`, figures with `show`, tables, and a training to watch.
 
-The numbers are merged into `metrics.json` of the report's folder; the figures are displayed with a text
-alternative and kept as files. It does not know which sections there are, nor what becomes of them.
+Numbers are merged into `metrics.json` of the report's folder; figures are displayed with a text alternative and kept as
+files.
 """
 
 import io
@@ -16,6 +16,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from IPython.display import HTML, display
 from matplotlib import pyplot, rc_context
 from matplotlib.figure import Figure
@@ -51,11 +52,13 @@ def show(figure: Figure, alt: str, name: str = "") -> None:
     display({"image/png": png.getvalue(), "text/plain": alt}, raw=True, metadata={"image/png": {"alt": alt}})
 
 
-def table(rows: Sequence[dict[str, Any]], caption: str = "") -> None:
-    """Display rows as a table, a column per key of the first row, with a caption below.
+def table(rows: pd.DataFrame | Sequence[dict[str, Any]], caption: str = "") -> None:
+    """Display a frame, or rows of which the first has all columns, as a table with a caption below.
 
     Floats have three decimals; a column of small ones has four.
     """
+    if isinstance(rows, pd.DataFrame):
+        rows = rows.to_dict("records")
     if not rows:
         raise ValueError("a table needs at least one row, got none")
     decimals = {column: _decimals([row.get(column) for row in rows]) for column in rows[0]}
@@ -85,7 +88,7 @@ def _decimals(column: Sequence[Any]) -> int:
 
 
 def _text(value: Any, decimals: int) -> str:
-    if value is None:
+    if pd.isna(value):
         return "–"
     return f"{value:.{decimals}f}" if isinstance(value, float) else str(value)
 
@@ -103,8 +106,8 @@ def copy_figures(notebook: str, folder: Path, since: float) -> None:
             shutil.copy(path, folder)
 
 
-def record(section: str, data: dict[str, Any] | list[Any]) -> None:
-    """Put numbers into `metrics.json` under `section`: a dict is merged into what is there, a list replaces it.
+def record(section: str, data: dict[str, Any] | list[Any] | pd.DataFrame) -> None:
+    """Put numbers into `metrics.json` under `section`: a dict is merged into what is there, others replace it.
 
     The file is in `report/` (`LAB5_REPORT_DIR` names another folder). Numbers of NumPy and torch are taken as
     they are; what is not finite becomes null, because JSON has no word for it.
@@ -125,7 +128,9 @@ def _merged(old: Any, new: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    if hasattr(value, "tolist"):
+    if isinstance(value, pd.DataFrame):
+        value = value.to_dict("records")
+    elif hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}

@@ -1,8 +1,6 @@
 """A cat to play with: draw a hole, choose how it is filled, watch several fillings of it, within a second or two.
 
 Live only: the drawing goes to the kernel, which decodes. Where a report is made, a picture stands in.
-
-It does not know how anything is decoded: it hands a hole and settings to `lab5.inpainting.fill`, and the states to a `Scrub`.
 """
 
 import base64

@@ -1,7 +1,6 @@
 """Figures of the study: what a setting is worth, and how sure that is.
 
-Plain data to one Figure each, in the style of `lab5.show.figures`: names stand at the lines that they belong to, and what
-a colour says a shape or a word says too. It knows no model and computes no score.
+Names stand at the lines that they belong to, and what a colour says a shape or a word says too.
 """
 
 import textwrap
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -18,8 +18,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lab5.show.figures import CYCLE, INK, PALE, labelled_lines, name_ends, spoken, styled
-from lab5.study.findings import Predictions, losses_along
-from lab5.study.run import Row
+from lab5.study.claims import Verdict
+from lab5.study.plans import Question
+from lab5.study.tables import Predictions, losses_along, verdict_text
 
 PERCENT = "{x:.0%}"
 
@@ -38,10 +39,11 @@ def reliability(bins: dict[str, Sequence[Sequence[float]]], *, caption: str = ""
         axis = figure.subplots()
         axis.plot([0, 1], [0, 1], color=PALE, lw=1, ls="--")
         ends = [(1.0, 1.0, "as sure as right", PALE)]
-        for colour, (name, found) in zip(cycle(CYCLE), bins.items(), strict=False):
-            confidence, accuracy, n = np.array([one[-3:] for one in found if one[-1]], dtype=float).reshape(-1, 3).T
+        for colour, (name, several) in zip(cycle(CYCLE), bins.items(), strict=False):
+            confidence, accuracy, n = np.array([one[-3:] for one in several if one[-1]], dtype=float).reshape(-1, 3).T
             if not n.size:
-                raise ValueError(f"{name} must have a bin with a token in it, but all its {len(found)} bins are empty.")
+                empty = f"all its {len(several)} bins are empty"
+                raise ValueError(f"{name} must have a bin with a token in it, but {empty}.")
             error = float(np.average(np.abs(accuracy - confidence), weights=n))
             axis.vlines(confidence, confidence, accuracy, color=colour, alpha=0.35, lw=1)
             axis.plot(confidence, accuracy, color=colour, lw=1.5)
@@ -79,21 +81,20 @@ def leak_map(
     return figure
 
 
-def loss_against_score(
-    trainings: dict[str, Sequence[tuple[int, float, float]]], *, xlabel: str, ylabel: str, caption: str = ""
-) -> Figure:
-    """Checkpoints (step, loss, score) along trainings: the points of one are joined, with the step at each."""
+def loss_against_score(trainings: dict[str, pd.DataFrame], *, caption: str = "") -> Figure:
+    """KID against validation loss along trainings, as `tables.losses_along` has them: joined, with the step at each."""
     with styled(6.4, 3.8, caption) as figure:
         axis = figure.subplots()
         ends = []
-        for colour, (name, points) in zip(cycle(CYCLE), trainings.items(), strict=False):
-            _, loss, score = zip(*points, strict=True)
-            axis.plot(loss, score, "o-", color=colour, ms=4.5, lw=1.3, label=spoken(name))
-            for step, *place in points:
+        for colour, (name, looks) in zip(cycle(CYCLE), trainings.items(), strict=False):
+            axis.plot(looks["val_loss_nats"], looks["kid"], "o-", color=colour, ms=4.5, lw=1.3, label=spoken(name))
+            for step, *place in zip(looks["steps"], looks["val_loss_nats"], looks["kid"], strict=True):
                 axis.annotate(f"{step}", place, xytext=(4, 5), textcoords="offset points", fontsize=7, color=colour)
-            ends.append((loss[-1], score[-1], spoken(name), colour))
+            last = looks.iloc[-1]
+            ends.append((last["val_loss_nats"], last["kid"], spoken(name), colour))
         axis.invert_xaxis()  # a training goes from left to right
-        axis.set(xlabel=f"{xlabel} (falling to the right)", ylabel=ylabel, title="Does a lower loss fill holes better?")
+        axis.set(xlabel="validation loss, nats per masked token (falling to the right)", ylabel="KID",
+                 title="Does a lower loss fill holes better?")  # fmt: skip
         axis.margins(0.08)
         name_ends(axis, ends)
     return figure
@@ -101,89 +102,74 @@ def loss_against_score(
 
 # --- effects with their intervals -----------------------------------------------------------------------------------
 
-VERDICTS = {
-    "artefact": ("#882255", "D"),
-    "does not hold": ("#D55E00", "s"),
-    "not decided": ("#777777", "|"),
-    "holds": ("#0072B2", "o"),
+VERDICTS = {  # -> colour and marker
+    Verdict.ARTEFACT: ("#882255", "D"),
+    Verdict.FAILS: ("#D55E00", "s"),
+    Verdict.OPEN: ("#777777", "|"),
+    Verdict.HOLDS: ("#0072B2", "o"),
 }
-"""What a verdict says -> its colour and marker; the first that fits."""
 WIDTH = 70  # letters of a label in a line
+SIDES = ("first is better", "second is better")  # left and right of zero
+X_LABEL = "difference of KID, first − second, with a 95 % interval"
 
 
 def forest(
-    rows: Sequence[dict[str, Any]],
-    value: str,
-    *,
-    label: str = "label",
-    group: str = "",
-    limit: float | None = None,
-    digits: int = 2,
-    xlabel: str = "",
-    sides: tuple[str, str] = ("", ""),
-    title: str = "",
-    caption: str = "",
+    table: pd.DataFrame, label: str, *, group: str = "", limit: float | None = None, title: str = "", caption: str = ""
 ) -> Figure:
-    """A forest plot: under each row's label its effect around zero, with interval, numbers and verdict.
+    """A forest plot of KID: under each row's label its effect around zero, with interval, numbers and verdict.
 
-    `rows` are those of a table, with the columns `value`, `<value>_low`, `<value>_high`, `label`, and where there are
-    such, `margin`, `verdict` and `group`, under whose values they stand together. A row without `value` was not
-    measured. What lies within ± the margin, which is shaded, is too small to matter. `sides` say what it means to lie
-    left and right of zero. Beyond `limit` an interval ends in an arrow; its numbers tell all. What has no verdict is
-    black where its interval excludes zero, else grey. Raises ValueError unless some row is measured, and for an effect
-    outside its interval.
+    The table is one of effects or claims, with the columns `label`, `kid`, `kid_low`, `kid_high`, and where there are
+    such, `margin`, `verdict` and `group`, under whose values rows stand together. A row without a number was not
+    measured. What lies within ± the margin, which is shaded, is too small to matter. Beyond `limit` an interval ends in
+    an arrow; its numbers say all. What has no verdict is black where its interval excludes zero, else grey. Raises
+    ValueError unless some row is measured, and for an effect outside its interval.
     """
-    measured = [row for row in rows if row.get(value) is not None]
-    if not measured:
-        raise ValueError(f"a forest plot needs a row with a number in {value!r}, but none of {len(rows)} rows has one.")
-    for row in measured:
-        low, mean, high = (row[name] for name in (f"{value}_low", value, f"{value}_high"))
-        if not low <= mean <= high:
-            raise ValueError(f"{row[label]!r} must lie in its interval, but {mean} is not in {low}..{high}.")
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault(str(row[group]) if group else "", []).append(row)
-    ends = [abs(row[f"{value}_{end}"]) for row in measured for end in ("low", "high")]
-    limit = limit or 1.08 * max(ends + [row.get("margin", 0.0) for row in rows])
+    measured = table.dropna(subset="kid") if "kid" in table else table[:0]
+    if measured.empty:
+        raise ValueError(f"a forest plot needs a row with a number in 'kid', but none of {len(table)} rows has one.")
+    outside = measured[(measured["kid"] < measured["kid_low"]) | (measured["kid"] > measured["kid_high"])]
+    if len(outside):
+        low, mean, high = outside.iloc[0][["kid_low", "kid", "kid_high"]]
+        raise ValueError(f"{outside.iloc[0][label]!r} must lie in its interval, but {mean} is not in {low}..{high}.")
+    margins = table["margin"] if "margin" in table else pd.Series([0.0])
+    limit = limit or 1.08 * max(measured[["kid_low", "kid_high"]].abs().to_numpy().max(), margins.max())
     with styled(7.6, 1.0, caption) as figure:  # as high as the rows will need
         axis = figure.subplots()
         axis.axvline(0, color=INK, lw=1)
         place, shaded = 0.0, [(-0.5, 0.0)]  # where a margin begins, and how large it is
-        for name, members in groups.items():
+        for name, members in table.groupby(group, sort=False) if group else [("", table)]:
             if group:
-                _text(axis, name, place + 0.2, 0.0, weight="bold", fontsize=10)
+                _text(axis, str(name), place + 0.2, 0.0, weight="bold", fontsize=10)
                 place += 0.9
-            for row in members:
+            for row in members.to_dict("records"):
                 if (margin := row.get("margin", 0.0)) != shaded[-1][1]:
                     shaded.append((place - 0.25 if len(shaded) > 1 else -0.5, margin))
-                place = _effect(axis, row, value, textwrap.wrap(row[label], WIDTH), place, limit, digits)
+                place = _effect(axis, row, textwrap.wrap(row[label], WIDTH), place, limit)
         figure.set_figheight(0.4 * place + 1.0)
-        axis.set(xlim=(-limit, limit), ylim=(place - 0.1, -0.5), yticks=[], xlabel=xlabel)
+        axis.set(xlim=(-limit, limit), ylim=(place - 0.1, -0.5), yticks=[], xlabel=X_LABEL)
         for (top, margin), (bottom, _) in pairwise([*shaded, (place - 0.1, 0.0)]):
             axis.fill_betweenx([top, bottom], -margin, margin, color="#ececec", lw=0, zorder=0)
-        axis.set_title(title, pad=20 if any(sides) else 6)
+        axis.set_title(title, pad=20)
         axis.spines["left"].set_visible(False)
-        for x, side, text in ((0, "left", f"← {sides[0]}"), (1, "right", f"{sides[1]} →")) if any(sides) else ():
+        for x, side, text in (0, "left", f"← {SIDES[0]}"), (1, "right", f"{SIDES[1]} →"):
             axis.annotate(text, (x, 1), xycoords="axes fraction", xytext=(0, 4), textcoords="offset points", ha=side,
                           va="bottom", fontsize=8, color=PALE)  # fmt: skip
     return figure
 
 
-def _effect(
-    axis: Axes, row: dict[str, Any], value: str, lines: Sequence[str], place: float, limit: float, digits: int
-) -> float:
+def _effect(axis: Axes, row: dict[str, Any], lines: Sequence[str], place: float, limit: float) -> float:
     """One row from `place` on downwards; where the next begins."""
-    verdict, mean = row.get("verdict", ""), row.get(value)
-    clear = mean is None or row[f"{value}_low"] > 0 or row[f"{value}_high"] < 0
-    plain = (INK if clear else "#777777", "o")
-    colour, marker = next((style for name, style in VERDICTS.items() if name in verdict), plain)
+    measured = pd.notna(row.get("kid"))
+    clear = not measured or row["kid_low"] > 0 or row["kid_high"] < 0
+    colour, marker = VERDICTS.get(row.get("verdict"), (INK if clear else "#777777", "o"))
     for i, line in enumerate(lines):
         _text(axis, line, place + i / 2, 0.0)
+    verdict = verdict_text(row) if "direction" in row else row.get("verdict", "")
     _text(axis, textwrap.fill(verdict, 22), place + len(lines) / 4, 1.02, color=colour, weight="bold")
     place += len(lines) / 2
-    if mean is None:
+    if not measured:
         return place + 0.2
-    low, high = row[f"{value}_low"], row[f"{value}_high"]
+    mean, low, high = row["kid"], row["kid_low"], row["kid_high"]
     left, right = (min(max(end, -limit), limit) for end in (low, high))
     axis.plot([left, right], [place, place], color=colour, lw=2.2, solid_capstyle="butt")
     for cut, end, arrow in ((low < -limit, -limit, "<"), (high > limit, limit, ">")):
@@ -191,7 +177,7 @@ def _effect(
             axis.plot(end, place, arrow, color=colour, ms=7, clip_on=False)
     if abs(mean) <= limit:
         axis.plot(mean, place, marker, color=colour, ms=10 if marker == "|" else 7, mew=2 if marker == "|" else 0)
-    numbers = f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]".replace("-", "−")
+    numbers = f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]".replace("-", "−")
     if high < 0.4 * limit:  # then there is room for them after the interval, else before it, else below
         x, away, side = right, (9, 0), "left"
     else:
@@ -208,64 +194,61 @@ def _text(axis: Axes, text: str, place: float, x: float, **style: Any) -> None:
         bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6}, **{"fontsize": 8.5, "va": "center"} | style,
     )  # fmt: skip
 
+
+# --- the figures of a study -----------------------------------------------------------------------------------------
+
+Q = Question
 # Which questions stand in a figure together.
 TOGETHER = {
-    "schedules": ("schedule", "steps", "iterating", "sweet spot"),
-    "samplers": ("codes", "order", "temperature", "choice temperature", "budget", "re-masking", "correcting rounds"),
-    "surroundings": ("seen", "around the hole, best", "around the hole, lab"),
-    "trainings": ("recipes", "training: mask ratio", "training: loss", "late in a training"),
-}
-
-
-AXIS: dict[str, Any] = {
-    "xlabel": "difference of KID, first − second, with a 95 % interval",
-    "sides": ("first is better", "second is better"),
-    "digits": 4,
+    "schedules": (Q.SCHEDULE, Q.STEPS, Q.ITERATING, Q.STOPPING),
+    "samplers": (Q.CODES, Q.ORDER, Q.TEMPERATURE, Q.CHOICE_TEMPERATURE, Q.BUDGET, Q.REMASKING, Q.ROUNDS),
+    "surroundings": (Q.SEEN, Q.AROUND_BEST, Q.AROUND_LAB),
+    "trainings": (Q.RECIPES, Q.MASKING, Q.LOSS, Q.LATE),
 }
 
 
 def study_figures(
-    forest: Sequence[Row], claims: Sequence[Row], networks: Sequence[Row], made: str
+    effects: pd.DataFrame, claims: pd.DataFrame, networks: pd.DataFrame, made_by: str
 ) -> dict[str, Figure]:
     """The claims, the effects in groups, and KID against loss; only what has been measured.
 
-    The captions are `made`, by what weights and such, behind the images and seeds of the rows that are shown.
+    The captions are `made_by`, which weights and such, behind the images and seeds of the rows that are in the figure.
     """
     figures = {}
-    if measured := [row for row in claims if "kid" in row]:
-        figures["claims"] = claims_figure(claims, _of(measured, made))
+    if "kid" in claims:
+        figures["claims"] = claims_figure(claims, _caption(claims.dropna(subset="kid"), made_by))
     for name, questions in TOGETHER.items():
-        if shown := [row for row in forest if row["question"] in questions]:
-            figures[name] = effects_figure(shown, _of(shown, made), title=f"What it is worth: {name}")
+        rows = effects[effects["question"].isin(questions)] if len(effects) else effects
+        if len(rows):
+            figures[name] = effects_figure(rows, _caption(rows, made_by), title=f"What it is worth: {name}")
     if losses := losses_along(networks):
-        late = [row for row in forest if row["question"] == "late in a training"]
-        figures["loss"] = loss_against_score(
-            losses, xlabel="validation loss, nats per masked token", ylabel="KID", caption=_of(late, made)
-        )
+        late = effects[effects["question"] == Question.LATE]
+        figures["loss"] = loss_against_score(losses, caption=_caption(late, made_by))
     return figures
 
 
-def _of(rows: Sequence[Row], made: str) -> str:
+def _caption(rows: pd.DataFrame, made_by: str) -> str:
     """How many images and seeds are behind the rows, as in "n = 64 and 32, 5 and 3 seeds", and what else there is."""
-    n, seeds = (" and ".join(map(str, sorted({row[name] for row in rows}, reverse=True))) for name in ("n", "seeds"))
-    return ", ".join([f"n = {n}, {seeds} seeds"] * bool(rows) + [made])
+    if rows.empty:
+        return made_by
+    n, seeds = (" and ".join(f"{x:.0f}" for x in sorted(rows[name].unique())[::-1]) for name in ("n", "seeds"))
+    return f"n = {n}, {seeds} seeds, {made_by}"
 
 
-def claims_figure(rows: Sequence[Row], caption: str) -> Figure:
-    """`claim_rows`, but for claims that have not been measured."""
-    measured = [row for row in rows if row.get("kid") is not None]
-    return forest(measured, "kid", label="claim", title="What the reports claim", caption=caption, **AXIS)
+def claims_figure(claims: pd.DataFrame, caption: str) -> Figure:
+    """The claims that have been measured."""
+    return forest(claims.dropna(subset="kid"), "claim", title="What the reports claim", caption=caption)
 
 
-def effects_figure(rows: Sequence[Row], caption: str, title: str = "What it is worth") -> Figure:
-    """`effect_rows`; the schedules of single recipes are left to the table."""
-    shown = [row for row in rows if "recipe" not in row["comparison"]]
-    return forest(shown, "kid", label="comparison", group="question", title=title, caption=caption, **AXIS)
+def effects_figure(effects: pd.DataFrame, caption: str, title: str = "What it is worth") -> Figure:
+    """Every effect but the schedules of single recipes, which are left to the table."""
+    rows = effects[effects["question"] != Question.SCHEDULE_OF_RECIPE]
+    return forest(rows, "comparison", group="question", title=title, caption=caption)
 
 
-def calibration_figure(told: Mapping[str, Predictions], caption: str) -> Figure:
+def calibration_figure(networks: Mapping[str, Predictions], caption: str) -> Figure:
     """How often each network is right when it is so sure."""
-    bins = {name: [(b.confidence, b.accuracy, b.n) for b in one.bins] for name, one in told.items()}
+    bins = {name: [(b.confidence, b.accuracy, b.n) for b in one.bins] for name, one in networks.items()}
     return reliability(bins, caption=caption)
 
 

@@ -5,10 +5,8 @@ known tokens come out as others than those of the true image. `leak` says how ma
 what it costs. True images are for measuring alone.
 """
 
-import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, UInt8
@@ -82,41 +80,3 @@ def around_grid(base: DecodeConfig) -> list[DecodeConfig]:
     """`base`, and all that differ from it in one of AROUND."""
     others = [(name, value) for name, values in AROUND.items() for value in values if getattr(base, name) != value]
     return [base] + [replace(base, **{name: value}) for name, value in others]
-
-
-def around_table(
-    rows: Sequence[Mapping[str, Any]], base: DecodeConfig, of: Sequence[str] = ("score", "hole_psnr_db", "seam")
-) -> list[dict[str, Any]]:
-    """What each choice of `around_grid(base)` is worth, from a study's rows of one network: a line for each with rows.
-
-    `setting` and `value` say what was changed ("base" and None: nothing). Of each column in `of` there are the mean
-    over seeds, the `_gain` over base, of the seeds that both have, and the standard error of that gain, None for a
-    single seed: it is of the decoding's noise, with the images as they are. Only whole decodings count, none that
-    stopped on the way. Raises ValueError where base has no rows.
-    """
-    by_seed = {variant: _finished(rows, variant) for variant in around_grid(base)}
-    if not by_seed[base]:
-        raise ValueError("the rows of a study around a hole must have those of its base, but there are none")
-    table = []
-    for variant, found in by_seed.items():
-        changed = [name for name in AROUND if getattr(variant, name) != getattr(base, name)]
-        setting, value = (changed[0], getattr(variant, changed[0])) if changed else ("base", None)
-        line: dict[str, Any] = {"setting": setting, "value": value, "seeds": len(found)}
-        for column in of if found else ():
-            gains = [found[seed][column] - by_seed[base][seed][column] for seed in found if seed in by_seed[base]]
-            line[column] = statistics.fmean(row[column] for row in found.values())
-            line[f"{column}_gain"] = statistics.fmean(gains) if gains else None
-            line[f"{column}_error"] = statistics.stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else None
-        table += [line] if found else []
-    return table
-
-
-def _finished(rows: Sequence[Mapping[str, Any]], decode: DecodeConfig) -> dict[int, Mapping[str, Any]]:
-    """Seed to the row of these settings that has taken all steps and rounds."""
-    names = [f.name for f in fields(decode) if f.name not in ("stop_at", "batch")]
-    ends = decode.steps + decode.rounds
-    return {
-        row["seed"]: row
-        for row in rows
-        if row["stop_at"] == ends and all(row[name] == getattr(decode, name) for name in names)
-    }

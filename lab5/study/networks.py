@@ -2,8 +2,6 @@
 
 They are trained once, and found on disk from then on. One that is looked at on the way of its training is kept as it
 was after so many steps: training goes on from there, as it does after an interruption.
-
-It knows neither how they are decoded, nor what comes of it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,9 +31,13 @@ class Network(NamedTuple):
     changes: Mapping[str, Any]
     stops: tuple[int, ...] = ()  # steps after which it is kept too, as `name @ step`
 
+    def kept(self) -> list[tuple[str, int | None]]:
+        """(name, step) of the networks that come of its training, in order; of the finished one the step is None."""
+        return [*((f"{self.name} @ {step}", step) for step in self.stops), (self.name, None)]
+
     def names(self) -> list[str]:
         """Of the networks that come of its training, in order."""
-        return [*(f"{self.name} @ {step}" for step in self.stops), self.name]
+        return [name for name, _ in self.kept()]
 
 
 def train_networks(config: Config, data: Dataset, tokenizer: Tokenizer, network: Network) -> dict[str, Pair]:

@@ -3,17 +3,15 @@
 The quick grid is notebook 04's: schedules, T and every t. The wide one has what the five reports disagree about, in
 their way of decoding and in this project's; samplers, orders, temperatures; what is done around the hole; recipes,
 and trainings that differ in one thing. The grid of claims has their claims alone, and images enough to decide them.
-
-It decodes nothing, and knows no result.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from enum import StrEnum
 from itertools import combinations
 from typing import NamedTuple
 
 from lab5.config import Config, DecodeConfig, StudyConfig
-from lab5.gamma import SCHEDULES
 from lab5.study.around_hole import around_grid
 from lab5.study.networks import Network
 from lab5.study.recipes import RECIPES, changes
@@ -34,10 +32,35 @@ CONTROLLED = {
 }
 
 
+class Question(StrEnum):
+    """What a comparison is about."""
+
+    SCHEDULE = "schedule"
+    STEPS = "steps"
+    ITERATING = "iterating"
+    STOPPING = "sweet spot"
+    CODES = "codes"
+    ORDER = "order"
+    TEMPERATURE = "temperature"
+    CHOICE_TEMPERATURE = "choice temperature"
+    SEEN = "seen"
+    BUDGET = "budget"
+    REMASKING = "re-masking"
+    ROUNDS = "correcting rounds"
+    AROUND_BEST = "around the hole, best"
+    AROUND_LAB = "around the hole, lab"
+    RECIPES = "recipes"
+    SCHEDULE_OF_RECIPE = "schedule of a recipe"
+    MASKING = "training: mask ratio"
+    LOSS = "training: loss"
+    ALONG = "along a training"
+    LATE = "late in a training"
+
+
 class Comparison(NamedTuple):
     """Two results of which a question asks whether the first is better."""
 
-    question: str
+    question: Question
     label: str
     first: Point
     second: Point
@@ -55,8 +78,6 @@ class Grid(NamedTuple):
 
 def quick(study: StudyConfig, decode: DecodeConfig) -> Grid:
     """Every schedule with every T of the settings, all t of it scored. At T = 1 all schedules are one: one_shot."""
-    if unknown := [schedule for schedule in study.schedules if schedule not in SCHEDULES]:
-        raise ValueError(f"study.schedules must be among {', '.join(SCHEDULES)}, but it has {', '.join(unknown)}")
     base = replace(decode, stop_at=0)
     several = [steps for steps in study.steps if steps > 1]
     points = [end(one_shot(base))] if 1 in study.steps else []
@@ -82,10 +103,11 @@ def wide(config: Config) -> list[Grid]:
     curves = [Point(replace(way, schedule="cosine", steps=12), t) for way in ways.values() for t in (1, 2, 3, 4, 8)]
     curves += [end(replace(SAMPLED, schedule=name, steps=8)) for name in ("raised_cosine", "cubic", "stair")]
     others = _one_at_a_time(best) + _trainings(config)
-    for way, base in (("best", replace(best, schedule="cosine", steps=8)), ("lab", replace(SAMPLED, steps=8))):
+    around = {Question.AROUND_BEST: replace(best, schedule="cosine", steps=8)}
+    around[Question.AROUND_LAB] = replace(SAMPLED, steps=8)
+    for question, base in around.items():
         others += [
-            Comparison(f"around the hole, {way}", label, end(decode), end(base))
-            for label, decode in _named(around_grid(base), base)
+            Comparison(question, label, end(decode), end(base)) for label, decode in _named(around_grid(base), base)
         ]
     return [
         Grid([], plans(_points(claimed) + curves), claimed, images=2),
@@ -96,7 +118,8 @@ def wide(config: Config) -> list[Grid]:
 def claims(config: Config) -> Grid:
     """What the reports claim and nothing else, with the trainings that it takes, on four times as many images."""
     claimed = _claimed(_ways(config))
-    trained = [c for c in _trainings(config) if c.question.startswith(("training", "late"))]
+    claimed_of_training = (Question.MASKING, Question.LOSS, Question.LATE)
+    trained = [c for c in _trainings(config) if c.question in claimed_of_training]
     used = {point.network for point in _points(trained)}
     trainings = [network for network in networks(config) if used & {*network.names()}]
     return Grid(trainings, plans(_points(claimed), _points(trained)), claimed + trained, images=4)
@@ -133,26 +156,28 @@ def networks(config: Config) -> list[Network]:
 def _trainings(config: Config) -> list[Comparison]:
     """Recipes against the paper's, each with its own decoding; one thing at a time; and earlier against later."""
     paper = RECIPES[CONTROL].decoding
-    found = []
+    comparisons = []
     for name, recipe in RECIPES.items():
         own = replace(recipe.decoding, stop_at=0)
         if name != CONTROL:
             stop = recipe.decoding.stop_at or own.steps
             first, second = Point(own, stop, name), end(paper, CONTROL)
-            found.append(Comparison("recipes", f"{name} − {CONTROL}", first, second))
-        found += _schedules({f"recipe {name}": replace(own, steps=8)}, LAB_SCHEDULES, (8,), name)
+            comparisons.append(Comparison(Question.RECIPES, f"{name} − {CONTROL}", first, second))
+        way = {f"recipe {name}": replace(own, steps=8)}
+        of_recipe = _schedules(way, LAB_SCHEDULES, (8,), name)
+        comparisons += [c._replace(question=Question.SCHEDULE_OF_RECIPE) for c in of_recipe]
     same = replace(SAMPLED, steps=8)
     control = end(same, CONTROL)
     for name in CONTROLLED:
-        question = "training: loss" if "loss" in name else "training: mask ratio"
-        found.append(Comparison(question, f"{name} − {CONTROL}", end(same, name), control))
+        question = Question.LOSS if "stage2.loss" in CONTROLLED[name] else Question.MASKING
+        comparisons.append(Comparison(question, f"{name} − {CONTROL}", end(same, name), control))
     (watched,) = (network for network in networks(config) if network.stops)
     steps = zip((*watched.stops, config.stage2.steps), watched.names(), strict=True)
     for (before, earlier), (after, later) in combinations(steps, 2):
         late = later == watched.name and 2 * before >= after
-        question = "late in a training" if late else "along a training"
-        found.append(Comparison(question, f"{later} − {earlier}", end(same, later), end(same, earlier)))
-    return found
+        question = Question.LATE if late else Question.ALONG
+        comparisons.append(Comparison(question, f"{later} − {earlier}", end(same, later), end(same, earlier)))
+    return comparisons
 
 
 # --- what is compared -------------------------------------------------------------------------------------------
@@ -165,45 +190,48 @@ def _ways(config: Config) -> dict[str, DecodeConfig]:
 
 def _claimed(ways: Mapping[str, DecodeConfig]) -> list[Comparison]:
     """What the reports claim about decoding."""
-    found = _schedules(ways, LAB_SCHEDULES, (4, 8, 12)) + _steps(ways, LAB_SCHEDULES, (4, 12)) + _reports()
+    comparisons = _schedules(ways, LAB_SCHEDULES, (4, 8, 12)) + _steps(ways, LAB_SCHEDULES, (4, 12)) + _reports()
     for t in (6, 10):
-        found += _stops(ways, "cosine", 12, t)
-    return found
+        comparisons += _stops(ways, "cosine", 12, t)
+    return comparisons
 
 
 def _schedules(
     ways: Mapping[str, DecodeConfig], schedules: Iterable[str], steps: Iterable[int], network: str = GIVEN
 ) -> list[Comparison]:
-    found = []
+    comparisons = []
     for way, base in ways.items():
         for T in steps:
             for one, other in combinations(schedules, 2):
                 a, b = (end(replace(base, schedule=name, steps=T), network) for name in (one, other))
-                found.append(Comparison("schedule", f"{one} − {other}, T = {T}{way and ', ' + way}", a, b, way))
-    return found
+                label = f"{one} − {other}, T = {T}{way and ', ' + way}"
+                comparisons.append(Comparison(Question.SCHEDULE, label, a, b, way))
+    return comparisons
 
 
 def _steps(ways: Mapping[str, DecodeConfig], schedules: Iterable[str], steps: Iterable[int]) -> list[Comparison]:
     """The most steps against the fewest, and against one."""
     few, many = min(steps), max(steps)
-    found = []
+    comparisons = []
     for way, base in ways.items():
         one = end(one_shot(base))
         for name in schedules:
             a, b = (end(replace(base, schedule=name, steps=T)) for T in (many, few))
             if few < many:
-                found.append(Comparison("steps", f"T = {many} − T = {few}, {name}{way and ', ' + way}", a, b, way))
-            found.append(Comparison("iterating", f"T = {many} − one shot, {name}{way and ', ' + way}", a, one, way))
-    return found
+                label = f"T = {many} − T = {few}, {name}{way and ', ' + way}"
+                comparisons.append(Comparison(Question.STEPS, label, a, b, way))
+            label = f"T = {many} − one shot, {name}{way and ', ' + way}"
+            comparisons.append(Comparison(Question.ITERATING, label, a, one, way))
+    return comparisons
 
 
 def _stops(ways: Mapping[str, DecodeConfig], schedule: str, T: int, t: int) -> list[Comparison]:
-    found = []
+    comparisons = []
     for way, base in ways.items():
         decode = replace(base, schedule=schedule, steps=T)
         label = f"stop at {t} − all {T}, {schedule}{way and ', ' + way}"
-        found.append(Comparison("sweet spot", label, Point(decode, t), end(decode), way))
-    return found
+        comparisons.append(Comparison(Question.STOPPING, label, Point(decode, t), end(decode), way))
+    return comparisons
 
 
 def _reports() -> list[Comparison]:
@@ -211,47 +239,45 @@ def _reports() -> list[Comparison]:
     a = replace(ARGMAX, schedule="cosine", steps=100)
     d = replace(ARGMAX, schedule="raised_cosine", steps=12)
     one = end(one_shot(ARGMAX))
-    found = [
-        Comparison("sweet spot", "stop at 7 − all 100, cosine, argmax (A)", Point(a, 7), end(a), "argmax"),
-        Comparison("sweet spot", "stop at 6 − all 12, raised_cosine, argmax (D)", Point(d, 6), end(d), "argmax"),
-        Comparison("iterating", "stop at 6 of 12 − one shot, raised_cosine, argmax (D)", Point(d, 6), one, "argmax"),
+    comparisons = [
+        Comparison(Question.STOPPING, "stop at 7 − all 100, cosine, argmax (A)", Point(a, 7), end(a), "argmax"),
+        Comparison(Question.STOPPING, "stop at 6 − all 12, raised_cosine, argmax (D)", Point(d, 6), end(d), "argmax"),
+        Comparison(
+            Question.ITERATING, "stop at 6 of 12 − one shot, raised_cosine, argmax (D)", Point(d, 6), one, "argmax"
+        ),
     ]
     for name in ("square", "stair"):
         c = end(replace(ARGMAX, schedule=name, steps=20))
-        found.append(Comparison("iterating", f"T = 20 − one shot, {name}, argmax (C)", c, one, "argmax"))
+        comparisons.append(Comparison(Question.ITERATING, f"T = 20 − one shot, {name}, argmax (C)", c, one, "argmax"))
     for T in (8, 12):
         first, second = (end(replace(way, schedule="cosine", steps=T)) for way in (SAMPLED, ARGMAX))
-        found.append(Comparison("codes", f"sampled − argmax, cosine, T = {T}", first, second))
-    return found
+        comparisons.append(Comparison(Question.CODES, f"sampled − argmax, cosine, T = {T}", first, second))
+    return comparisons
 
 
 def _one_at_a_time(best: DecodeConfig) -> list[Comparison]:
     """Other samplers, orders, temperatures and budgets than the recommended ones."""
     base = replace(best, schedule="cosine", steps=8)
     orders = ("lab", "random", "max_probability", "margin", "entropy", "rings", "moment", "halton")
-    others: dict[str, dict] = {f"order: {name}": {"order": name} for name in orders}
-    others |= {f"codes: {name}": {"codes": name} for name in ("argmax", "top_k", "nucleus")}
-    others |= {f"temperature: {t}": {"temperature": t} for t in (0.25, 0.75, 1.0)}
-    others |= {f"choice temperature: {t:g}": {"choice_temperature": t} for t in (0.0, 1.0, 10.0)}
-    others |= {"seen: no hints": {"hints": False}, "seen: no evidence": {"evidence": 0.0}}
-    others |= {f"budget: {name}": {"budget": name, "remask": 0.0} for name in ("entropy", "threshold")}
-    others["re-masking: 0.1"] = {"remask": 0.1, "budget": "schedule"}
-    others["correcting rounds: 2"] = {"rounds": 2}
-    found = []
-    for label, settings in others.items():
-        decode = replace(base, **settings)
-        if decode != base:
-            found.append(Comparison(label.split(":")[0], label, end(decode), end(base)))
-    return found
+    others = [(Question.ORDER, name, {"order": name}) for name in orders]
+    others += [(Question.CODES, name, {"codes": name}) for name in ("argmax", "top_k", "nucleus")]
+    others += [(Question.TEMPERATURE, str(t), {"temperature": t}) for t in (0.25, 0.75, 1.0)]
+    others += [(Question.CHOICE_TEMPERATURE, f"{t:g}", {"choice_temperature": t}) for t in (0.0, 1.0, 10.0)]
+    others += [(Question.SEEN, "no hints", {"hints": False}), (Question.SEEN, "no evidence", {"evidence": 0.0})]
+    others += [(Question.BUDGET, name, {"budget": name, "remask": 0.0}) for name in ("entropy", "threshold")]
+    others += [(Question.REMASKING, "0.1", {"remask": 0.1, "budget": "schedule"})]
+    others += [(Question.ROUNDS, "2", {"rounds": 2})]
+    pairs = [(question, f"{question}: {name}", replace(base, **settings)) for question, name, settings in others]
+    return [Comparison(question, label, end(decode), end(base)) for question, label, decode in pairs if decode != base]
 
 
 def _named(decodes: Iterable[DecodeConfig], base: DecodeConfig) -> list[tuple[str, DecodeConfig]]:
     """Those that differ from `base`, by what differs."""
-    found = []
+    named = []
     for decode in decodes:
         if other := [name for name, value in vars(base).items() if getattr(decode, name) != value]:
-            found.append((", ".join(f"{name}: {getattr(decode, name)}" for name in other), decode))
-    return found
+            named.append((", ".join(f"{name}: {getattr(decode, name)}" for name in other), decode))
+    return named
 
 
 def end(decode: DecodeConfig, network: str = GIVEN) -> Point:

@@ -9,7 +9,7 @@ precision. Learning rates are multiples of the profile's, which is the lab's 1e-
 are shares of its steps. So recipes that are compared have had the same number of images, which the reports had not:
 50 to 300 epochs, in batches of 10 to 200.
 
-It knows no network, trains nothing and decodes nothing. What the reports did by mistake is in `lab5.pitfalls.catalogue`.
+What the reports did by mistake is in `lab5.pitfalls`.
 """
 
 from collections.abc import Mapping

@@ -1,37 +1,29 @@
-"""Which schedule, how many steps, where to stop: decodings of test images, scored, as one tidy table.
+"""Which schedule, how many steps, where to stop: decodings of test images, scored, one file for each.
 
 A study is a list of plans, each decoded with every seed. One decoding in T steps gives the T results of stopping
 after t = 1..T, because a state's proposals are what a decoding stopped there would return: all sweet spots of a plan
 cost one decoding. Each finished decoding is a file of its own, so a study that is stopped, or killed, goes on from
 there, and several processes can share the work.
-
-It knows no plot, and does not say which schedule is best.
 """
 
-import csv
 import hashlib
-import io
 import json
-import statistics
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
-from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lab5.config import DecodeConfig, data_folder
 from lab5.inpainting.fill import decode_holes, to_pictures
 from lab5.inpainting.pair import Pair
-from lab5.runtime.files import load_tensors, save_tensors, write
+from lab5.runtime.files import load_tensors, save_tensors
 from lab5.runtime.processes import run_parallel
 from lab5.scoring.resampling import Outcome
-from lab5.scoring.scores import Scorer, Scores
+from lab5.scoring.scores import Scorer
 
 Row = dict[str, Any]
 SETTINGS = tuple(field.name for field in fields(DecodeConfig) if field.name not in ("stop_at", "batch"))
-KEY = ("network", *SETTINGS, "seed", "n", "weights", "data", "score_name", "code", "device")
-COLUMNS = (*KEY, "stop_at", "seconds", *(name for name in Scores._fields if name != "n"))
 GIVEN = "given"  # the network that a study is run with, beside which it may train others
 
 # Counts up whenever a decoding or its scores would come out differently: results of before are then computed again.
@@ -84,7 +76,14 @@ def run_study(
     Raises ValueError for a network that is not there, for stops outside 1..T and for equal plans.
     """
     pairs = {GIVEN: pairs} if isinstance(pairs, Pair) else dict(pairs)
-    _check(plans, pairs)
+    for plan in plans:
+        if plan.network not in pairs:
+            raise ValueError(f"a plan wants the network {plan.network!r}, but there are {', '.join(pairs)}")
+        last = plan.decode.steps + plan.decode.rounds
+        if not all(1 <= stop <= last for stop in plan.scored()):
+            raise ValueError(f"the stops of a plan must lie in 1..{last}, its steps; found {plan.scored()}")
+    if len(set(plans)) < len(plans):
+        raise ValueError("two plans of a study are equal: their results would be counted twice")
     for _, result in run_parallel(_result, (pairs, scorer, folder), _works(plans, seeds), jobs):
         yield result
 
@@ -102,27 +101,16 @@ def ordered(results: Iterable[Result], plans: Sequence[Plan]) -> list[Result]:
 
 def by_point(results: Iterable[Result]) -> dict[Point, dict[int, Outcome]]:
     """The outcomes of each point, by seed."""
-    found: dict[Point, dict[int, Outcome]] = {}
+    outcomes: dict[Point, dict[int, Outcome]] = {}
     for result in results:
         for stop, outcome in zip(result.plan.scored(), result.outcomes, strict=True):
             point = Point(result.plan.decode, stop, result.plan.network)
-            found.setdefault(point, {})[result.seed] = outcome
-    return found
+            outcomes.setdefault(point, {})[result.seed] = outcome
+    return outcomes
 
 
 def _works(plans: Sequence[Plan], seeds: int) -> list[tuple[Plan, int]]:
     return [(plan, seed) for seed in range(seeds) for plan in plans if plan.seeds is None or seed < plan.seeds]
-
-
-def _check(plans: Sequence[Plan], pairs: Mapping[str, Pair]) -> None:
-    for plan in plans:
-        if plan.network not in pairs:
-            raise ValueError(f"a plan wants the network {plan.network!r}, but there are {', '.join(pairs)}")
-        last = plan.decode.steps + plan.decode.rounds
-        if not all(1 <= stop <= last for stop in plan.scored()):
-            raise ValueError(f"the stops of a plan must lie in 1..{last}, its steps; found {plan.scored()}")
-    if len(set(plans)) < len(plans):
-        raise ValueError("two plans of a study are equal: their results would be counted twice")
 
 
 def _result(shared: tuple[dict[str, Pair], Scorer, Path | None], work: tuple[Plan, int]) -> Result:
@@ -133,16 +121,16 @@ def _result(shared: tuple[dict[str, Pair], Scorer, Path | None], work: tuple[Pla
         return _decode_and_score(plan, pairs[plan.network], scorer, seed, common)
     text = json.dumps(common | {"stops": plan.scored()}, sort_keys=True)
     file = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"
-    found = _read(file, plan, seed, common)
-    if found is None:
-        found = _decode_and_score(plan, pairs[plan.network], scorer, seed, common)
-        _write(file, found)
-    return found
+    result = _read(file, plan, seed, common)
+    if result is None:
+        result = _decode_and_score(plan, pairs[plan.network], scorer, seed, common)
+        _write(file, result)
+    return result
 
 
 def _common(plan: Plan, pair: Pair, scorer: Scorer, seed: int) -> Row:
-    values = {name: getattr(plan.decode, name) for name in SETTINGS} | {
-        "network": plan.network,
+    """All that a result depends on, which every row of it has."""
+    return {"network": plan.network} | {name: getattr(plan.decode, name) for name in SETTINGS} | {
         "seed": seed,
         "n": len(scorer.truth),
         "weights": pair.weights,
@@ -150,8 +138,7 @@ def _common(plan: Plan, pair: Pair, scorer: Scorer, seed: int) -> Row:
         "score_name": scorer.score_name,
         "code": CODE,
         "device": str(next(pair.transformer.parameters()).device),
-    }
-    return {name: values[name] for name in KEY}
+    }  # fmt: skip
 
 
 def _decode_and_score(plan: Plan, pair: Pair, scorer: Scorer, seed: int, common: Row) -> Result:
@@ -202,73 +189,3 @@ def _read(file: Path, plan: Plan, seed: int, common: Row) -> Result | None:
         return None
     outcomes = [Outcome(**{name: tensors[f"{i}.{name}"] for name in Outcome._fields}) for i in range(len(rows))]
     return Result(plan, seed, rows, outcomes)
-
-
-def write_table(table: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """The rows as CSV, all of them or none; a column for each key that a row has."""
-    text = io.StringIO()
-    columns = dict.fromkeys(key for row in rows for key in row)
-    writer = csv.DictWriter(text, columns or COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write(table, text.getvalue().encode())
-
-
-def read_table(table: Path) -> list[Row]:
-    """The rows of a CSV, numbers as numbers and an empty field as None."""
-    with table.open(newline="", encoding="utf-8") as file:
-        return [{key: _value(key, text) for key, text in line.items()} for line in csv.DictReader(file)]
-
-
-def _value(key: str, text: str) -> Any:
-    """A table's field as it was before it became text."""
-    if key == "code":  # eight digits, which may look like a number
-        return text
-    if text in ("True", "False"):
-        return text == "True"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            pass
-    return text or None
-
-
-# --- what a table says ----------------------------------------------------------------------------------------------
-
-
-def summary(rows: Sequence[Row], by: Sequence[str], of: Sequence[str] = ("score", "hole_psnr_db")) -> list[Row]:
-    """Mean and standard deviation over the rows that agree in the columns `by`, in order of appearance."""
-    groups: dict[tuple, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(tuple(row[column] for column in by), []).append(row)
-    table = []
-    for key, group in groups.items():
-        line: Row = dict(zip(by, key, strict=True)) | {"seeds": len(group)}
-        for column in of:
-            values = [row[column] for row in group]
-            line[f"{column}_mean"] = statistics.fmean(values)
-            line[f"{column}_sd"] = statistics.stdev(values) if len(values) > 1 else 0.0
-        table.append(line)
-    return table
-
-
-def paired_differences(rows: Sequence[Row], column: str, *, within: str, of: str = "score") -> list[Row]:
-    """For every two values of `column`: the mean over seeds of the difference, first minus second, and its error.
-
-    Two rows are a pair if seed and `within` agree: they were decoded with the same noise. The error is the
-    standard error of the mean, null for a single seed.
-    """
-    table = []
-    for level in dict.fromkeys(row[within] for row in rows):
-        values: dict[Any, dict[int, float]] = {}
-        for row in rows:
-            if row[within] == level:
-                values.setdefault(row[column], {})[row["seed"]] = row[of]
-        for first, second in combinations(values, 2):
-            shared = sorted(values[first].keys() & values[second].keys())
-            gaps = [values[first][seed] - values[second][seed] for seed in shared]
-            error = statistics.stdev(gaps) / len(gaps) ** 0.5 if len(gaps) > 1 else None
-            pair = {within: level, "first": first, "second": second, "seeds": len(gaps)}
-            table.append(pair | {"mean": statistics.fmean(gaps), "standard_error": error})
-    return table
