@@ -10,6 +10,7 @@ PYTHON  ?= python3.13 python3.12 python3.11 python3
 
 VENV_PYTHON := $(abspath $(VENV))/bin/python
 INSTALLED   := $(VENV)/requirements.txt
+CHECKOUT    := $(VENV)/lab5-checkout.txt
 
 .DEFAULT_GOAL := help
 .PHONY: help report test test-all bench lab lint pretrained clean distclean setup
@@ -17,7 +18,7 @@ INSTALLED   := $(VENV)/requirements.txt
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-20s%s\n", $$1, $$2}'
 
-report: setup  ## run the four notebooks, export them, write report/index.html
+report: setup  ## run the notebooks, export them, write report/index.html
 	@"$(VENV_PYTHON)" -m lab5 report --profile $(PROFILE)
 
 test: setup  ## run the tests, but for the slow ones
@@ -45,26 +46,34 @@ pretrained: setup  ## train the committed weights again
 	    --out data/pretrained
 
 clean:  ## remove what runs wrote: the report, figures, caches, checkpoints
-	rm -rf report data/runs data/cache .pytest_cache .ruff_cache .hypothesis
+	test ! -d report || find report -mindepth 1 -maxdepth 1 ! -name README.md -exec rm -rf {} +
+	rm -rf data/runs data/cache build lab5.egg-info .pytest_cache .ruff_cache .hypothesis
 	test ! -e .git || git clean -fdXq figures
 	find lab5 tests bench -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean  ## also remove the environment
 	rm -rf "$(VENV)"
 
-# The list of what is installed is kept in the environment: set-up happens once, and again when the list changes.
+# What was installed is remembered in the environment: set-up happens once, and again when the lists change, or when
+# the environment is shared with another clone, to which its `import lab5` then leads.
 setup:
 	@if [ -x "$(VENV_PYTHON)" ] && cmp -s requirements.txt "$(INSTALLED)"; then exit 0; fi; \
-	for python in $(PYTHON); do \
-	    if "$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; \
-	    then found="$$python"; break; fi; \
-	done; \
-	if [ -z "$$found" ]; then \
-	    echo "No Python 3.11 or newer (with venv) works among: $(PYTHON)." \
-	         "Install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; \
-	fi; \
-	echo "Setting up $(VENV) with $$("$$found" --version): about 5 GB and a few minutes, once."; \
-	"$$found" -m venv "$(VENV)" && \
+	if ! "$(VENV_PYTHON)" -m pip --version >/dev/null 2>&1; then \
+	    for python in $(PYTHON); do \
+	        if "$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; \
+	        then found="$$python"; break; fi; \
+	    done; \
+	    if [ -z "$$found" ]; then \
+	        echo "No Python 3.11 or newer (with venv) works among: $(PYTHON)." \
+	             "Install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; \
+	    fi; \
+	    echo "Setting up $(VENV) with $$("$$found" --version): about 5 GB and a few minutes, once."; \
+	    "$$found" -m venv "$(VENV)"; \
+	fi && \
 	"$(VENV_PYTHON)" -m pip install --quiet --disable-pip-version-check -r requirements.txt && \
 	cp requirements.txt "$(INSTALLED)" || \
 	{ echo "Setting up $(VENV) failed, see above; make tries again from where it stopped." >&2; exit 1; }
+	@if { echo "$(CURDIR)"; cat pyproject.toml; } | cmp -s - "$(CHECKOUT)"; then exit 0; fi; \
+	"$(VENV_PYTHON)" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . && \
+	{ echo "$(CURDIR)"; cat pyproject.toml; } > "$(CHECKOUT)" || \
+	{ echo "Installing lab5 of this folder into $(VENV) failed, see above; make tries again." >&2; exit 1; }

@@ -17,7 +17,8 @@ from bench.measure import Compared, interleaved, timed, waiting
 from bench.plans import Plan
 from bench.rows import Figure, Parity, Ratio, compared
 from lab5.data.toycats import render
-from lab5.fid import InceptionFeatures, fid_inception, frechet_distance
+from lab5.fid import frechet_distance
+from lab5.scoring.inception import InceptionFeatures, fid_inception
 
 Featuriser = Callable[..., Tensor]  # of images in [0,1], and of how many at a time
 

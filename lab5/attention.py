@@ -5,7 +5,7 @@ small set of matrices per head (`PerHeadAttention`), and PyTorch's own module (`
 Weights can be carried from the first to the others; nothing but their layout differs.
 Source: Vaswani et al. 2017, "Attention is all you need", sections 3.2.1 and 3.2.2.
 
-It does not know what a position stands for: no order, no grid, no mask. Permuted input gives permuted output.
+Attention knows no order and no grid: permuted input gives permuted output.
 """
 
 import math

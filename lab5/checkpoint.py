@@ -5,7 +5,6 @@ anything, and a file is replaced only by a complete successor. The lab's files a
 the layouts that its solutions have; whatever the layout, what comes out has the names of the lab's template.
 """
 
-import io
 import re
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -15,9 +14,9 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from lab5.config import TransformerConfig, VQGANConfig
-from lab5.runtime.files import State, existing_file, load_tensors, save_tensors, write
-from lab5.runtime.pickles import WRAPPERS, check_weights, is_pickle, printable, unpickle
+from lab5.config import TransformerConfig, VQGANConfig, changed, check
+from lab5.runtime.files import State, existing_file, load_tensors, save_tensors
+from lab5.runtime.pickles import check_weights, is_pickle, printable, unpickle
 from lab5.transformer import BidirectionalTransformer
 from lab5.vqgan import VQGAN
 
@@ -61,84 +60,22 @@ def load_transformer(path: str | Path) -> BidirectionalTransformer:
     return with_weights(lambda: BidirectionalTransformer(config), state, path)
 
 
-def export_transformer(
-    path: str | Path, model: BidirectionalTransformer, *, layout: str = "separate", wrapper: str = "none"
-) -> None:
-    """Stage two for the lab's own code: a PyTorch file with a state dict under its names.
-
-    layout   of the attention: "separate" linears query, key, value, out; or "fused", qkv and proj
-    wrapper  "none" for a bare state dict, or the name of the entry that holds it, "transformer_state_dict" or "model"
-
-    Raises ValueError for a network that the lab's code would read as another: it has 16 heads, is post-norm, and
-    knows nothing of hints. Sizes may differ, because its MaskGit.yml names them.
-    """
-    if layout not in LAYOUTS or wrapper not in ("none", *WRAPPERS):
-        known = f"layouts {', '.join(LAYOUTS)} and wrappers none, {', '.join(WRAPPERS)}"
-        raise ValueError(f"there are {known}, not {layout!r} and {wrapper!r}")
-    named_by_the_lab = ("codes", "width", "layers", "hidden", "dropout", "attention_dropout")
-    ours, lab = asdict(model.config), asdict(TransformerConfig())
-    if differ := [name for name in lab if name not in named_by_the_lab and ours[name] != lab[name]]:
-        found = ", ".join(f"{name} = {ours[name]} where the lab has {lab[name]}" for name in differ)
-        raise ValueError(f"the lab's code would compute something else with this transformer: {found}")
-    state = _detached(model)
-    if layout == "fused":
-        state = fuse_attention(state)
-    _pickle(path, state if wrapper == "none" else {wrapper: state})
-
-
-def export_vqgan(path: str | Path, model: VQGAN) -> None:
-    """Stage one for the lab's own code, as the course's VQGAN.pt is: a bare state dict of 315 tensors.
-
-    Raises ValueError for a network of another shape than the lab's.
-    """
-    ours, lab = asdict(model.config), asdict(VQGANConfig())
-    if differ := [name for name in lab if ours[name] != lab[name]]:
-        found = ", ".join(f"{name} = {ours[name]} where the lab has {lab[name]}" for name in differ)
-        raise ValueError(f"the lab's code has no place for this VQGAN: {found}")
-    _pickle(path, _detached(model))
-
-
-def _detached(model: nn.Module) -> State:
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
-
-
-def _pickle(path: str | Path, content: dict) -> None:
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    write(Path(path), buffer.getvalue())
-
-
 def _ours(path: str | Path, config_class: type) -> tuple[State, Any]:
     state, meta = load_tensors(path)
     if config_class.__name__ not in meta:
-        found = printable(", ".join(meta)) or "nothing"
-        raise ValueError(f"{path} has no {config_class.__name__}; its header holds {found}")
+        entries = printable(", ".join(meta)) or "nothing"
+        raise ValueError(f"{path} has no {config_class.__name__}; its header holds {entries}")
+    config = config_class()
     try:
-        config = config_class(**{name: _tuples(value) for name, value in meta[config_class.__name__].items()})
-    except (AttributeError, TypeError, RecursionError) as error:
+        for name, value in meta[config_class.__name__].items():
+            config = changed(config, name, value)
+        check(config)
+    except (AttributeError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} has a {config_class.__name__} of another version: {printable(error)}") from error
-    for name, default in vars(config_class()).items():
-        if not _is_like(getattr(config, name), default):
-            found = f"{name} = {getattr(config, name)!r:.60} in its {config_class.__name__}"
-            raise ValueError(f"{path} has {found}, which takes values such as {default!r:.60}")
     # Building takes time that grows with the blocks, each of which has tensors: a header may ask for a million.
     if (blocks := _blocks(config)) > len(state):
         raise ValueError(f"{path} has only {len(state)} tensors for the {blocks} blocks of its {config_class.__name__}")
     return state, config
-
-
-def _tuples(value: Any) -> Any:
-    """JSON has no tuples; the frozen configs have no lists."""
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
-
-
-def _is_like(value: Any, default: Any) -> bool:
-    """Whether a setting has the type of its default, and is not negative: both configs hold sizes and shares."""
-    if isinstance(default, tuple):
-        return isinstance(value, tuple) and all(_is_like(item, default[0]) for item in value)
-    if isinstance(default, float) and type(value) is int:
-        return value >= 0
-    return type(value) is type(default) and (isinstance(value, str) or value >= 0)
 
 
 def _blocks(config: TransformerConfig | VQGANConfig) -> int:
@@ -189,9 +126,6 @@ ATTENTION_NAMES = {
 }  # fmt: skip
 
 
-LAYOUTS = ("separate", "fused")  # of the attention in what is exported
-
-
 ATTENTION = re.compile(r"(blocks\.\d+\.Attention)\.(\w+)\.(weight|bias)")
 
 
@@ -227,27 +161,11 @@ def lab_config(state: State, path: str | Path) -> TransformerConfig:
         positions, hidden = len(state["pos_emb"]), len(state["blocks.0.MLP.0.weight"])
         layers = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
     except (KeyError, ValueError) as error:
-        found = ", ".join(list(state)[:4]) or "nothing"
-        raise ValueError(f"{path} holds no transformer of the lab's ({error}); it has {found}, ...") from error
+        names = ", ".join(list(state)[:4]) or "nothing"
+        raise ValueError(f"{path} holds no transformer of the lab's ({error}); it has {names}, ...") from error
     if layers > len(state):
         raise ValueError(f"{path} has only {len(state)} tensors for {layers} layers, as its blocks are numbered")
     config = TransformerConfig()
     if width % config.heads:
         raise ValueError(f"{path} has width {width}, which the lab's {config.heads} heads do not divide")
     return replace(config, codes=ids - 1, positions=positions, width=width, layers=layers, hidden=hidden)
-
-
-def fuse_attention(state: State) -> State:
-    """Query, key and value stacked into qkv, in the place of the query; out is called proj."""
-    fused: State = {}
-    for name, tensor in state.items():
-        match = ATTENTION.fullmatch(name)
-        block, role, kind = match.groups() if match else ("", "", "")
-        if role == "query":
-            parts = [state[f"{block}.{part}.{kind}"] for part in ("query", "key", "value")]
-            fused[f"{block}.qkv.{kind}"] = torch.cat(parts)
-        elif role == "out":
-            fused[f"{block}.proj.{kind}"] = tensor
-        elif not role:
-            fused[name] = tensor
-    return fused

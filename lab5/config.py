@@ -247,13 +247,13 @@ def allowed(setting: Any) -> str:
 
 def meanings() -> dict[str, Any]:
     """The field of every setting, under its full name: default, `metadata["about"]`, what is `allowed`."""
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for section in fields(Config):
         if is_dataclass(section.default_factory):
-            found |= {f"{section.name}.{one.name}": one for one in fields(section.default_factory)}
+            settings |= {f"{section.name}.{one.name}": one for one in fields(section.default_factory)}
         elif section.metadata:
-            found[section.name] = section
-    return found
+            settings[section.name] = section
+    return settings
 
 
 def check(section: Any, name: str = "") -> None:
@@ -312,7 +312,8 @@ def check_stop(decode: DecodeConfig) -> None:
     if not 0 <= decode.stop_at <= decode.steps:
         raise ValueError(f"decode.stop_at = {decode.stop_at} must lie in 0..{decode.steps}; 0 means all decode.steps")
     if decode.remask and decode.budget != "schedule":
-        raise ValueError(f"decode.remask keeps a schedule's counts: it needs decode.budget = schedule, not {decode.budget}")
+        budget = f"it needs decode.budget = schedule, not {decode.budget}"
+        raise ValueError(f"decode.remask keeps a schedule's counts: {budget}")
 
 
 # --- changes --------------------------------------------------------------------------------------------------------

@@ -10,8 +10,6 @@ A masking is a name, some of them with a number or two behind it, and several ma
     "count:0.4:0.5"       exactly so many, a share drawn between the two for each image
     "hole"                a part of a hole like the test's; "whole_hole" all of it
     "hole+bernoulli:0.5"  each image by one of these, drawn for it
-
-It knows how many tokens there are and where holes can be, but neither tokens nor what is learned from them.
 """
 
 import math

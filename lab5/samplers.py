@@ -5,8 +5,7 @@ score per position, and the highest scores are committed first. Another sampler 
 table. An order that does not look at the proposed codes chooses then samples: it is the same law as drawing codes
 at the chosen positions only.
 
-It does not know how many positions are committed, nor what the model is. Scores at known positions mean
-nothing: the decoder overrules them.
+Scores at known positions mean nothing: the decoder overrules them.
 """
 
 import math

@@ -2,9 +2,6 @@
 
 Built as the lab builds it, parameter names included, so that a lab checkpoint fits without translation.
 Source: Chang et al. 2022, "MaskGIT", section 3; post-norm blocks as in BERT (Devlin et al. 2018).
-
-It does not know why a token is masked, how it was trained, or what an image is: position n is only the n-th
-row of a learned table.
 """
 
 import torch
@@ -118,8 +115,8 @@ class BidirectionalTransformer(nn.Module):
 
     def _embed(self, tokens: Int[Tensor, "B N"], hints: Tensor | None) -> Float[Tensor, "B N D"]:
         if tokens.shape[1] != self.config.positions:
-            expected, found = self.config.positions, tokens.shape[1]
-            raise ValueError(f"tokens must have {expected} positions per image, but they have {found}.")
+            expected, positions = self.config.positions, tokens.shape[1]
+            raise ValueError(f"tokens must have {expected} positions per image, but they have {positions}.")
         # On a GPU the look would cost a synchronisation per call, and CUDA stops at a bad index by itself.
         if tokens.device.type == "cpu" and tokens.numel():
             low, high = (int(end) for end in tokens.aminmax())

@@ -3,7 +3,7 @@
 One class in two sizes: `VQGANConfig()` is the lab's network, whose state-dict keys it reproduces one by one,
 so the course's checkpoint loads strictly; a few small numbers make the one that a CPU trains in minutes.
 
-It knows no dataset, no loss and no transformer. Images are in the lab's normalised units throughout.
+Images are in the lab's normalised units throughout.
 """
 
 from typing import NamedTuple

@@ -13,6 +13,7 @@ from jaxtyping import install_import_hook
 
 # Before any test imports lab5: every shape in a signature is checked at every call. The tower: an int is a float.
 install_import_hook("lab5", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+pytest.register_assert_rewrite("stubs")
 
 torch.set_num_threads(min(2, torch.get_num_threads()))
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in the background of a script, where Ctrl-C is not for it

@@ -1,10 +1,14 @@
 """Small stand-ins that several test files decode and score with."""
 
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 
+from lab5.config import DecodeConfig
 from lab5.data.dataset import Dataset, open_dataset
+from lab5.decoder import DecodeStep
 from lab5.inpainting.pair import Pair
 from lab5.inpainting.tokenizer import Tokenizer
 from lab5.profiles import configure
@@ -35,3 +39,101 @@ def untrained_pair() -> Pair:
     transformer = BidirectionalTransformer(config.transformer, generator=torch.Generator().manual_seed(1))
     torch.nn.init.normal_(transformer.bias, generator=torch.Generator().manual_seed(2))
     return Pair(Tokenizer(vqgan), transformer.eval(), "stub 1")
+
+
+# --- decoding: a model whose answer is known, holes of every size, and what every decoding promises
+
+IMAGES, POSITIONS, K = 4, 16, 6  # the mask id is K
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+class Table:
+    """A fixed table of logits per position, plus what a position gets from the tokens of its image."""
+
+    mask_id = K
+
+    def __init__(self, columns: int = K):
+        self.table = torch.randn(POSITIONS, columns, generator=seeded(1))
+        self.context = torch.randn(K + 1, POSITIONS, columns, generator=seeded(2))
+        self.asked = []
+
+    def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
+        self.asked.append(tokens.clone())
+        return self.table + self.context[tokens].mean(dim=1)
+
+
+class Chain:
+    """Sure that a token is one more than its left neighbour where it sees that, without a clue elsewhere."""
+
+    mask_id = K
+
+    def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
+        left = tokens.roll(1, dims=1)
+        logits = torch.zeros(*tokens.shape, K)
+        clue = torch.nn.functional.one_hot((left + 1) % K, K).float() * 50
+        return torch.where((left < K)[..., None], clue, logits)
+
+
+def named(answer: Callable[[torch.Tensor], torch.Tensor], mask_id: int = K) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The same function, with the mask id that a decoder asks a model for."""
+    model = lambda tokens: answer(tokens)  # noqa: E731
+    model.mask_id = mask_id
+    return model
+
+
+def a_batch() -> tuple[torch.Tensor, torch.Tensor]:
+    """Holes of 0, 1, 9 and 16 of the 16 positions."""
+    tokens = torch.randint(0, K, (IMAGES, POSITIONS), generator=seeded(3))
+    shuffled = torch.rand(IMAGES, POSITIONS, generator=seeded(4)).argsort(dim=1)
+    return tokens, shuffled < torch.tensor([0, 1, 9, 16])[:, None]
+
+
+def per_image() -> list[torch.Generator]:
+    return [seeded(i) for i in range(IMAGES)]
+
+
+Decode = Callable[..., Iterator[DecodeStep]]
+
+
+def walk(decode: Decode, model, tokens, unknown, generator=None, *, prior=None, **settings) -> list[DecodeStep]:
+    """The states of `decoder.decode_steps` or `variants.decode`, under these fields of DecodeConfig."""
+    states = decode(model, tokens, unknown, DecodeConfig(**settings), generator=generator or seeded(), prior=prior)
+    return list(states)
+
+
+def walks_alike(decode: Decode, **settings) -> list[DecodeStep]:
+    """The states of the batch; its two larger holes are decoded once more, alone, with the same seeds."""
+    tokens, unknown = a_batch()
+    before = tokens.clone(), unknown.clone()
+    states = walk(decode, Table(), tokens, unknown, per_image(), **settings)
+    for i in (2, 3):
+        alone = walk(decode, Table(), tokens[i : i + 1], unknown[i : i + 1], [seeded(i)], **settings)
+        for state, right in zip(alone, states, strict=True):
+            assert torch.equal(state.filled, right.filled[i : i + 1])
+            assert torch.equal(state.masked, right.masked[i : i + 1])
+    assert torch.equal(tokens, before[0]) and torch.equal(unknown, before[1]), "the caller's tensors"
+    return states
+
+
+def assert_promises(states: list[DecodeStep], tokens: torch.Tensor, unknown: torch.Tensor) -> None:
+    """What holds at every step of every decoding."""
+    assert [state.step for state in states] == list(range(len(states)))
+    assert torch.equal(states[0].masked, unknown)
+    assert not states[-1].masked.any() and torch.equal(states[-1].filled, states[-1].tokens)
+    for state in states:
+        assert torch.equal(state.unknown, unknown)
+        assert torch.equal(state.tokens[~unknown], tokens[~unknown])
+        assert torch.equal(state.filled[~unknown], tokens[~unknown])
+        assert torch.equal(state.tokens == K, state.masked) and not (state.masked & ~unknown).any()
+        assert state.step == 0 or ((0 <= state.filled) & (state.filled < K)).all()
+        # What is committed is what was proposed.
+        assert torch.equal(state.tokens[~state.masked], state.filled[~state.masked])
+
+
+def assert_committed_tokens_stay(states: list[DecodeStep]) -> None:
+    for before, after in pairwise(states):
+        assert not (after.masked & ~before.masked).any()
+        assert torch.equal(after.tokens[~before.masked], before.tokens[~before.masked])

@@ -1,6 +1,5 @@
 """Files survive accidents and execute nothing; every layout of the lab's gives the same model."""
 
-import json
 import math
 import os
 import pickle
@@ -15,19 +14,10 @@ import safetensors.torch
 import torch
 
 from lab5 import checkpoint
-from lab5.checkpoint import (
-    export_transformer,
-    export_vqgan,
-    lab_config,
-    load_transformer,
-    load_vqgan,
-    rename_attention,
-    save_transformer,
-    save_vqgan,
-)
+from lab5.cli.export import export_transformer, export_vqgan
+from lab5.checkpoint import lab_config, load_transformer, load_vqgan, rename_attention, save_transformer, save_vqgan
 from lab5.config import TransformerConfig, VQGANConfig
-from lab5.runtime import files as durable
-from lab5.runtime.files import load_meta
+from lab5.runtime.files import load_tensors, save_tensors
 from lab5.transformer import BidirectionalTransformer
 from lab5.vqgan import VQGAN
 
@@ -64,125 +54,24 @@ def same_logits(loaded: BidirectionalTransformer, original: BidirectionalTransfo
         torch.testing.assert_close(loaded(tokens), original(tokens), rtol=1e-5, atol=1e-5)
 
 
-# --- our files --------------------------------------------------------------------------------------------------
-
-
-def test_tensors_and_meta_come_back(tmp_path):
-    grid = torch.arange(12.0).view(3, 4)
-    tensors = {
-        "float": grid,
-        "transposed": grid.T,
-        "part": grid[1],
-        "int": torch.tensor(7),
-        "bool": torch.tensor([True, False]),
-        "half": grid.to(torch.bfloat16),
-        "empty": torch.zeros(0, 3),
-        "nan": torch.tensor(float("nan")),  # a training state may hold anything
-    }
-    meta = {"step": 12, "psnr": 30.5, "betas": [0.9, 0.96], "name": "Fréchet", "nothing": None, "a": {"b": True}}
-    save(tmp_path / "new" / "state.safetensors", tensors, meta)
-    state, again = load(tmp_path / "new" / "state.safetensors")
-    assert again == meta and state.keys() == tensors.keys()
-    for name, tensor in tensors.items():
-        assert state[name].dtype == tensor.dtype
-        torch.testing.assert_close(state[name], tensor, rtol=0, atol=0, equal_nan=True)
-
-
-def test_the_header_is_readable_without_loading_tensors(tmp_path):
-    save(tmp_path / "state", {"x": torch.zeros(2)}, {"seed": 5, "device": "cpu"})
-    with safetensors.safe_open(tmp_path / "state", framework="pt") as file:
-        header = file.metadata()
-    assert len(header.pop(checkpoint.CHECKSUM)) == 64
-    assert {name: json.loads(value) for name, value in header.items()} == {"seed": 5, "device": "cpu"}
-    assert load_meta(tmp_path / "state") == {"seed": 5, "device": "cpu"}
-
-
-@pytest.mark.parametrize("culprit", ["write", "fsync", "replace"])
-def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch, culprit):
-    path = tmp_path / "state.safetensors"
-    save(path, {"x": torch.ones(3)}, {"step": 1})
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    if culprit == "write":  # a disk that fills up half way
-
-        class HalfWritten(type(path)):
-            def open(self, mode):
-                file = super().open(mode)
-                file.write(b"half")
-                file.flush()
-                full()
-
-        monkeypatch.setattr(durable, "Path", HalfWritten)
-    else:
-        monkeypatch.setattr(os, culprit, full)
-    with pytest.raises(OSError, match="state.safetensors could not be written and is as it was before: .*No space"):
-        save(path, {"x": torch.zeros(3)}, {"step": 2})
-    monkeypatch.undo()
-    state, meta = load(path)
-    assert state["x"].eq(1).all() and meta == {"step": 1}
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_the_content_is_on_disk_before_it_replaces_the_old_file(tmp_path, monkeypatch):
-    calls, path = [], tmp_path / "state"
-    fsync, move = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda file: calls.append(("fsync", os.fstat(file).st_size)) or fsync(file))
-    monkeypatch.setattr(os, "replace", lambda old, new: calls.append(("replace", old.parent)) or move(old, new))
-    save(path, {"x": torch.zeros(100)}, {})
-    of_file, renamed, of_folder = calls
-    assert (of_file, renamed) == (("fsync", path.stat().st_size), ("replace", tmp_path))
-    assert of_folder == ("fsync", tmp_path.stat().st_size)
-
-
-def test_no_single_bit_can_change_unnoticed(tmp_path):
-    """In the length, the header, its padding, the checksum or the tensors."""
-    path = tmp_path / "state"
-    save(path, {"x": torch.ones(3, 2)}, {"step": 3, "zeros": checkpoint.BLANK})
-    whole = path.read_bytes()
-    assert load(path)[1] == {"step": 3, "zeros": checkpoint.BLANK}
-    for bit in range(0, 8 * len(whole), 7):  # 7 and 8 have no common divisor: every bit of a byte has its turn
-        broken = bytearray(whole)
-        broken[bit // 8] ^= 1 << bit % 8
-        path.write_bytes(broken)
-        with pytest.raises(ValueError, match="state (was damaged after it was written|is truncated or is not one)"):
-            load(path)
-
-
-def test_files_of_other_programs_have_no_checksum_and_are_taken(tmp_path):
-    safetensors.torch.save_file({"x": torch.ones(2)}, tmp_path / "state", {"format": '"pt"'})
-    assert load(tmp_path / "state")[1] == {"format": "pt"}
-
-
-def test_meta_that_is_not_json_leaves_the_old_file(tmp_path):
-    save(tmp_path / "state", {"x": torch.ones(3)}, {"step": 1})
-    with pytest.raises(TypeError):
-        save(tmp_path / "state", {"x": torch.zeros(3)}, {"step": object()})
-    assert load(tmp_path / "state")[1] == {"step": 1}
+# --- our models -------------------------------------------------------------------------------------------------
 
 
 def test_missing_truncated_and_foreign_files_are_refused(tmp_path):
     path = tmp_path / "state.safetensors"
-    for read in (load, load_vqgan, load_transformer):
+    for read in (load_vqgan, load_transformer):
         with pytest.raises(FileNotFoundError, match="there is no checkpoint at .*state.safetensors"):
             read(path)
-    save(path, {"x": torch.ones(1000)}, {"step": 1})
+    save_tensors(path, {"x": torch.ones(1000)}, {"step": 1})
     whole = path.read_bytes()
     for length in (0, 4, 40, len(whole) - 1):
         path.write_bytes(whole[:length])
-        for read in (load, load_vqgan, load_transformer):
+        for read in (load_vqgan, load_transformer):
             with pytest.raises(ValueError, match="state.safetensors is truncated or is not one of our"):
                 read(path)
-    safetensors.torch.save_file({"x": torch.ones(2)}, path, {"format": "pt"})
-    with pytest.raises(ValueError, match="is not one of our"):
-        load(path)
     safetensors.torch.save_file({"x": torch.ones(2)}, path)
     with pytest.raises(ValueError, match="no VQGANConfig; its header holds nothing"):
         load_vqgan(path)
-
-
-# --- our models -------------------------------------------------------------------------------------------------
 
 
 def test_a_vqgan_comes_back_with_its_config(tmp_path):
@@ -193,7 +82,7 @@ def test_a_vqgan_comes_back_with_its_config(tmp_path):
     images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         assert torch.equal(loaded.encode(images), model.eval().encode(images))
-    meta = load(tmp_path / "vqgan.safetensors")[1]
+    meta = load_tensors(tmp_path / "vqgan.safetensors")[1]
     assert (meta["psnr"], meta["config"]) == (28.5, "quick")
 
 
@@ -202,7 +91,7 @@ def test_a_transformer_comes_back_with_its_config(tmp_path, tokens):
     model = shaken(BidirectionalTransformer(config))
     save_transformer(tmp_path / "transformer.safetensors", model, step=7)
     loaded = load_transformer(tmp_path / "transformer.safetensors")
-    assert loaded.config == config and load(tmp_path / "transformer.safetensors")[1]["step"] == 7
+    assert loaded.config == config and load_tensors(tmp_path / "transformer.safetensors")[1]["step"] == 7
     same_logits(loaded, model, tokens)
 
 
@@ -224,7 +113,7 @@ def test_one_stage_is_not_mistaken_for_the_other(tmp_path, transformer):
 
 
 def test_a_config_of_another_version_is_refused(tmp_path, transformer):
-    save(tmp_path / "t", transformer.state_dict(), {"TransformerConfig": {"codes": 10, "colour": "blue"}})
+    save_tensors(tmp_path / "t", transformer.state_dict(), {"TransformerConfig": {"codes": 10, "colour": "blue"}})
     with pytest.raises(ValueError, match="another version.*colour"):
         load_transformer(tmp_path / "t")
 
@@ -233,7 +122,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, transformer):
     state = dict(transformer.state_dict())
     state["LN.scale"] = state.pop("LN.weight")
     state["tok_emb.weight"] = state["tok_emb.weight"][:, :5]
-    save(tmp_path / "t", state, {"TransformerConfig": vars(SMALL)})
+    save_tensors(tmp_path / "t", state, {"TransformerConfig": vars(SMALL)})
     with pytest.raises(ValueError) as error:
         load_transformer(tmp_path / "t")
     assert "1 missing (LN.weight); 1 unknown (LN.scale); 1 of another shape (tok_emb.weight)" in str(error.value)
@@ -247,7 +136,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, transformer, bad, as_
     if as_pickle:
         torch.save(state, tmp_path / "t")
     else:
-        save(tmp_path / "t", state, {"TransformerConfig": vars(SMALL)})
+        save_tensors(tmp_path / "t", state, {"TransformerConfig": vars(SMALL)})
     with pytest.raises(ValueError, match="NaN or infinity in 1 tensors, the first is blocks.1.MLP.0.weight"):
         load_transformer(tmp_path / "t")
 
@@ -259,7 +148,7 @@ def test_weights_of_another_precision_become_float32(tmp_path, transformer, dtyp
     if as_pickle:
         torch.save(state, tmp_path / "t")
     else:
-        save(tmp_path / "t", state, {"TransformerConfig": vars(SMALL)})
+        save_tensors(tmp_path / "t", state, {"TransformerConfig": vars(SMALL)})
     for name, tensor in load_transformer(tmp_path / "t").state_dict().items():
         assert tensor.dtype == torch.float32 and torch.equal(tensor, state[name].float())
 
@@ -281,7 +170,7 @@ def test_a_network_of_any_size_in_a_header_is_refused_before_it_takes_memory(tmp
     """10**7 wide it would be 1.6 petabytes: nothing may be made of it but shapes."""
     made = []
     monkeypatch.setattr(torch.nn.Module, "to_empty", lambda self, **_: made.append(self))
-    save(tmp_path / "t", transformer.state_dict(), {"TransformerConfig": vars(SMALL) | {"width": 10**7}})
+    save_tensors(tmp_path / "t", transformer.state_dict(), {"TransformerConfig": vars(SMALL) | {"width": 10**7}})
     with pytest.raises(ValueError, match="does not fit BidirectionalTransformer: tensors .* of another shape"):
         load_transformer(tmp_path / "t")
     assert not made

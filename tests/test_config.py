@@ -6,8 +6,31 @@ import pytest
 import torch
 
 from lab5 import config as config_module
-from lab5.config import Config, VQGANConfig, data_folder, pretrained_folder
+from lab5 import trainer
+from lab5.config import (
+    ClassifierConfig,
+    Config,
+    DecodeConfig,
+    Stage1Config,
+    Stage2Config,
+    StudyConfig,
+    TrainConfig,
+    VQGANConfig,
+    all_settings,
+    allowed,
+    check,
+    check_stop,
+    data_folder,
+    meanings,
+    pretrained_folder,
+)
+from lab5.data.holes import FILLS, PASTES
+from lab5.gamma import SCHEDULES
+from lab5.objectives import LOSSES
 from lab5.profiles import PROFILES, configure
+from lab5.samplers import CODES, ORDERS
+from lab5.trainer import OPTIMISERS, learning_rate
+from lab5.variants import BUDGETS
 
 NAN, INF = float("nan"), float("inf")
 SECTIONS = [f.name for f in fields(Config) if is_dataclass(getattr(PROFILES["quick"], f.name))]
@@ -144,7 +167,8 @@ def test_a_value_of_another_type_is_refused_by_the_settings_name(name, value):
         ({"transformer.heads": 3}, "transformer.width .* heads = 3"),
         ({"transformer.heads": 0}, "transformer.heads"),
         ({"decode.steps": 8, "decode.stop_at": 9}, "decode.stop_at = 9 .*8"),
-        ({"decode.stop_at": -1}, "decode.stop_at = -1"),
+        ({"decode.stop_at": -1}, "decode.stop_at must be at least 0, not -1"),
+        ({"decode.remask": 0.5, "decode.budget": "entropy"}, "decode.remask keeps a schedule's .*, not entropy"),
         ({"decode.steps": 0}, "decode.steps"),
         ({"stage1.steps": 0}, "stage1.steps"),
         ({"stage2.batch": 0}, "stage2.batch"),
@@ -171,16 +195,33 @@ def test_settings_that_contradict_each_other_are_refused_by_name(changes, named)
         ("stage2.warmup", (0, 9999), (-1,)),
         ("stage1.clip", (0.0, 5.0), (-1.0, NAN)),
         ("stage2.weight_decay", (0.0, 0.1), (-0.1, INF)),
+        ("stage1.autoencoder_share", (0.0, 1.0), (-0.1, 1.1, NAN)),
+        ("stage1.beta", (0.0, 2.0), (-1.0, NAN, INF)),
+        ("stage1.code_decay", (0.0, 0.9), (1.0, -0.1, NAN)),
+        ("stage1.perceptual", (0.0, 2.0), (-1.0, NAN)),
+        ("stage1.adversarial", (0.0, 2.0), (-1.0, NAN)),
+        ("stage2.decay", (0.1, 0.9), (0.0, 1.0, NAN)),
+        ("stage2.decay_every", (1, 99), (0, -1)),
+        ("stage2.milestones", ((), (1, 9)), ((0,), (3, -1))),
+        ("classifier.images", (64,), (1, 0)),
         ("decode.evidence", (0.0, 2.0), (-1.0, NAN)),
         ("decode.temperature", (0.0, 2.0), (-1.0, NAN, INF)),
-        ("decode.temperature_end", (0.0, -1.0), ()),  # below 0 it stays as at the first step
+        ("decode.temperature_end", (0.0, -1.0), (NAN, INF)),  # below 0 it stays as at the first step
         ("decode.choice_temperature", (0.0, 9.0), (-1.0, NAN)),
         ("decode.choice_temperature_end", (0.0, 9.0), (-1.0, NAN)),
+        ("decode.limit", (0.0, 9.0), (-1.0, NAN, INF)),
+        ("decode.remask", (0.0, 1.0), (-0.1, 1.1, NAN)),
+        ("decode.redo", (0.0, 1.0), (-0.1, 1.1, NAN)),
+        ("decode.rounds", (0, 9), (-1,)),
+        ("decode.dilate", (0, 3), (-1,)),
+        ("decode.passes", (1, 2), (0,)),
+        ("decode.batch", (1,), (0,)),
+        ("data.seed", (0, 10**12), (-1, 10**12 + 1)),
         ("data.train", (32, 10**6), (0, -5)),
         ("data.val", (1,), (0,)),
         ("data.test", (1,), (0,)),
         ("threads", (0, 4), (-1,)),
-        ("seed", (0, 10**6), (-1,)),
+        ("seed", (0, 10**12), (-1, 10**12 + 1)),
         ("study.seeds", (1,), (0,)),
         ("study.images", (8,), (7, 0)),
         ("study.steps", ((1,), (8, 1)), ((8, 0), (-1,), ())),
@@ -198,10 +239,86 @@ def test_every_range_ends_where_it_should(name, accepted, refused):
             configure("quick", device="cpu", **{name: value})
 
 
-def test_the_ranges_are_those_of_settings_that_exist():
-    known = {f"{section}.{f.name}" for section in SECTIONS for f in fields(getattr(PROFILES["quick"], section))}
-    known |= {name.rpartition(".")[2] for name in known} | {f.name for f in fields(Config)}
-    assert set().union(*(names for _, names in config_module.RANGES.values())) <= known
+@pytest.mark.parametrize("name", [name for name, one in meanings().items() if one.metadata["choices"]])
+def test_of_choices_all_are_taken_and_no_other_and_the_refusal_names_them(name):
+    choices = meanings()[name].metadata["choices"]
+    together = {"decode.budget": {"decode.remask": 0.0}}.get(name, {})
+    for choice in choices:
+        wanted = (choice,) if name.startswith("study.") else choice
+        assert value_of(configure("quick", device="cpu", **{name: wanted}, **together), name) == wanted
+    wrong = ("nonsense",) if name.startswith("study.") else "nonsense"
+    with pytest.raises(ValueError, match=rf"^{name} must be one of {', '.join(choices)}, not 'nonsense'$"):
+        configure("quick", device="cpu", **{name: wrong})
+
+
+def test_the_choices_are_the_names_in_the_tables_that_they_are_of():
+    """Written out there, because reading settings needs no torch."""
+    tables = {
+        (DecodeConfig, "schedule"): SCHEDULES,
+        (DecodeConfig, "codes"): CODES,
+        (DecodeConfig, "order"): ORDERS,
+        (DecodeConfig, "fill"): FILLS,
+        (DecodeConfig, "paste"): PASTES,
+        (DecodeConfig, "budget"): ("schedule", *BUDGETS),
+        (StudyConfig, "schedules"): SCHEDULES,
+        (Stage2Config, "loss"): LOSSES,
+    }
+    for stage in (TrainConfig, Stage1Config, Stage2Config, ClassifierConfig):
+        tables[stage, "optimiser"] = OPTIMISERS
+        tables[stage, "amp"] = ("bf16", "fp16", "off")
+    for (section, name), table in tables.items():
+        choices = section.__dataclass_fields__[name].metadata["choices"]
+        assert set(choices) == set(table) and len(set(choices)) == len(choices), f"{section.__name__}.{name}"
+
+
+def test_every_schedule_of_a_training_is_one_of_its_own():
+    """The choices and the schedules that the trainer has: none of them is another's under a second name."""
+    names = TrainConfig.__dataclass_fields__["schedule"].metadata["choices"]
+    settings = {"steps": 40, "warmup": 4, "milestones": (10, 30), "decay_every": 8}
+    rates = {name: tuple(trainer.learning_rates(TrainConfig(schedule=name, **settings))) for name in names}
+    assert len(set(rates.values())) == len(names) == 5
+    with pytest.raises(ValueError, match="^schedule must be one of constant, .*, not 'plateau'"):
+        learning_rate(TrainConfig(schedule="plateau"), 1)
+
+
+# --- what is said of a setting ----------------------------------------------------------------------------------------
+
+
+def test_every_setting_has_one_line_that_says_what_it_means():
+    assert meanings().keys() == all_settings(PROFILES["full"]).keys()
+    for name, one in meanings().items():
+        about = one.metadata["about"]
+        assert about and "\n" not in about and about == about.strip() and len(about) <= 100, name
+        assert not about.endswith("."), name
+    bare = [one.name for one in fields(Config) if not one.metadata and not is_dataclass(one.default_factory)]
+    assert bare == ["profile"]
+
+
+def test_what_is_allowed_is_said_in_words():
+    words = {
+        "stage1.lr": "above 0", "stage1.ema": "at least 0 and below 1", "decode.remask": "at least 0 and at most 1",
+        "decode.steps": "at least 1", "stage2.loss": "masked, all", "decode.temperature_end": "", "vqgan.attention": "",
+        "data.path": "", "seed": "at least 0 and at most 1 000 000 000 000",
+    }  # fmt: skip
+    assert {name: allowed(meanings()[name]) for name in words} == words
+
+
+@pytest.mark.parametrize("name", [name for name, one in meanings().items() if isinstance(one.default, float)])
+def test_no_number_may_be_endless_or_none_at_all(name):
+    for value in (NAN, INF, -INF):
+        with pytest.raises(ValueError, match=rf"^{name} must be .*, not {value}$"):
+            configure("quick", device="cpu", **{name: value})
+
+
+def test_a_section_is_checked_by_its_own_name_or_without_one():
+    with pytest.raises(ValueError, match="^decode.steps must be at least 1, not 0$"):
+        check(DecodeConfig(steps=0), "decode")
+    with pytest.raises(ValueError, match="^steps must be at least 1, not 0$"):
+        check(DecodeConfig(steps=0))
+    with pytest.raises(ValueError, match="^decode.steps must be at least 1, not 0$"):
+        check(replace(PROFILES["quick"], decode=DecodeConfig(steps=0)))
+    with pytest.raises(ValueError, match=r"^decode.stop_at = 9 must lie in 0\.\.8; 0 means all decode.steps$"):
+        check_stop(DecodeConfig(steps=8, stop_at=9))
 
 
 def test_items_of_a_setting_that_is_empty_are_counts(monkeypatch):

@@ -9,7 +9,6 @@ import scipy.linalg
 import torch
 
 from lab5.fid import feature_stats, frechet_distance, frechet_distance_from_stats, kid
-from lab5.scoring.intervals import floor_of_halves, with_spread
 
 REFUSED = (ValueError, TypeError)  # the shape checker, where it is installed, refuses first with a TypeError
 
@@ -180,75 +179,6 @@ def test_kid_is_unbiased_where_frechet_is_not():
     assert shifted.mean() > 10 * standard_error
 
 
-# --- spread -----------------------------------------------------------------------------------------------------
-
-
-def test_spread_is_that_of_fresh_samples():
-    def distance(a, b):
-        return (a.mean(0) - b.mean(0)).sum().item()  # its SD is known: sqrt(2 F / n)
-
-    a, b = (torch.randn(400, 8, generator=torch.Generator().manual_seed(seed)) for seed in (16, 17))
-    value, sd = with_spread(distance, a, b, repeats=400, generator=torch.Generator().manual_seed(18))
-    assert value == pytest.approx(distance(a, b), rel=1e-6)
-    assert sd == pytest.approx((2 * 8 / 400) ** 0.5, rel=0.2)
-
-
-def test_spread_keeps_pairs_together():
-    a = torch.randn(100, 8, generator=torch.Generator().manual_seed(19)).double()
-
-    def distance(x, y):
-        return (y - x).mean().item()
-
-    value, sd = with_spread(distance, a, a + 0.5, generator=torch.Generator().manual_seed(20))
-    assert value == pytest.approx(0.5) and sd < 1e-12
-
-
-def test_spread_is_a_function_of_its_generator():
-    a, b = draw(60, 8, seed=21), draw(60, 8, seed=22)
-    first, again, other = (
-        with_spread(frechet_distance, a, b, repeats=5, generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2)
-    )
-    assert first == again and first[0] == other[0] and first[1] != other[1]
-
-
-# --- the floor --------------------------------------------------------------------------------------------------
-
-
-def test_the_floor_of_frechet_is_the_closed_form_of_two_samples_of_one_gaussian():
-    # Of unit Gaussians and m images a side, E|mean_a - mean_b|² = 2F/m, and to first order the covariances add
-    # E|S_a - S_b|²/4 = F(F+1)/(2m).
-    x, m = torch.randn(4000, 8, generator=torch.Generator().manual_seed(32)), 2000
-    floor, spread = floor_of_halves(frechet_distance, x, repeats=40, generator=torch.Generator().manual_seed(33))
-    assert floor == pytest.approx(2 * 8 / m + 8 * 9 / (2 * m), rel=0.1)
-    assert 0 < spread < floor
-
-
-def test_the_floor_falls_with_n_for_frechet_and_is_zero_for_kid():
-    few, many = (torch.randn(n, 8, generator=torch.Generator().manual_seed(34)) for n in (100, 1000))
-    settings = [{"repeats": 40, "generator": torch.Generator().manual_seed(35)} for _ in range(3)]
-    ratio = floor_of_halves(frechet_distance, few, **settings[0])[0]
-    ratio /= floor_of_halves(frechet_distance, many, **settings[1])[0]
-    assert ratio == pytest.approx(10, rel=0.3)
-    floor, spread = floor_of_halves(kid, few, **settings[2])
-    assert abs(floor) < 3 * spread / 40**0.5
-
-
-def test_halves_are_disjoint_of_equal_size_and_drawn_by_the_generator():
-    x, seen = torch.arange(9.0)[:, None], []
-
-    def distance(a, b):
-        seen.append((a[:, 0].tolist(), b[:, 0].tolist()))
-        return 1.0
-
-    for seed in (1, 1, 2):
-        settings = {"repeats": 3, "generator": torch.Generator().manual_seed(seed)}
-        assert floor_of_halves(distance, x, **settings) == (1.0, 0.0)
-    assert all(len(a) == len(b) == 4 and not set(a) & set(b) for a, b in seen)
-    assert seen[:3] == seen[3:6] != seen[6:]
-    with pytest.raises(ValueError, match="need 4, found 3"):
-        floor_of_halves(distance, x[:3], generator=torch.Generator())
-
-
 # --- refusals ---------------------------------------------------------------------------------------------------
 
 
@@ -264,8 +194,6 @@ def test_features_that_cannot_be_compared_are_refused(distance):
         distance(good, torch.randn(5, 3))
     with pytest.raises(REFUSED):
         distance(good.flatten(), good)
-    with pytest.raises(ValueError, match="found 5 and 4"):
-        with_spread(distance, good, good[:4], generator=torch.Generator())
 
 
 def test_statistics_of_other_features_are_refused_in_a_sentence():
@@ -277,11 +205,8 @@ def test_statistics_of_other_features_are_refused_in_a_sentence():
         sets[place][1] = np.nan
         with pytest.raises(ValueError, match=f"^{name} hold NaN"):
             kid(*sets)
-    for measure in (feature_stats, lambda x: floor_of_halves(kid, x, generator=torch.Generator())):
-        with pytest.raises(ValueError, match="^features hold NaN"):
-            measure(np.full((5, 2), np.nan))
-    with pytest.raises(ValueError, match="at least 4; found 3 and 3"):
-        with_spread(lambda a, b: 0.0, np.zeros((3, 2)), np.zeros((3, 2)), generator=torch.Generator())
+    with pytest.raises(ValueError, match="^features hold NaN"):
+        feature_stats(np.full((5, 2), np.nan))
 
 
 def test_means_of_float32_are_compared_in_float64():
@@ -293,18 +218,3 @@ def test_means_of_float32_are_compared_in_float64():
     covariance = feature_stats(draw(40, 4, seed=1))[1].numpy().astype(np.float32)
     found, expected = (frechet_distance_from_stats(far[0], covariance.astype(kind), far[0], eye) for kind in "fd")
     assert found == pytest.approx(expected, rel=1e-12)
-
-
-@pytest.mark.parametrize("measure, calls", [(with_spread, 51), (floor_of_halves, 20)])
-def test_the_spread_of_many_nearly_equal_values_is_told_from_four_images_on(measure, calls):
-    asked = []
-
-    def distance(a, b):
-        asked.append(len(a))
-        return 1 + 1e-12 * len(asked)
-
-    sets = [draw(4, 3, seed=1)] * (2 if measure is with_spread else 1)
-    _, sd = measure(distance, *sets, generator=torch.Generator().manual_seed(0))
-    assert len(asked) == calls and set(asked) <= {2, 4}
-    repeats = calls - (measure is with_spread)
-    assert sd == pytest.approx(1e-12 * np.std(np.arange(repeats), ddof=1), rel=1e-3)

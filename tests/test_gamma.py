@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from lab5.gamma import SCHEDULES, committed, gamma, masked_count, masked_counts
+from lab5.gamma import SCHEDULES, gamma, masked_count, masked_counts
+from lab5.study.conventions import committed
 
 # Tokens committed per step of a 100-token hole in 8 steps, computed apart from this code.
 COMMITTED = {
@@ -95,13 +96,13 @@ def test_the_contracts_sequence_for_a_typical_hole():
     assert masked_counts("cosine", 10, 85) == masked
 
 
-def test_counted_from_the_current_mask_the_shares_compound():
-    assert masked_counts("cosine", 10, 85, count_base="current") == [83, 78, 69, 55, 38, 22, 9, 2, 0, 0]
+@pytest.mark.parametrize("rounding", ["floor", "ceil"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_counts_of_all_steps_are_those_of_each_for_one_hole_and_for_many(schedule, rounding):
     holes = torch.tensor([0, 1, 31, 85])
-    per_image = [[masked_counts(s, 7, n, count_base="current") for n in holes.tolist()] for s in SCHEDULES]
-    for schedule, right in zip(SCHEDULES, per_image, strict=True):
-        counts = masked_counts(schedule, 7, holes, count_base="current")
-        assert torch.stack(counts, dim=1).tolist() == right
+    right = [[masked_count(schedule, step, 7, n, rounding) for step in range(1, 8)] for n in holes.tolist()]
+    assert torch.stack(masked_counts(schedule, 7, holes, rounding), dim=1).tolist() == right
+    assert [masked_counts(schedule, 7, n, rounding) for n in holes.tolist()] == right
 
 
 def reader_of_muse(schedule, steps, hole):
@@ -211,8 +212,6 @@ def test_bad_input_is_refused_in_one_sentence():
         masked_count("cosine", 0, 0, 100)
     with pytest.raises(ValueError, match="'floor' or 'ceil'.*'round'"):
         masked_count("cosine", 1, 8, 100, rounding="round")
-    with pytest.raises(ValueError, match="count_base must be 'hole' or 'current', but it is 'whole'"):
-        masked_counts("cosine", 8, 100, count_base="whole")
     with pytest.raises(ValueError, match="convention must be one of end, start, share, count.*'middle'"):
         committed("cosine", 8, 100, "middle")
     with pytest.raises(ValueError, match="a name or 8 numbers, one a step, but it has 2"):

@@ -33,7 +33,8 @@ from lab5.data import toycats
 from lab5.data.dataset import normalise, open_dataset, open_masked, token_mask
 from lab5.data.holes import fill_holes
 from lab5.decoder import decode_steps
-from lab5.fid import InceptionFeatures, feature_stats, frechet_distance, frechet_distance_from_stats, kid
+from lab5.scoring.inception import InceptionFeatures
+from lab5.fid import feature_stats, frechet_distance, frechet_distance_from_stats, kid
 from lab5.scoring.intervals import with_spread
 from lab5.gamma import masked_count
 from lab5.profiles import configure

@@ -33,12 +33,6 @@ def masks(masking, n=4000, positions=N, holes=None):
     return read_masking(masking)(n, positions, holes, seeded())
 
 
-def test_objectives_offers_the_maskings_too():
-    from lab5 import objectives
-
-    assert objectives.MASKINGS is MASKINGS and objectives.mvtm_mask is mvtm_mask
-
-
 # --- what all of them promise -----------------------------------------------------------------------------------------
 
 

@@ -26,7 +26,6 @@ from lab5.objectives import (
     validate,
     vqgan_loss,
 )
-from lab5.scoring.classifier import AttributeObjective, ToyFeatures, _spoiled
 from lab5.training.critics import PerceptualDistance
 from lab5.vqgan import VQGAN, CodeAverages
 
@@ -567,74 +566,26 @@ class Constant(PerceptualDistance):
         return made.sum() * 0 + self.verdict
 
 
-def test_a_training_asks_those_judges_that_have_a_weight():
-    images, perceptual = render(2, 8).images, Constant(7.0)
-    config = Stage1Config(steps=2, batch=4, autoencoder_share=0.0, perceptual=0.5, adversarial=0.25)
-    objective = VQGANObjective(images, SMALL, config, seed=3, perceptual=perceptual)
-    objective.critic = Constant(3.0)
+def test_a_training_asks_its_judges_and_weighs_them():
+    images, judges = render(2, 8).images, {"perceptual": (0.5, Constant(7.0)), "adversarial": (0.25, Constant(3.0))}
+    config = Stage1Config(steps=2, batch=4, autoencoder_share=0.0)
+    objective = VQGANObjective(images, SMALL, config, seed=3, judges=judges)
     model = vqgan()
     objective(model, 1, seeded(1))  # the codes are put among the latents, and move
     before = copy.deepcopy(model)
     loss, metrics = objective(model, 2, seeded(2))
     assert metrics["perceptual"] == 7 and metrics["adversarial"] == 3
-    made, shown = perceptual.asked[-1]
+    made, shown = judges["perceptual"][1].asked[-1]
     assert made.shape == shown.shape == (4, 3, 64, 64) and shown.is_contiguous(memory_format=torch.channels_last)
     alone = vqgan_loss(before, shown, learn_codes=False)[0]
     assert loss.item() == pytest.approx(alone.item() + 0.5 * 7 + 0.25 * 3, rel=1e-4)
-    silent = VQGANObjective(images, SMALL, replace(config, perceptual=0.0, adversarial=0.0), 3, perceptual)
-    assert silent.perceptual is None and silent.critic is None
+    silent = VQGANObjective(images, SMALL, config, 3)
     assert not {"perceptual", "adversarial"} & silent(vqgan(), 1, seeded(1))[1].keys()
 
 
-def test_a_perceptual_weight_without_a_network_to_judge_with_is_refused():
-    with pytest.raises(ValueError, match="stage1.perceptual needs a network"):
-        VQGANObjective(torch.zeros(4, 3, 64, 64, dtype=torch.uint8), SMALL, Stage1Config(perceptual=0.1), seed=0)
-
-
-# --- the attribute classifier -----------------------------------------------------------------------------------------
-
-
-def test_a_classifier_step_is_a_function_of_its_number_and_the_generator():
-    cats, shown = render(5, 12), []
-    before = cats.images.clone()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = ToyFeatures({"mouth": 3}, 8).eval()
-    model.register_forward_pre_hook(lambda module, inputs: shown.append(inputs[0]))
-    objective = AttributeObjective(cats.images, cats.attributes, batch=4, seed=1)
-    found = [objective(model, draw, seeded(seed)) for draw, seed in ((1, 1), (1, 1), (2, 1), (1, 2))]
-    losses = [loss.item() for loss, _ in found]
-    assert losses[0] == losses[1] and len(set(losses)) == 3
-    assert torch.equal(cats.images, before)
-    # What it is shown are its images, a little spoilt and still in [0,1].
-    for draw, images in ((1, shown[0]), (2, shown[2])):
-        pick = epoch_batch(12, 4, draw, seed=1)
-        assert images.min() >= 0 and images.max() <= 1
-        assert 0.003 < (images - cats.images[pick] / 255).abs().mean() < 0.06
-    pick = epoch_batch(12, 4, 2, seed=1)
-    expected = F.cross_entropy(model(shown[2])["mouth"], cats.attributes["mouth"][pick])
-    assert losses[2] == pytest.approx(expected.item(), rel=1e-5)
-    right = model(shown[2])["mouth"].argmax(1) == cats.attributes["mouth"][pick]
-    assert found[2][1] == {"accuracy": pytest.approx(right.float().mean().item())}
-
-
-def test_classifier_images_are_blurred_twice_made_noisy_and_dimmed_by_amounts_of_their_own():
-    images, draws = render(3, 4).images.float() / 255, seeded(9)
-    blur, noise, gain = torch.rand(3, 4, 1, 1, 1, generator=draws)
-    expected = images.clone()
-    kernel = torch.ones(3, 1, 3, 3)
-    for _ in range(2):
-        shape = dict(padding=1, groups=3)
-        mean = F.conv2d(expected, kernel, **shape) / F.conv2d(torch.ones_like(expected), kernel, **shape)
-        expected = (1 - blur) * expected + blur * mean
-    expected = expected + 0.06 * noise * torch.randn(images.shape, generator=draws)
-    torch.testing.assert_close(_spoiled(images, seeded(9)), (expected * (0.94 + 0.12 * gain)).clamp(0, 1))
-
-
-def test_white_is_one_before_it_is_spoiled(monkeypatch):
-    seen = []
-    monkeypatch.setattr("lab5.scoring.classifier._spoiled", lambda images, generator: seen.append(images) or images)
-    objective = AttributeObjective(torch.full((4, 3, 64, 64), 255, dtype=torch.uint8),
-                                   {"mouth": torch.zeros(4, dtype=torch.int64)}, batch=4, seed=0)  # fmt: skip
-    objective(ToyFeatures({"mouth": 3}, 8).eval(), 1, seeded())
-    assert torch.equal(seen[0], torch.ones(4, 3, 64, 64))
+def test_what_a_judge_learns_is_part_of_the_trainings_state():
+    images = render(2, 8).images
+    config = Stage1Config(steps=2, batch=4, autoencoder_share=0.0)
+    objective = VQGANObjective(images, SMALL, config, seed=3, judges={"adversarial": (0.1, nn.Linear(2, 3))})
+    names = {name for name in objective.state_dict() if name.startswith("judges.")}
+    assert names == {"judges.adversarial.weight", "judges.adversarial.bias"}

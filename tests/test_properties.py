@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from lab5.data.dataset import pixel_mask, token_mask
 from lab5.decoder import decode_steps
 from lab5.fid import frechet_distance, frechet_distance_from_stats, kid
-from lab5.gamma import CONVENTIONS, SCHEDULES, committed, gamma, masked_count, masked_counts
+from lab5.study.conventions import CONVENTIONS, committed
+from lab5.gamma import SCHEDULES, gamma, masked_count, masked_counts
 from lab5.masking import MASKINGS, read_masking
 from lab5.objectives import epoch_batch
 from lab5.samplers import CODES, ORDERS

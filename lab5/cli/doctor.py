@@ -259,7 +259,7 @@ def _dataset(name: str) -> Finding:
 
 def _inception() -> Finding:
     try:
-        from lab5.fid import InceptionFeatures
+        from lab5.scoring.inception import InceptionFeatures
 
         return Finding("inception", True, f"photographs are scored by {InceptionFeatures().score_name}")
     except FileNotFoundError:

@@ -18,9 +18,10 @@ from torch import Tensor
 from lab5.config import Config, data_folder
 from lab5.data.archives import SIZE, cached, list_images, read_images
 from lab5.data.dataset import get_dataset
-from lab5.fid import InceptionFeatures, feature_stats, frechet_distance, frechet_distance_from_stats, kid
+from lab5.fid import feature_stats, frechet_distance, frechet_distance_from_stats, kid
 from lab5.runtime.files import replacing, weights_hash
 from lab5.scoring.classifier import ToyFeatures, load_classifier
+from lab5.scoring.inception import InceptionFeatures
 from lab5.scoring.intervals import with_spread
 
 TOYCATS_TEST = "toycats-test"
@@ -48,8 +49,8 @@ def fid(
     unequal numbers are refused, because the distance grows as n falls.
     """
     if save_stats is not None and (save_stats.suffix != ".npz" or save_stats.exists()):
-        found = "is there already" if save_stats.exists() else "ends otherwise"
-        raise ValueError(f"--save-stats writes a new file that ends in .npz, but {save_stats} {found}")
+        problem = "is there already" if save_stats.exists() else "ends otherwise"
+        raise ValueError(f"--save-stats writes a new file that ends in .npz, but {save_stats} {problem}")
     if batch is not None and batch < 1:
         raise ValueError(f"--batch-size must be at least 1, not {batch}")
     sets = [_cut(_open(name, config), n) for name in names]
@@ -105,11 +106,11 @@ def _print_distance(sets: list[ImageSet], sides: list, network: Network | None) 
 
 def _features(side: ImageSet, network: Network, batch: int | None, keep: bool) -> Float[Tensor, "n F"]:
     """Features of a set of images; those of the reference are kept, and found again while nothing has changed."""
-    found = True
+    kept = True
 
     def compute() -> dict[str, np.ndarray]:
-        nonlocal found
-        found = False
+        nonlocal kept
+        kept = False
         more = {} if batch is None else {"batch": batch}
         return {"features": network.features(side.images.float() / 255, **more).numpy()}
 
@@ -119,7 +120,7 @@ def _features(side: ImageSet, network: Network, batch: int | None, keep: bool) -
     images.update(side.images.contiguous().numpy())
     key = ["features", images.hexdigest(), _weights_hash(network)]
     features = torch.from_numpy(cached(data_folder() / "cache", key, compute)["features"])
-    if found:
+    if kept:
         print(f"features of {side.name}: found on disk", file=sys.stderr)
     return features
 
@@ -235,12 +236,12 @@ def _read_stats(path: Path) -> ImageSet:
     """mu and sigma as pytorch-fid writes them, and n where the file has it."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            found = dict(arrays)
+            content = dict(arrays)
     except Exception as error:  # whatever NumPy, zip and zlib say of a damaged file, and of one that is a bare array
         raise ValueError(f"{path} is not a readable npz of statistics") from error
-    if not {"mu", "sigma"} <= found.keys():
-        raise ValueError(f"{path} must hold mu and sigma, found {', '.join(found) or 'nothing'}")
-    mean, covariance, n = found["mu"], found["sigma"], found.get("n", np.array(0))
+    if not {"mu", "sigma"} <= content.keys():
+        raise ValueError(f"{path} must hold mu and sigma, found {', '.join(content) or 'nothing'}")
+    mean, covariance, n = content["mu"], content["sigma"], content.get("n", np.array(0))
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)) or n.shape or n.dtype.kind not in "iu":
         shapes = f"mu {mean.shape}, sigma {covariance.shape}, n {n.shape} {n.dtype}"
         raise ValueError(f"{path} must hold mu (F,), sigma (F,F) and perhaps a whole number n; found {shapes}")

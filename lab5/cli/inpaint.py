@@ -175,9 +175,9 @@ def _results_of(filled: Filled, folder: str) -> Iterator[Picture]:
         yield Picture(f"{folder}/image_{number:03d}.png", to_image(picture), filled.pasted)
 
 
-def _steps_of(filled: Filled, pair: Pair, shown: int) -> Iterator[Picture]:
+def _steps_of(filled: Filled, pair: Pair, count: int) -> Iterator[Picture]:
     """Masks and pictures of every step, each as if the decoding had ended there, for the first images."""
-    for i, number in enumerate(filled.numbers[:shown]):
+    for i, number in enumerate(filled.numbers[:count]):
         pictures = filled.plain[i][None]
         if (before := len(filled.tokens) - 1) > 0:
             image, hole = (x[i].expand(before, *x[i].shape) for x in (filled.images, filled.holes))

@@ -2,8 +2,6 @@
 
 Flags that have no counterpart are answered with a sentence, never passed over in silence: `notes` says what this
 package does instead.
-
-It knows parsed arguments and the names of settings. It opens nothing but the lab's own MaskGit.yml, and starts nothing.
 """
 
 import os
@@ -13,25 +11,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from lab5.cli.arguments import INPAINT, TRAIN
 from lab5.config import Config, TransformerConfig
 
 Settings = dict[str, Any]
-
-TRAIN = {
-    "device": "device",
-    "batch_size": "stage2.batch",
-    "accum_grad": "stage2.accumulate",
-    "learning_rate": "stage2.lr",
-    "weight_decay": "stage2.weight_decay",
-    "gamma_type": "stage2.masking",
-}
-INPAINT = {
-    "device": "device",
-    "batch_size": "decode.batch",
-    "total_iter": "decode.steps",
-    "sweet_spot": "decode.stop_at",
-    "mask_func": "decode.schedule",
-}
 
 # What solutions call the falls of the learning rate; our own names are understood too.
 SCHEDULERS = {"cosine": "warmup_cosine", "linear": "warmup_linear", "constant": "constant", "none": "constant"}
@@ -54,22 +37,23 @@ TRANSFORMER_PARAM = {"dim": "width", "n_layers": "layers", "hidden_dim": "hidden
 def settings(args: Namespace) -> Settings:
     """What the given flags of `train` or `inpaint` stand for. Raises ValueError for values that mean nothing."""
     names = TRAIN if args.command == "train" else INPAINT
-    found = {name: getattr(args, flag) for flag, name in names.items() if getattr(args, flag) is not None}
+    given = {name: getattr(args, flag.strip("-").replace("-", "_")) for flag, name in names.items()}
+    settings = {name: value for name, value in given.items() if value is not None}
     _check_share(args.partial)
     if args.command == "inpaint":
         _check_sweet_spot(args)
-        return found
+        return settings
     if args.learning_rate is not None and not args.learning_rate > 0:
         raise ValueError(f"--learning-rate must be above 0, not {args.learning_rate}")
     if args.scheduler is not None:
-        found["stage2.schedule"] = SCHEDULERS.get(args.scheduler, args.scheduler.replace("-", "_"))
+        settings["stage2.schedule"] = SCHEDULERS.get(args.scheduler, args.scheduler.replace("-", "_"))
     if args.betas is not None:
-        found["stage2.betas"] = _betas(args.betas)
+        settings["stage2.betas"] = _betas(args.betas)
     if args.train_d_path is not None or args.val_d_path is not None:
-        found["data.path"] = str(_dataset_root(args.train_d_path, args.val_d_path))
+        settings["data.path"] = str(_dataset_root(args.train_d_path, args.val_d_path))
     if (start := _start(args)) is not None:
-        found["stage2.start"] = start
-    return found
+        settings["stage2.start"] = start
+    return settings
 
 
 def notes(args: Namespace) -> list[str]:
@@ -175,21 +159,21 @@ def in_steps(args: Namespace, given: Mapping[str, Any], config: Config, images: 
     `config` has the batch, and `given` what was set by name, which stays. Without --warmup-epochs a warm-up is cut to
     a tenth of the steps. Raises ValueError for a number of epochs that leaves nothing to do.
     """
-    found: Settings = {}
+    settings: Settings = {}
     if args.partial is not None:
-        found["data.train"] = images = max(1, int(args.partial * images))
+        settings["data.train"] = images = max(1, int(args.partial * images))
     per_step = config.stage2.batch * config.stage2.accumulate
     if args.epochs is not None:
         if (left := args.epochs - (args.start_from_epoch or 0)) < 1:
             raise ValueError(f"--epochs must be at least 1 more than --start-from-epoch, not {args.epochs}")
-        steps = found["stage2.steps"] = max(1, left * images // per_step)
+        steps = settings["stage2.steps"] = max(1, left * images // per_step)
         if "stage2.warmup" not in given:
-            found["stage2.warmup"] = min(config.stage2.warmup, steps // 10)
+            settings["stage2.warmup"] = min(config.stage2.warmup, steps // 10)
     if args.warmup_epochs is not None:
         if args.warmup_epochs < 0:
             raise ValueError(f"--warmup-epochs must be at least 0, not {args.warmup_epochs}")
-        found["stage2.warmup"] = args.warmup_epochs * images // per_step
-    return found
+        settings["stage2.warmup"] = args.warmup_epochs * images // per_step
+    return settings
 
 
 # --- MaskGit.yml ------------------------------------------------------------------------------------------------
@@ -224,25 +208,25 @@ def _read_config(path: Path) -> tuple[Settings, Path | None, list[str]]:
     for where in (content, param):
         if (tokens := where.pop("num_image_tokens", 256)) != 256:
             raise ValueError(f"{path}: num_image_tokens must be 256, because an image is 16x16 tokens, not {tokens!r}")
-    found: Settings = {}
+    settings: Settings = {}
     if param:
-        found |= {f"transformer.{name}": value for name, value in asdict(TransformerConfig()).items()}
+        settings |= {f"transformer.{name}": value for name, value in asdict(TransformerConfig()).items()}
         sizes = {name: ours for name, ours in TRANSFORMER_PARAM.items() if name in param}
-        found |= {f"transformer.{ours}": param.pop(name) for name, ours in sizes.items()}
+        settings |= {f"transformer.{ours}": param.pop(name) for name, ours in sizes.items()}
     codes = [where.pop("num_codebook_vectors") for where in (content, param) if "num_codebook_vectors" in where]
     if len(codes) == 2 and codes[0] != codes[1]:
         raise ValueError(f"{path}: num_codebook_vectors is both {codes[0]} and {codes[1]}")
     if codes:
-        found |= {"vqgan.codes": codes[0], "transformer.codes": codes[0]}
+        settings |= {"vqgan.codes": codes[0], "transformer.codes": codes[0]}
     if "choice_temperature" in content:
-        found["decode.choice_temperature"] = content.pop("choice_temperature")
+        settings["decode.choice_temperature"] = content.pop("choice_temperature")
     if "gamma_type" in content:
-        found |= dict.fromkeys(("stage2.masking", "decode.schedule"), content.pop("gamma_type"))
+        settings |= dict.fromkeys(("stage2.masking", "decode.schedule"), content.pop("gamma_type"))
     checkpoint = vq.pop("VQ_CKPT_path", None)
     file = Path(checkpoint) if isinstance(checkpoint, str) and Path(checkpoint).is_file() else None
     unread = {"VQ_CKPT_path": checkpoint} if checkpoint is not None and file is None else {}
     vq.pop("VQ_config_path", None)  # the lab's network, which is the only one that its files can hold
-    return found, file, [str(name) for name in content | param | vq | unread]
+    return settings, file, [str(name) for name in content | param | vq | unread]
 
 
 def _section(path: Path, content: dict, name: str) -> dict:

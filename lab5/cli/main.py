@@ -1,4 +1,4 @@
-"""The command line: `python -m lab5` with report, train, inpaint, fid, study, export, data and doctor.
+"""The command line: `python -m lab5` with report, train, inpaint, fid, study, export, data, settings and doctor.
 
 Results go to stdout, progress and complaints to stderr. Exit codes: 0 done, 1 a report that stopped or a doctor
 that misses something, 2 bad input, 130 interrupted (Ctrl-C), 143 terminated (SIGTERM).
@@ -130,7 +130,7 @@ def _study(args: Namespace) -> None:
 
 
 def _export(args: Namespace) -> None:
-    from lab5.cli.train import export
+    from lab5.cli.export import export
 
     export(args.network, args.file, args.out, layout=args.layout, wrapper=args.wrapper, overwrite=args.overwrite)
 
@@ -139,6 +139,12 @@ def _data(args: Namespace) -> None:
     from lab5.cli.train import show_data
 
     show_data(_configure(args, _given(args), {}))
+
+
+def _settings(args: Namespace) -> None:
+    from lab5.cli.tables import print_settings
+
+    print_settings(_configure(args, _given(args), {}))
 
 
 def _doctor(args: Namespace) -> int:
@@ -155,6 +161,7 @@ COMMANDS = {
     "study": _study,
     "export": _export,
     "data": _data,
+    "settings": _settings,
     "doctor": _doctor,
 }
 
@@ -211,7 +218,7 @@ def _translate(args: Namespace, lab: dict[str, Any]) -> None:
         _say(note)
 
 
-def _networks(args: Namespace) -> "Networks":
+def _networks(args: Namespace) -> Any:
     from lab5.cli.train import Networks
 
     return Networks(args.weights, lab_flags.stage_one(args), args.transformer)

@@ -99,12 +99,12 @@ def _recipes(pairs: dict[str, Pair], scorer: Scorer, image: int = 0, at: Sequenc
     given, truth = fill_holes(*one, "grey"), one[0]
     rows = {}
     for name, recipe in RECIPES.items():
-        shown = []
+        pictures = []
         for schedule in plans.LAB_SCHEDULES:
             decode = replace(recipe.decoding, schedule=schedule, steps=max(at), stop_at=0)
             states = [state for state in decode_holes(pairs[name], *one, decode, 0) if state.step in at]
-            shown += [to_pictures(pairs[name].tokenizer, state.filled, *one, decode) for state in states]
-        rows[name] = torch.cat([given, *shown, truth])
+            pictures += [to_pictures(pairs[name].tokenizer, state.filled, *one, decode) for state in states]
+        rows[name] = torch.cat([given, *pictures, truth])
     titles = ["given", *(f"{schedule}\nt = {t}" for schedule in plans.LAB_SCHEDULES for t in at), "truth"]
     number = int(scorer.places[image])
     caption = f"test image {number} of {scorer.dataset}, every recipe's own decoding in {max(at)} steps, seed 0"

@@ -14,6 +14,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from lab5.config import Config, all_settings, allowed, meanings
+
 MASKS_A_ROW, STEPS_A_ROW = 10, 7  # as in the lab's pictures
 
 # --- tables -----------------------------------------------------------------------------------------------------
@@ -35,6 +37,14 @@ def _cell(value: Any) -> str:
     if pd.isna(value):
         return "-"
     return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def print_settings(config: Config) -> None:
+    """Every setting: its value in `config`, what it means, and the values that it may have."""
+    values = all_settings(config)
+    for name, one in meanings().items():
+        limits = allowed(one)
+        print(f"{f'{name} = {values[name]}':<36} {one.metadata['about']}{limits and f' ({limits})'}")
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The commands train, data and export, from settings to files and lines of text.
+"""The commands train and data, from settings to files and lines of text.
 
 Results are printed on stdout, progress on stderr. Files appear whole or not at all. Bad input raises ValueError
 or FileNotFoundError, with one sentence, before anything is computed where that is possible.
@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
-from lab5 import checkpoint
 from lab5.cli.tables import print_table
 from lab5.config import Config
 from lab5.data.dataset import Dataset, get_dataset
@@ -64,8 +63,8 @@ def train(
     if stage in ("transformer", "all"):
         trained.append(watched(train_transformer(config, data, tokenizer), log))
         tokens, *rest = validation(tokenizer, data, bool(config.transformer.hints))
-        found = validate(trained[-1].model, tokens, *rest)
-        quality["transformer"] = {f"val_{name}": value for name, value in found.items()} | {"n": len(tokens)}
+        scores = validate(trained[-1].model, tokens, *rest)
+        quality["transformer"] = {f"val_{name}": value for name, value in scores.items()} | {"n": len(tokens)}
     if stage == "classifier" or stage == "all" and data.attributes:
         trained.append(watched(train_classifier(config, tokenizer), log))
         quality["classifier"] = attribute_accuracy(trained[-1].model)
@@ -177,7 +176,7 @@ def choose_pair(config: Config, data: Dataset, networks: Networks) -> Pair:
     return open_pair(config, data, weights)
 
 
-# --- data and export --------------------------------------------------------------------------------------------
+# --- data --------------------------------------------------------------------------------------------
 
 
 def show_data(config: Config) -> None:
@@ -185,16 +184,3 @@ def show_data(config: Config) -> None:
     data = get_dataset(config)
     print(f"{data.name}: {config.data.path}")
     print_table(data_summary(data))
-
-
-def export(network: str, file: Path, out: Path, *, layout: str, wrapper: str, overwrite: bool) -> None:
-    """Write a "transformer" or a "vqgan" for the lab's code."""
-    if out.exists() and not overwrite:
-        raise ValueError(f"{out} is there already: choose another file, or replace it with --overwrite")
-    if network == "vqgan":
-        if (layout, wrapper) != ("separate", "none"):
-            raise ValueError("--layout and --wrapper are the transformer's; the lab has one format for the vqgan")
-        checkpoint.export_vqgan(out, checkpoint.load_vqgan(file))
-    else:
-        checkpoint.export_transformer(out, checkpoint.load_transformer(file), layout=layout, wrapper=wrapper)
-    print(f"{out}: the {network} of {file} for the lab's code, {out.stat().st_size / 1e6:.1f} MB")

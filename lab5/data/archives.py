@@ -2,8 +2,6 @@
 
 Archives are read in memory and never extracted. Whatever is not as it should be is refused by its name, and what
 is dangerous (names that leave the folder, links, pictures that unpack to gigabytes) before it is read.
-
-It knows no layout and no split: what the folders mean is in `lab5.data.layouts`.
 """
 
 import hashlib
@@ -60,21 +58,21 @@ def list_images(path: Path) -> tuple[list[str], list]:
 def stamp(path: Path) -> list:
     """What changes when a file in the folder, or the zip, does: names, sizes and times."""
     files = _walk(path) if path.is_dir() else [path]
-    found = ((os.path.relpath(file, path), file.stat()) for file in files)
-    return [str(path.resolve()), *([name, facts.st_size, facts.st_mtime_ns] for name, facts in found)]
+    entries = ((os.path.relpath(file, path), file.stat()) for file in files)
+    return [str(path.resolve()), *([name, facts.st_size, facts.st_mtime_ns] for name, facts in entries)]
 
 
 def _walk(folder: Path) -> list[Path]:
     if not os.access(folder, os.R_OK | os.X_OK):
         raise PermissionError(f"{folder} may not be read by this user")
-    found, seen = [], set()
+    paths, seen = [], set()
     for place, folders, files in os.walk(folder, followlinks=True):  # datasets are often linked, folder by folder
         if (real := os.path.realpath(place)) in seen:
             folders.clear()  # it leads back to where one has been
         else:
             seen.add(real)
-            found += [path for path in (Path(place, name) for name in files) if path.is_file()]
-    return sorted(found)
+            paths += [path for path in (Path(place, name) for name in files) if path.is_file()]
+    return sorted(paths)
 
 
 def _check_letters(path: Path, names: list[str]) -> None:

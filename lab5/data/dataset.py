@@ -4,8 +4,7 @@
 images; `summary` says in one table what became of the files. No picture occurs twice in train and val together, so
 a validation loss is one on unseen images; the lab's files as given share 1882 of 3000 validation images with train.
 
-It knows no model and no file format. Images are uint8 RGB until `normalise`; True in a hole or a mask always
-means "missing".
+Images are uint8 RGB until `normalise`; True in a hole or a mask always means "missing".
 """
 
 import hashlib

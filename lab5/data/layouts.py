@@ -2,8 +2,6 @@
 
 Each `read_...` turns files into arrays (images (n,3,64,64) and masks of uint8 and bool), checked and without
 duplicates, together with counts of what was given. Every other module sees only these arrays.
-
-It knows neither the sizes that a run asks for nor tensors.
 """
 
 import hashlib
@@ -119,22 +117,22 @@ def _check_mask(what: str, mask: np.ndarray) -> None:
     """A mask has something of both: missing and known."""
     values = np.unique(mask)
     if odd := [int(value) for value in values if value not in (0, 255)]:
-        found = ", ".join(map(str, odd[:3])) + (", ..." if len(odd) > 3 else "")
-        raise ValueError(f"{what} must hold only 0 (missing) and 255 (known), but it holds {found}")
+        values_there = ", ".join(map(str, odd[:3])) + (", ..." if len(odd) > 3 else "")
+        raise ValueError(f"{what} must hold only 0 (missing) and 255 (known), but it holds {values_there}")
     if len(values) == 1:
         raise ValueError(f"{what} says {'that no pixel is missing' if values[0] else 'that every pixel is missing'}")
 
 
 def _by_number(path: Path, names: list[str]) -> dict[int, str]:
-    found: dict[int, str] = {}
+    by_number: dict[int, str] = {}
     for name in names:
         digits = re.search(r"\d+$", PurePosixPath(name).stem)
         if digits is None:
             raise ValueError(f"{name} in {path} needs a number at the end of its name, as in image_00000.png")
-        if (number := int(digits[0])) in found:
-            raise ValueError(f"{found[number]} and {name} in {path} have the same number, {number}")
-        found[number] = name
-    return found
+        if (number := int(digits[0])) in by_number:
+            raise ValueError(f"{by_number[number]} and {name} in {path} have the same number, {number}")
+        by_number[number] = name
+    return by_number
 
 
 def _stack(path: Path, names: list[str], mode: str) -> np.ndarray:
@@ -142,8 +140,8 @@ def _stack(path: Path, names: list[str], mode: str) -> np.ndarray:
     arrays = []
     for name, image in read_images(path, names):
         if image.mode != mode or image.size != (SIZE, SIZE):
-            found = f"{image.mode} {image.width}x{image.height}"
-            raise ValueError(f"{name} in {path} is {found}, but must be {mode} {SIZE}x{SIZE} as the lab's are")
+            kind = f"{image.mode} {image.width}x{image.height}"
+            raise ValueError(f"{name} in {path} is {kind}, but must be {mode} {SIZE}x{SIZE} as the lab's are")
         arrays.append(np.asarray(image))
     stacked = np.stack(arrays)
     return np.ascontiguousarray(stacked.transpose(0, 3, 1, 2)) if mode == "RGB" else stacked
@@ -191,8 +189,8 @@ def read_own(path: Path, folders: dict[str, list[str]]) -> Arrays:
             raise ValueError(f"{path} holds {len(images)} distinct images; train, val and test need at least 3")
         return {"images": images} | _counts(given)
     as_others, test, holes, whole = (np.stack(column) for column in zip(*tests, strict=True))
-    shown = np.unique(find_originals(as_others, holes, images))
-    images = np.delete(images, shown[shown >= 0], axis=0)
+    originals = np.unique(find_originals(as_others, holes, images))
+    images = np.delete(images, originals[originals >= 0], axis=0)
     if len(images) < 2:
         raise ValueError(f"{path} holds {len(images)} distinct images beside the test images; at least 2 are needed")
     given["all.in_test"] = len(squares) - given["all.twice"] - len(images)
@@ -265,14 +263,14 @@ def _distinct_by_hash(squares: list[np.ndarray]) -> np.ndarray:
 
 def find_originals(masked: np.ndarray, holes: np.ndarray, originals: np.ndarray) -> np.ndarray:
     """For each masked image the index of the first original that agrees on every known pixel, or -1."""
-    flat, found = originals.reshape(len(originals), 3, -1), np.full(len(masked), -1)
+    flat, places = originals.reshape(len(originals), 3, -1), np.full(len(masked), -1)
     for i, (image, hole) in enumerate(zip(masked.reshape(len(masked), 3, -1), holes, strict=True)):
         known = np.flatnonzero(~hole)
         probe = known[:: max(1, len(known) // 8)]  # a few pixels rule almost every original out
         candidates = np.flatnonzero((flat[:, :, probe] == image[:, probe]).all((1, 2)))
         agree = (flat[candidates][:, :, known] == image[:, known]).all((1, 2))
-        found[i] = candidates[agree][0] if agree.any() else -1
-    return found
+        places[i] = candidates[agree][0] if agree.any() else -1
+    return places
 
 
 def _counts(given: dict[str, int]) -> Arrays:

@@ -3,8 +3,6 @@
 A cat is a stack of soft-edged shapes (signed distances, in pixels) painted over each other in the axes of its
 own tilted head, so the halves of a face mirror each other and a hidden half can be told from the visible one.
 Nothing is noise: given the attributes and the pose, every pixel follows.
-
-It draws no random number and knows no dataset.
 """
 
 import torch

@@ -2,8 +2,6 @@
 
 `chimera=True` draws the left and the right half of a face from different attributes. Such cats are for training
 the attribute classifier (`lab5.fid`), which thereby learns to read the left eye from the left eye.
-
-It knows no dataset on disk, no tokens and no training.
 """
 
 from typing import NamedTuple

@@ -1,6 +1,6 @@
 """Images to tokens and back: the frozen VQGAN behind bytes, in batches, with a token cache on disk.
 
-A test image has a hole, and the encoder has to be shown something there: it is filled once (`data.holes.fill_holes`), and
+A test image has a hole, and the encoder has to be shown something there: it is filled once (`holes.fill_holes`), and
 tokens, hints and evidence are read from the filled image. Tokens next to the hole depend a little on the fill, because
 the encoder's convolutions look across.
 """
@@ -121,8 +121,8 @@ class Tokenizer:
         if path.exists() and (tokens := self._read(path, shape)) is not None:
             return tokens
         pieces = images.split(PIECE) if len(images) > PIECE else ()
-        found = [self.cached(piece, folder, name) for piece in pieces] or [self.encode(images)]
-        tokens = torch.cat(found).numpy().astype(np.int16)
+        parts = [self.cached(piece, folder, name) for piece in pieces] or [self.encode(images)]
+        tokens = torch.cat(parts).numpy().astype(np.int16)
         with replacing(path) as file:
             np.save(file, tokens)
         for piece in pieces:

@@ -27,7 +27,7 @@ class Pitfall:
 
     number: int
     title: str
-    found: str
+    source: str
     wrong: Callable[..., Any]
     right: Callable[..., Any]  # the package's own, called in the same way
     check: Callable[[Callable[..., Any]], None]  # of either; raises AssertionError, with a sentence

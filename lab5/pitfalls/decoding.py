@@ -3,7 +3,7 @@
 A decoding is here a function (model, tokens, unknown, *, generator, schedule, steps, stop_at) that returns the tokens
 to be shown after each step. As in `lab5.pitfalls.training`, a check takes the mistake or the package's own.
 
-Nothing in the package uses them. `lab5.pitfalls.catalogue` says which mistake is where from, and puts the pairs together.
+`lab5.pitfalls.catalogue` says which mistake is where from, and puts the pairs together.
 """
 
 import math
@@ -58,7 +58,7 @@ def lab_loop(
     schedule: str = "cosine", steps: int = STEPS, stop_at: int | None = None, change: Change,
 ) -> list[Tensor]:  # fmt: skip
     """The lab's loop, with the lines left open that a `change` names."""
-    shown, current, masked, codes = [], tokens, unknown, model.mask_id
+    states, current, masked, codes = [], tokens, unknown, model.mask_id
     for step in range(steps):
         if step == stop_at:
             break
@@ -69,9 +69,9 @@ def lab_loop(
         base = masked if change.of_current else unknown
         after = rank < masked_count(schedule, step + 1, steps, base.sum(1))[:, None]
         current = change.keep(proposed.clamp(max=codes - 1), current, tokens, masked, after)
-        shown.append(current)
+        states.append(current)
         masked = after
-    return shown
+    return states
 
 
 def in_the_mask(proposed: Tensor, current: Tensor, original: Tensor, masked: Tensor, after: Tensor) -> Tensor:
@@ -194,8 +194,8 @@ def rank_correlation(order: Callable[..., Tensor], temperature: float) -> float:
 
 
 def check_order(order: Callable[..., Tensor]) -> None:
-    found = rank_correlation(order, 4.5)
-    assert found > 0.12, f"likely tokens must tend to come first, but the rank correlation is {found:.2f}"
+    correlation = rank_correlation(order, 4.5)
+    assert correlation > 0.12, f"likely tokens must tend to come first, but the rank correlation is {correlation:.2f}"
 
 
 # --- 11, 12: how many stay masked -----------------------------------------------------------------------------------
@@ -231,8 +231,8 @@ def floor_division(schedule: str, steps: int, at_start: int) -> list[int]:
 
 
 def check_counts(counts: Callable[[str, int, int], list[int]]) -> None:
-    found, expected = counts("cosine", STEPS, HOLE), [83, 80, 75, 68, 60, 49, 38, 26, 13, 0]
-    assert found == expected, f"of {HOLE} tokens, {expected} must stay masked, but {found} do"
+    masked, expected = counts("cosine", STEPS, HOLE), [83, 80, 75, 68, 60, 49, 38, 26, 13, 0]
+    assert masked == expected, f"of {HOLE} tokens, {expected} must stay masked, but {masked} do"
 
 
 def check_nothing_left(counts: Callable[[str, int, int], list[int]]) -> None:
@@ -266,8 +266,8 @@ def masks_shown(decode: Decoding, schedule: str) -> list[int]:
 
 def check_schedule_arrives(decode: Decoding) -> None:
     for schedule in ("cosine", "linear", "square"):
-        found, expected = masks_shown(decode, schedule), [HOLE, *package_counts(schedule, STEPS, HOLE)][:-1]
-        assert found == expected, f"{schedule} must show the model {expected} masked tokens, but it is shown {found}"
+        masked, expected = masks_shown(decode, schedule), [HOLE, *package_counts(schedule, STEPS, HOLE)][:-1]
+        assert masked == expected, f"{schedule} must show the model {expected} masked tokens, but it is shown {masked}"
 
 
 # --- 18: the encoder ------------------------------------------------------------------------------------------------
@@ -301,12 +301,12 @@ def leak(encode: Callable[..., Tensor]) -> tuple[float, float]:
 
 
 def check_leak(encode: Callable[..., Tensor]) -> None:
-    found, grey = leak(encode)[0], leak(encode_grey)[0]
-    assert found < 0.6 * grey, f"{found:.0%} of the known tokens at the hole change with what fills it; grey {grey:.0%}"
+    changed, grey = leak(encode)[0], leak(encode_grey)[0]
+    assert changed < 0.6 * grey, f"{changed:.0%} of known tokens at the hole change with what fills it; grey {grey:.0%}"
 
 
 def leak_effect() -> str:
     ways = {"grey": encode_grey, "Navier-Stokes": encode_smooth, "no hole": lambda t, images, holes: t.encode(images)}
-    found = {name: leak(encode) for name, encode in ways.items()}
-    told = ", ".join(f"{name} {changed:.0%} and {psnr:.1f} dB" for name, (changed, psnr) in found.items())
-    return f"known tokens at the hole that change, and PSNR of their pixels: {told}"
+    leaks = {name: leak(encode) for name, encode in ways.items()}
+    numbers = ", ".join(f"{name} {changed:.0%} and {psnr:.1f} dB" for name, (changed, psnr) in leaks.items())
+    return f"known tokens at the hole that change, and PSNR of their pixels: {numbers}"

@@ -1,11 +1,12 @@
-"""What the mistakes do, as rows of a table, numbers and pictures: the notebooks' view of `lab5.pitfalls.catalogue`.
+"""What the mistakes do, as rows of a table, numbers, pictures and scores.
 
-It draws nothing. The pictures are filled in by the committed networks, which know toy cats.
+The pictures are filled in by the committed networks, which know toy cats.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pandas as pd
 import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
@@ -133,45 +134,45 @@ def pictures(image: int = 5, steps: int = 10, at: Sequence[int] = AT) -> dict[st
     rows = {}
     for name, decode in SHOWN.items():
         network = Tempted(model, model.mask_id) if name == "mask id as a class" else model
-        shown = decode(network, tokens, unknown, generator=training.seeded(), schedule="cosine", steps=steps)
-        decoded = tokenizer.decode(torch.cat([shown[t - 1] for t in at]))
+        states = decode(network, tokens, unknown, generator=training.seeded(), schedule="cosine", steps=steps)
+        decoded = tokenizer.decode(torch.cat([states[t - 1] for t in at]))
         rows[name] = torch.cat([fill_holes(truth, holes, "grey"), decoded, truth])
     return rows
 
-SCORED: dict[str, decoding.Decoding] = {
-    "ours": decoding.package,
-    "shrinking mask (1)": decoding.shrinking_mask,
-    "known redrawn (3)": decoding.nothing_restored,
+
+# --- scores ---------------------------------------------------------------------------------------------------------
+
+SCORED: dict[str, tuple[int, decoding.Decoding]] = {  # with the number of the pitfall, 0 for none
+    "ours": (0, decoding.package),
+    "shrinking mask": (1, decoding.shrinking_mask),
+    "known redrawn": (3, decoding.nothing_restored),
 }
 
 
 @torch.no_grad()
 def scored(
     pair: Pair, scorer: Scorer, *, steps: int = 12, at: Sequence[int] = (1, 3, 6, 12), seed: int = 0
-) -> list[dict[str, Any]]:
+) -> pd.DataFrame:
     """A row for each decoding of SCORED and each t: its scores, decoded as the lab does, with a cosine and argmax.
 
-    The hole is encoded as grey, the network sees tokens alone, and pictures are the decoder's own.
+    The same networks and images with the mistake and without: the hole is encoded as grey, the network sees tokens
+    alone, and pictures are the decoder's own.
     """
     grey = fill_holes(scorer.truth, scorer.holes, "grey")
     tokens, unknown = pair.tokenizer.encode(grey), token_mask(scorer.holes)
     device = next(pair.transformer.parameters()).device
     rows = []
-    for name, decode in SCORED.items():
+    for name, (number, decode) in SCORED.items():
         generator = torch.Generator().manual_seed(seed)
         given = tokens.to(device), unknown.to(device)
-        shown = decode(pair.transformer, *given, generator=generator, schedule="cosine", steps=steps)
+        states = decode(pair.transformer, *given, generator=generator, schedule="cosine", steps=steps)
         for t in at:
-            row = {"decoding": name, "steps": steps, "t": t, "seed": seed}
-            rows.append(row | scorer(pair.tokenizer.decode(shown[t - 1].cpu()))._asdict())
-    return rows
+            row = {"decoding": name, "pitfall": number, "steps": steps, "t": t, "seed": seed}
+            rows.append(row | scorer(pair.tokenizer.decode(states[t - 1].cpu()))._asdict())
+    return pd.DataFrame(rows)
 
 
-def early_is_better(rows: Sequence[dict[str, Any]]) -> dict[int, bool]:
+def early_is_better(table: pd.DataFrame) -> dict[int, bool]:
     """Whether each mistake, by its number, makes stopping early look better than all the steps."""
-    found = {}
-    for name in SCORED:
-        if "(" in name:
-            kids = [row["kid"] for row in rows if row["decoding"] == name]
-            found[int(name.split("(")[1][:-1])] = min(kids[:-1]) < kids[-1]
-    return found
+    by_pitfall = table[table["pitfall"] > 0].groupby("pitfall")["kid"]
+    return {number: bool(kids.iloc[:-1].min() < kids.iloc[-1]) for number, kids in by_pitfall}

@@ -3,7 +3,7 @@
 A check takes the mistake or the package's own function for the same job: it complains with a sentence about the one
 and is silent about the other. An effect is a number that shows what the mistake does.
 
-Nothing in the package uses them. `lab5.pitfalls.catalogue` says which mistake is where from, and puts the pairs together.
+`lab5.pitfalls.catalogue` says which mistake is where from, and puts the pairs together.
 """
 
 import math
@@ -155,21 +155,21 @@ def uniform_loss(loss: Callable[..., tuple[Tensor, Tensor]]) -> float:
 
 
 def check_uniform_loss(loss: Callable[..., tuple[Tensor, Tensor]]) -> None:
-    found = uniform_loss(loss)
-    assert abs(found - math.log(K)) < 1e-3, f"a model without opinion must lose {math.log(K):.2f}, not {found:.3f}"
+    value = uniform_loss(loss)
+    assert abs(value - math.log(K)) < 1e-3, f"a model without opinion must lose {math.log(K):.2f}, not {value:.3f}"
 
 
 @torch.no_grad()
 def loss_of_a_copyist(loss: Callable[..., tuple[Tensor, Tensor]]) -> float:
     """Of a model that copies what it is shown and knows nothing else, with half of the tokens masked."""
     masked = torch.arange(N).expand(2, N) % 2 == 0
-    shown = Stub(lambda tokens: sure_of(tokens)(tokens).masked_fill((tokens == K)[..., None], 0.0))
-    return float(loss(shown, some_tokens(), masked)[0])
+    copyist = Stub(lambda tokens: sure_of(tokens)(tokens).masked_fill((tokens == K)[..., None], 0.0))
+    return float(loss(copyist, some_tokens(), masked)[0])
 
 
 def check_only_masked_count(loss: Callable[..., tuple[Tensor, Tensor]]) -> None:
-    found = loss_of_a_copyist(loss)
-    assert abs(found - math.log(K)) < 1e-3, f"copying known tokens must earn nothing, but the loss is {found:.2f}"
+    value = loss_of_a_copyist(loss)
+    assert abs(value - math.log(K)) < 1e-3, f"copying known tokens must earn nothing, but the loss is {value:.2f}"
 
 
 # --- 9: the mask ----------------------------------------------------------------------------------------------------
@@ -181,8 +181,8 @@ def masked_shares(masking: Callable[..., Tensor]) -> Tensor:
 
 
 def check_masked_share(masking: Callable[..., Tensor]) -> None:
-    found = float(masked_shares(masking).mean())
-    assert abs(found - 2 / math.pi) < 0.03, f"cos(pi u / 2) masks 64 % of the tokens on average, not {found:.0%}"
+    mean = float(masked_shares(masking).mean())
+    assert abs(mean - 2 / math.pi) < 0.03, f"cos(pi u / 2) masks 64 % of the tokens on average, not {mean:.0%}"
 
 
 # --- 16: validation -------------------------------------------------------------------------------------------------
@@ -219,16 +219,16 @@ def validations(judge: Callable[..., dict[str, float]], times: int) -> list[floa
 def check_validation(judge: Callable[..., dict[str, float]]) -> None:
     first, second = validations(judge, 2)
     assert first == second, f"validated twice, one network must get one loss, not {first:.3f} and {second:.3f}"
-    found = judge(Stub(without_opinion), some_tokens(10), torch.ones(10, N, dtype=torch.bool))["loss"]
-    assert abs(found - math.log(K)) < 1e-3, f"a model without opinion must get {math.log(K):.2f}, not {found:.1f}"
+    value = judge(Stub(without_opinion), some_tokens(10), torch.ones(10, N, dtype=torch.bool))["loss"]
+    assert abs(value - math.log(K)) < 1e-3, f"a model without opinion must get {math.log(K):.2f}, not {value:.1f}"
 
 
 def validation_effect() -> str:
-    found = []
+    means = []
     for judge in (validate, fresh_masks, dropout_on, wrong_count):
         losses = torch.tensor(validations(judge, 5))
-        found.append(f"{judge.__name__.replace('_', ' ')} {float(losses.mean()):.2f} ± {float(losses.std()):.3f}")
-    return "five looks at one network: " + ", ".join(found)
+        means.append(f"{judge.__name__.replace('_', ' ')} {float(losses.mean()):.2f} ± {float(losses.std()):.3f}")
+    return "five looks at one network: " + ", ".join(means)
 
 
 # --- 17: the loop ---------------------------------------------------------------------------------------------------
@@ -281,14 +281,14 @@ def check_loop(train: Callable[..., Iterator[TrainStep]]) -> None:
     rates = [next(steps).lr]
     assert float(model.weight.detach()) > 0, "the first step must follow all batches in it, not the first alone"
     rates += [step.lr for step in steps]
-    for step, (found, expected) in enumerate(zip(rates, learning_rates(LOOP), strict=True), start=1):
-        assert found == expected, f"the learning rate of step {step} must be {expected:.3f}, not {found:.3f}"
+    for step, (rate, expected) in enumerate(zip(rates, learning_rates(LOOP), strict=True), start=1):
+        assert rate == expected, f"the learning rate of step {step} must be {expected:.3f}, not {rate:.3f}"
 
 
 def loop_effect() -> str:
     config = replace(LOOP, steps=80, warmup=8, accumulate=4, lr=1e-3)
-    found = []
+    numbers = []
     for name, train in {"planned": fit, "never stepped": never_stepped, "counts batches": stepped_per_batch}.items():
         rates = [step.lr for step in train(Stub(without_opinion), tug_of_war, config, seed=0)]
-        found.append(f"{name} {rates[19]:.0e} and {rates[-1]:.0e}")
-    return "learning rate after a quarter and at the end: " + ", ".join(found)
+        numbers.append(f"{name} {rates[19]:.0e} and {rates[-1]:.0e}")
+    return "learning rate after a quarter and at the end: " + ", ".join(numbers)

@@ -2,9 +2,7 @@
 
 Formulas turn into MathML, code is folded away, widgets show the HTML that they carry, every picture has a text
 alternative, and paths of this computer are left out. Cells may be tagged with the section of a report that they
-belong to, so that a chapter can be told in parts.
-
-It does not know which notebooks there are, nor what a page around a chapter looks like.
+belong to, so that a chapter can be split over several.
 """
 
 import base64
@@ -13,19 +11,20 @@ from html import escape
 from pathlib import Path
 
 import nbformat
-from bs4 import BeautifulSoup, Tag
+from bs4 import BeautifulSoup
 from jinja2 import pass_context
 from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat import NotebookNode
 
-from lab5.report.provenance import without
+from lab5.report.provenance import replace_private
 
 SECTION = "report-"  # begins the tag that moves a cell to another section of the report: report-pitfalls
 
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 _NO_ALT = "No description has been provided for this image"  # nbconvert's filler
+_PNG = "data:image/png;base64,"
 
 
 class _Renderer(IPythonRenderer):
@@ -49,7 +48,7 @@ def _mathml(latex: str, display: str) -> str:
 
 
 def markdown(source: str) -> str:
-    """HTML of a markdown text that is not ours: tags in it are escaped."""
+    """HTML of a markdown text that may be anybody's: tags in it are escaped."""
     return MarkdownWithMath(renderer=_Renderer(escape=True, exclude_anchor_links=True)).render(source)
 
 
@@ -59,11 +58,7 @@ def inline(source: str) -> str:
 
 
 class _Exporter(HTMLExporter):
-    """nbconvert's exporter with its barest template: the page around it, style and fonts, is ours."""
-
-    def __init__(self):
-        super().__init__(template_name="basic", embed_images=True)
-        self.exclude_input_prompt = self.exclude_output_prompt = True
+    """nbconvert's exporter, with formulas as in `_Renderer`."""
 
     @pass_context
     def markdown2html(self, context, source):
@@ -74,46 +69,43 @@ class _Exporter(HTMLExporter):
 class Chapter:
     """One executed notebook; pictures that its texts name are sought in `source_folder`.
 
-    `private` are texts, such as the path of a dataset, with what is shown in their place. Figures are put into the
-    folder `figures` beside the pages, each once, however many pages show it; without that folder they are embedded.
+    `private` maps texts, such as the path of a dataset, to what is written in their place. Figures are put into the
+    folder `figures` beside the pages, each once, however many pages show it.
     """
 
-    def __init__(
-        self,
-        executed: Path,
-        source_folder: Path,
-        private: dict[str, str] | None = None,
-        figures: Path | None = None,
-    ):
-        text = without(executed.read_text(encoding="utf-8"), private or {})
+    def __init__(self, executed: Path, source_folder: Path, private: dict[str, str], figures: Path):
+        text = replace_private(executed.read_text(encoding="utf-8"), private)
         self.notebook = nbformat.reads(text, as_version=4)
         self.title = title(self.notebook) or executed.stem
-        _leave_out_live_parts(self.notebook)
-        body, _ = _Exporter().from_notebook_node(self.notebook, {"metadata": {"path": str(source_folder)}})
+        _remove_live_parts(self.notebook)
+        exporter = _Exporter(
+            template_name="basic", embed_images=True, exclude_input_prompt=True, exclude_output_prompt=True
+        )
+        body, _ = exporter.from_notebook_node(self.notebook, {"metadata": {"path": str(source_folder)}})
         soup = BeautifulSoup(body, "html.parser")
-        _finish(soup)
-        if figures is not None:
-            _move_figures(soup, figures, executed.stem)
+        _describe_pictures(soup)
+        _fold_code(soup)
+        for sign in soup.find_all(class_="anchor-link"):
+            sign.decompose()
+        for wide in soup.select("pre, .output_html, math[display=block]"):
+            wide["tabindex"] = "0"  # what scrolls sideways must be reached by the keyboard
+        _move_figures(soup, figures, executed.stem)
         full = [cell for cell in self.notebook.cells if cell.source or cell.get("outputs")]
         self._cells = list(zip(map(_section, full), soup.find_all(class_="cell", recursive=False), strict=True))
-
-    @property
-    def sections(self) -> list[str]:
-        """Those that some cells are tagged with."""
-        return list(dict.fromkeys(name for name, _ in self._cells if name))
+        self.sections = list(dict.fromkeys(name for name, _ in self._cells if name))  # that some cells are tagged with
 
     def html(self, section: str | None = None, *, deeper: int = 0, prefix: str = "") -> str:
         """The chapter as HTML; or of a `section` the cells with its tag, of "" those without a tag.
 
-        Headings are set `deeper` by so many levels, and their ids begin with `prefix`: then it is part of a page that
-        has its own title, and where the time is told that was taken, not the time to expect.
+        With `deeper`, for a page that has its own title, headings are lower by so many levels, their ids begin with
+        `prefix`, and the expected time is left out, because that page has the time that was taken.
         """
         html = "".join(str(cell) for name, cell in self._cells if section is None or name == section)
         if deeper:
             html = re.sub(r"<p>Expected time:.*?</p>", "", html, flags=re.DOTALL)
 
-        def heading(found: re.Match) -> str:
-            level, name, text = int(found[1]), found[2], found[3]
+        def heading(match: re.Match) -> str:
+            level, name, text = int(match[1]), match[2], match[3]
             if deeper and level == 1:
                 return ""
             own = f' id="{prefix}{name}"' if name else ""
@@ -123,8 +115,27 @@ class Chapter:
 
     def headings(self) -> list[tuple[str, str]]:
         """(id, text) of the headings of the second level, for a list of contents."""
-        found = [heading for _, cell in self._cells for heading in cell.find_all("h2")]
-        return [(heading["id"], heading.get_text()) for heading in found if heading.get("id")]
+        headings = [heading for _, cell in self._cells for heading in cell.find_all("h2", id=True)]
+        return [(heading["id"], heading.get_text()) for heading in headings]
+
+    def answer(self) -> str:
+        """HTML of the answer that the notebook ends with: the text of its last cell, or what that cell prints."""
+        last = self.notebook.cells[-1]
+        if last.cell_type == "markdown":
+            return markdown(re.sub(r"(?m)^#+ .*$", "", last.source).strip())
+        texts = [output.data["text/markdown"] for output in last.outputs if "text/markdown" in output.get("data", {})]
+        if texts:
+            return markdown("\n\n".join(texts))
+        printed = "".join(output.text for output in last.outputs if output.get("name") == "stdout")
+        return f'<p class="pre-line">{escape(printed.strip())}</p>'
+
+
+def title(notebook: NotebookNode) -> str:
+    """The first heading of a notebook, or nothing."""
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown" and (heading := re.search(r"(?m)^#\s+(.+)$", cell.source)):
+            return heading[1].strip()
+    return ""
 
 
 def _section(cell: NotebookNode) -> str:
@@ -132,51 +143,39 @@ def _section(cell: NotebookNode) -> str:
     return next((tag.removeprefix(SECTION) for tag in tags if tag.startswith(SECTION)), "")
 
 
-def _leave_out_live_parts(notebook: NotebookNode) -> None:
+def _remove_live_parts(notebook: NotebookNode) -> None:
     """Drop what only a running kernel or terminal can show: widget views, their states, progress bars."""
     notebook.metadata.pop("widgets", None)
-    marker = "papermill-error-cell-tag"  # the page says it in its own words
+    marker = "papermill-error-cell-tag"  # the page says in its own words that the notebook stopped
     notebook.cells = [cell for cell in notebook.cells if marker not in cell.metadata.get("tags", [])]
     for cell in notebook.cells:
-        outputs = []
-        for output in cell.get("outputs", []):
-            if output.output_type == "stream":
-                output.text = re.sub(r"(?m)^.*\r.*\n?", "", output.text)  # rewritten lines: a progress bar
-                if not output.text.strip():
-                    continue
-            elif _WIDGET in output.get("data", {}):
-                del output.data[_WIDGET]
-                if set(output.data) <= {"text/plain"}:  # a bare "IntSlider(value=0)"
-                    continue
-            outputs.append(output)
         if "outputs" in cell:
-            cell.outputs = outputs
+            cell.outputs = [output for output in cell.outputs if _strip(output)]
 
 
-def _finish(soup: BeautifulSoup) -> None:
-    _give_alternatives(soup)
-    _fold_code(soup)
-    for sign in soup.find_all(class_="anchor-link"):
-        sign.decompose()
-    for wide in soup.select("pre, .output_html, math[display=block]"):
-        wide["tabindex"] = "0"  # what scrolls sideways must be reached by the keyboard
+def _strip(output: NotebookNode) -> bool:
+    """Drop the live part of an output; whether anything is left."""
+    if output.output_type == "stream":
+        output.text = re.sub(r"(?m)^.*\r.*\n?", "", output.text)  # rewritten lines: a progress bar
+        return bool(output.text.strip())
+    is_widget = output.get("data", {}).pop(_WIDGET, None) is not None
+    return not is_widget or not set(output.data) <= {"text/plain"}  # a bare "IntSlider(value=0)"
 
 
 def _move_figures(soup: BeautifulSoup, folder: Path, stem: str) -> None:
     """Out of the page and into files, of which some are there already: what a notebook kept under a name."""
-    begin = "data:image/png;base64,"
-    named = {path.read_bytes(): path.name for path in sorted(folder.glob("*.png"))}
+    names = {path.read_bytes(): path.name for path in sorted(folder.glob("*.png"))}
     for number, image in enumerate(soup.select(".output_png img"), start=1):
-        if image["src"].startswith(begin):
-            content = base64.b64decode(image["src"].removeprefix(begin))
-            if content not in named:
-                named[content] = f"{stem}.{number}.png"
-                (folder / named[content]).write_bytes(content)
-            image["src"] = f"{folder.name}/{named[content]}"
+        if image["src"].startswith(_PNG):
+            content = base64.b64decode(image["src"].removeprefix(_PNG))
+            if content not in names:
+                names[content] = f"{stem}.{number}.png"
+                (folder / names[content]).write_bytes(content)
+            image["src"] = f"{folder.name}/{names[content]}"
 
 
-def _give_alternatives(soup: BeautifulSoup) -> None:
-    """To each picture without a text alternative the sentence that stands before it."""
+def _describe_pictures(soup: BeautifulSoup) -> None:
+    """Give each picture without a text alternative the sentence that stands before it."""
     for image in soup.find_all("img"):
         if image.get("alt", "").strip() in ("", _NO_ALT):
             before = image.find_previous(["p", "h1", "h2", "h3", "li"])
@@ -188,35 +187,7 @@ def _fold_code(soup: BeautifulSoup) -> None:
     """Put each cell's code behind its first line that does something."""
     for area in soup.find_all(class_="input_area"):
         lines = [line.strip() for line in area.get_text().splitlines() if line.strip()]
-        does = [line for line in lines if not line.startswith(("#", "import ", "from ", "%"))]
+        active = [line for line in lines if not line.startswith(("#", "import ", "from ", "%"))]
         summary = soup.new_tag("summary")
-        summary.append("code ")
-        summary.append(_tag(soup, "code", (does or lines or [""])[0][:80]))
-        details = area.wrap(soup.new_tag("details", attrs={"class": "code"}))
-        details.insert(0, summary)
-
-
-def _tag(soup: BeautifulSoup, name: str, text: str) -> Tag:
-    tag = soup.new_tag(name)
-    tag.string = text
-    return tag
-
-
-def title(notebook: NotebookNode) -> str:
-    """The first heading of a notebook, or nothing."""
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown" and (heading := re.search(r"(?m)^#\s+(.+)$", cell.source)):
-            return heading[1].strip()
-    return ""
-
-
-def answer(notebook: NotebookNode) -> str:
-    """HTML of the answer that a notebook ends with: the text of its last cell, or what that cell prints."""
-    last = notebook.cells[-1]
-    if last.cell_type == "markdown":
-        return markdown(re.sub(r"(?m)^#+ .*$", "", last.source).strip())
-    printed = [output.text for output in last.outputs if output.get("name") == "stdout"]
-    shown = [output.data["text/markdown"] for output in last.outputs if "text/markdown" in output.get("data", {})]
-    if shown:
-        return markdown("\n\n".join(shown))
-    return f'<p class="pre-line">{escape("".join(printed).strip())}</p>'
+        summary.extend(["code ", soup.new_tag("code", string=(active or lines or [""])[0][:80])])
+        area.wrap(soup.new_tag("details", attrs={"class": "code"})).insert(0, summary)

@@ -1,7 +1,4 @@
-"""A page of the report on paper: printed to a PDF file by a browser, if one is installed.
-
-It knows nothing of what is on the page, and needs no driver: Chromium prints by itself.
-"""
+"""A page of the report on paper: Chromium, if one is installed, prints it to a PDF file."""
 
 import os
 import shutil
@@ -17,8 +14,8 @@ SECONDS = 180
 def find_browser() -> str | None:
     """The path of an installed Chromium or relative; LAB5_BROWSER names another."""
     named = os.environ.get("LAB5_BROWSER")
-    found = (shutil.which(name) for name in ((named,) if named else BROWSERS + APPLICATIONS))
-    return next(filter(None, found), None)
+    paths = (shutil.which(name) for name in ((named,) if named else BROWSERS + APPLICATIONS))
+    return next(filter(None, paths), None)
 
 
 def print_pdf(page: Path, pdf: Path) -> str:
@@ -28,14 +25,14 @@ def print_pdf(page: Path, pdf: Path) -> str:
     if browser is None:
         return f"There is no {pdf.name}, because no Chromium was found: any browser can print {page.name}."
     with tempfile.TemporaryDirectory() as folder:  # a profile of its own: a browser that is open is left alone
-        made = Path(folder) / "page.pdf"
+        printed = Path(folder) / "page.pdf"
         options = ["--headless", "--disable-gpu", "--no-first-run", f"--user-data-dir={folder}/profile"]
         if hasattr(os, "geteuid") and os.geteuid() == 0:
             options.append("--no-sandbox")  # as root, as in a container, its sandbox cannot start
-        command = [browser, *options, "--no-pdf-header-footer", f"--print-to-pdf={made}", page.resolve().as_uri()]
+        command = [browser, *options, "--no-pdf-header-footer", f"--print-to-pdf={printed}", page.resolve().as_uri()]
         try:
             subprocess.run(command, capture_output=True, timeout=SECONDS, check=True)
-            shutil.move(made, pdf)
+            shutil.move(printed, pdf)
         except (OSError, subprocess.SubprocessError) as error:
             return f"There is no {pdf.name}: {Path(browser).name} could not print {page.name} ({type(error).__name__})."
     return ""

@@ -1,4 +1,4 @@
-"""What outlives a crash: files that appear whole or not at all, folders for one run at a time, steps never cut in two."""
+"""What outlives a crash: files that appear whole or not at all, folders for one run at a time, steps never cut."""
 
 import glob
 import hashlib
@@ -154,8 +154,8 @@ def defer_signals() -> Iterator[list[int]]:
         waiting.append(number)
 
     if threading.current_thread() is threading.main_thread():
-        found = {number: signal.getsignal(number) for number in STOPS}
-        handlers = {number: handler for number, handler in found.items() if handler not in (None, signal.SIG_IGN)}
+        installed = {number: signal.getsignal(number) for number in STOPS}
+        handlers = {number: handler for number, handler in installed.items() if handler not in (None, signal.SIG_IGN)}
     try:
         for number in handlers:
             signal.signal(number, wait)

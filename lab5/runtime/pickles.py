@@ -44,8 +44,8 @@ def unpickle(path: str | Path, prefix: str) -> State:
             content = content[wrapper]
     entries = content.items() if isinstance(content, dict) else [(type(content).__name__, None)]
     if not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in entries):
-        found = ", ".join(str(name) for name, _ in list(entries)[:6])
-        raise ValueError(f"{path} must hold a state dict, bare or as transformer_state_dict or model; found {found}")
+        names = ", ".join(str(name) for name, _ in list(entries)[:6])
+        raise ValueError(f"{path} must hold a state dict, bare or as transformer_state_dict or model; found {names}")
     state = {name.removeprefix(prefix): t for name, t in content.items() if name.startswith(prefix)} or content
     check_weights(state, path)
     _check_size(path, sum(tensor.numel() * tensor.element_size() for tensor in state.values()), stored)
@@ -80,5 +80,5 @@ def check_weights(state: State, path: str | Path) -> None:
             raise ValueError(f"{path} holds a tensor by the name {name!r:.60}, which is none")
         plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
         if not (plain and tensor.ndim and tensor.dtype in FLOATS):
-            found = f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
-            raise ValueError(f"{path} must hold plain floating-point tensors of at least one axis; {name} is {found}")
+            kind = f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
+            raise ValueError(f"{path} must hold plain floating-point tensors of at least one axis; {name} is {kind}")

@@ -1,7 +1,6 @@
 """Independent pieces of work, one after the other or over several processes.
 
-It does not know what the work is. A piece has to keep its own result where it matters: when a process is killed,
-the pieces that were done stay done.
+A piece has to keep its own result where it matters: when a process is killed, the pieces that were done stay done.
 """
 
 import multiprocessing

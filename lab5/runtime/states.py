@@ -2,8 +2,6 @@
 
 All that changes while training is in a state. What is drawn at random in a step follows from the seed and the number
 of the step, which are in it too: the order of the images, masks, flips and dropout.
-
-It knows no loop, and not what is learned.
 """
 
 import re
@@ -70,8 +68,8 @@ def load_state(path: Path, parts: Parts, settings: Mapping[str, Any]) -> dict[st
             warnings.warn(f"{error}; {instead}", stacklevel=2)
             continue
         if differ := differences(facts.get("settings", {}), settings):
-            found = "; ".join(differ)
-            raise ValueError(f"{file} is the state of another training, with {found}: remove it or choose another file")
+            others = "; ".join(differ)
+            raise ValueError(f"{file} is the state of another training, with {others}: remove it or name another file")
         _fill(parts, tensors, facts)
         return facts
     return None
@@ -112,8 +110,8 @@ def differences(there: Any, here: Any, limit: int = 4) -> list[str]:
     """The fields in which two nested settings differ: "training.lr = 0.1 there, 0.2 here"; at most `limit` of them."""
     theirs, ours = _flat(there), _flat(here)
     differ = [name for name in {**ours, **theirs} if theirs.get(name, _ABSENT) != ours.get(name, _ABSENT)]
-    told = [f"{name} = {theirs.get(name, _ABSENT)} there, {ours.get(name, _ABSENT)} here" for name in differ[:limit]]
-    return told + [f"{len(differ) - limit} more"] * (len(differ) > limit)
+    lines = [f"{name} = {theirs.get(name, _ABSENT)} there, {ours.get(name, _ABSENT)} here" for name in differ[:limit]]
+    return lines + [f"{len(differ) - limit} more"] * (len(differ) > limit)
 
 
 def _flat(settings: Any, name: str = "") -> dict[str, Any]:

@@ -55,7 +55,7 @@ def code_lengths(
     The tokens are revealed in `steps` steps, as many in each as the schedule says (`gamma.masked_count`). A step costs
     the bits of what it reveals, as if those tokens were independent given all that was visible before it, which is
     what a decoding assumes. steps = 1 is the one-shot code length. With a step for each token it is the chain rule,
-    the model's exact code length in this order: all orders would agree if its conditionals were those of one distribution.
+    the model's exact code length in this order: all orders would agree if its conditionals were those of one joint.
 
     `order` is a name in `samplers.ORDERS`, with the model's most probable codes as proposals and without noise on the
     scores, so that "confidence" reveals first what the model is surest of, right or wrong. No order sees the truth;
@@ -106,8 +106,8 @@ def _check(model: Model, tokens: Tensor, unknown: Tensor) -> None:
     if getattr(model, "training", False):
         raise ValueError("the model must be in evaluation mode, but it is training: call model.eval().")
     if tokens.shape != unknown.shape:
-        found = f"{tuple(tokens.shape)} and {tuple(unknown.shape)}"
-        raise ValueError(f"tokens and unknown must have the same shape (B, N), but they have {found}.")
+        shapes = f"{tuple(tokens.shape)} and {tuple(unknown.shape)}"
+        raise ValueError(f"tokens and unknown must have the same shape (B, N), but they have {shapes}.")
     if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < mask_id:
         span = f"{int(tokens.min())}..{int(tokens.max())}"
         raise ValueError(f"tokens must be codes in 0..{mask_id - 1}, also where unknown, but they span {span}.")
@@ -132,8 +132,8 @@ def calibration(log_probabilities: Float[Tensor, "M K"], true: Int[Tensor, " M"]
     A calibrated model is right in a share `confidence` of each bin. Raises ValueError without predictions.
     """
     if not len(true) or len(true) != len(log_probabilities) or bins < 1:
-        found = f"{len(log_probabilities)} predictions, {len(true)} true codes and {bins} bins"
-        raise ValueError(f"calibration needs a true code for each prediction, and at least one bin; found {found}.")
+        counts = f"{len(log_probabilities)} predictions, {len(true)} true codes and {bins} bins"
+        raise ValueError(f"calibration needs a true code for each prediction, and at least one bin; found {counts}.")
     top = log_probabilities.max(dim=1)
     confidence, right = top.values.double().exp(), (top.indices == true).double()
     place = (confidence * bins).ceil().long().clamp(1, bins) - 1

@@ -3,8 +3,6 @@
 Another test set of n images would have other images. A bootstrap resample stands for one: it counts each of these
 images as often as it is drawn. For every metric of a method there is its value, what it owes to each image, and what
 it becomes in every resample.
-
-It knows how a metric is made of images, but not what its error is, and compares nothing.
 """
 
 import math

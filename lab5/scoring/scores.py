@@ -2,7 +2,7 @@
 
 The first two compare sets; hole PSNR, SSIM, tokens and attributes compare each picture with its original. Every row
 can stand beside its baselines: the truth, the reconstruction floor, doing nothing, a mean colour, the classical
-inpainters. It knows no model: a method is whatever made the pictures.
+inpainters. A method is whatever made the pictures.
 """
 
 import hashlib

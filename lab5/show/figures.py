@@ -7,7 +7,6 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import cycle, pairwise
-from typing import Any
 
 import numpy as np
 import pandas as pd

@@ -1,6 +1,6 @@
 """Figures of two lessons: what a sampler does to the distribution, and what mistakes do.
 
-Plain data to one Figure each, in the style of `lab5.show.figures`. It knows no sampler, no mistake and no model.
+Plain data to one Figure each, in the style of `lab5.show.figures`.
 """
 
 from collections.abc import Sequence

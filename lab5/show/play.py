@@ -122,7 +122,7 @@ class _Controls:
         }
         self.paste = ipywidgets.Checkbox(True, description="keep known pixels at the end", layout={"width": "26em"})
         self.samples = ipywidgets.IntSlider(3, 1, 4, description="samples")
-        self.board, self.result, self.said = ipywidgets.HTML(), ipywidgets.VBox(), ipywidgets.Label()
+        self.board, self.result, self.message = ipywidgets.HTML(), ipywidgets.VBox(), ipywidgets.Label()
         own.on_click(lambda _: self._choose(self.game.of_dataset(self.number.value)[1]))
         other.on_click(lambda _: self._choose(random_holes(int(time.time_ns() % 1_000_000), 1)[0]))
         clear.on_click(lambda _: self._choose(torch.zeros(64, 64, dtype=torch.bool)))
@@ -135,7 +135,7 @@ class _Controls:
             widget.observe(lambda _: self.refill(), "value")
         left = ipywidgets.VBox([self.number, self.board, ipywidgets.HBox([own, other, clear]), self.drawn])
         right = ipywidgets.VBox([*self.settings.values(), self.samples, self.paste, dice])
-        self.box = ipywidgets.VBox([ipywidgets.HBox([left, right]), self.said, self.result])
+        self.box = ipywidgets.VBox([ipywidgets.HBox([left, right]), self.message, self.result])
         self.box.add_class("lab5-play")
         self._show_board()
         self.refill()
@@ -149,12 +149,12 @@ class _Controls:
         try:
             shown = self.game.fill(self.samples.value)
         except (ValueError, MemoryError) as error:
-            self.said.value = str(error)
+            self.message.value = str(error)
             self._show()
             return
         self._show(shown.live())
         took, share = time.monotonic() - began, float(self.game.hole.double().mean())
-        self.said.value = f"{share:.0%} of the pixels missing, filled {self.samples.value} times in {took:.1f} s"
+        self.message.value = f"{share:.0%} of the pixels missing, filled {self.samples.value} times in {took:.1f} s"
 
     def _open(self) -> None:
         self.game.image, hole = self.game.of_dataset(self.number.value)

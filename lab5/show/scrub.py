@@ -4,8 +4,6 @@ Each of the three is one film: all steps side by side in one embedded picture. A
 film at a time, moves them together and says what is in the cell under the pointer. Nothing is loaded and no kernel is
 asked, so that it also moves in an exported page, or while the kernel trains; without script, and in print, the films
 are seen whole.
-
-It does not know how anything is decoded: it is handed states, and pictures of them.
 """
 
 import base64

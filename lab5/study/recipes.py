@@ -146,5 +146,5 @@ def changes(config: Config, name: str) -> dict[str, Any]:
     decoding = asdict(recipe.decoding)
     del decoding["batch"]  # which goes with the machine
     sections = {"stage2": training, "decode": decoding}
-    found = {f"{section}.{key}": value for section, items in sections.items() for key, value in items.items()}
-    return found | dict(recipe.more)
+    settings = {f"{section}.{key}": value for section, items in sections.items() for key, value in items.items()}
+    return settings | dict(recipe.more)

@@ -136,7 +136,7 @@ def _common(plan: Plan, pair: Pair, scorer: Scorer, seed: int) -> Row:
         "weights": pair.weights,
         "data": scorer.data,
         "score_name": scorer.score_name,
-        "code": CODE,
+        "code": str(CODE),  # as a table of before has it, whose code is a hash
         "device": str(next(pair.transformer.parameters()).device),
     }  # fmt: skip
 

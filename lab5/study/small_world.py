@@ -76,8 +76,8 @@ class World:
 
     def frequencies(self, tokens: Int[Tensor, "B N"]) -> Float[Tensor, "..."]:
         """How often each picture occurs among these, shaped as the probabilities are."""
-        found = torch.zeros_like(self.probabilities)
-        return found.index_put(tuple(tokens.T), found.new_tensor(1 / len(tokens)), accumulate=True)
+        counts = torch.zeros_like(self.probabilities)
+        return counts.index_put(tuple(tokens.T), counts.new_tensor(1 / len(tokens)), accumulate=True)
 
 
 def _all_tokens(ids: int, positions: int) -> Int[Tensor, "inputs N"]:

@@ -116,7 +116,7 @@ def read_table(file: Path) -> pd.DataFrame:
 def effect_table(findings: Findings) -> pd.DataFrame:
     """A row for each effect; the verdict is about the first, on KID."""
     return pd.DataFrame([
-        {"question": effect.question, "comparison": effect.label}
+        {"question": str(effect.question), "comparison": effect.label}
         | {"verdict": str(direction(effect.kid, findings.margin)), "margin": findings.margin}
         | _numbers(effect)
         for effect in findings.effects
@@ -238,7 +238,7 @@ def network_table(
     """
     decoded: dict[Plan, list[Row]] = {}
     for result in results:
-        decoded.setdefault(result.plan._replace(stops=()), []).append(result.rows[-1])
+        decoded.setdefault(result.plan, []).append(result.rows[-1])
     losses = {name: validation_loss(pair, data) for name, pair in pairs.items() if name != GIVEN}
     looks = {name: (network.name, step or steps) for network in networks for name, step in network.kept()}
     return pd.DataFrame([

@@ -1,8 +1,6 @@
 """Judges of a picture other than its pixels: a perceptual distance, and a critic that learns to tell fakes.
 
 Each is called with (pictures, images), both in normalised units, and returns a loss for whoever made the pictures.
-
-They know no tokens, and do not weigh themselves against each other.
 """
 
 import torch

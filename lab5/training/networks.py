@@ -137,8 +137,8 @@ def load_start(config: Config) -> BidirectionalTransformer:
         for name in fixed if getattr(theirs, name) != getattr(ours, name)
     ]  # fmt: skip
     if differ:
-        found = "; ".join(differ)
-        raise ValueError(f"{config.stage2.start} does not fit and is no transformer to begin with: it has {found}")
+        others = "; ".join(differ)
+        raise ValueError(f"{config.stage2.start} does not fit and is no transformer to begin with: it has {others}")
     return model
 
 

@@ -130,11 +130,11 @@ class Training:
 
     def _begin(self) -> None:
         """Say what there is under other settings, in this folder, where it is removed, or in the one most alike."""
-        found = self._found()
-        if found is not None and (differ := differences(found, self.settings)):
+        there = self._found()
+        if there is not None and (differ := differences(there, self.settings)):
             print(f"{self.name}: begun again, what was in {self.folder.name} has {'; '.join(differ)}", file=sys.stderr)
             self.forget()
-        elif found is None:
+        elif there is None:
             notes = [note for note in self.folder.parent.glob(f"{self.name}-*/settings.json") if note != self._note]
             unlike = {note.parent.name: differences(_read_json(note), self.settings, 99) for note in notes}
             if unlike:

@@ -3,11 +3,17 @@
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 import zipfile
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from lab5.cli import doctor
+from lab5.config import ROOT
+from lab5.runtime import machine
 
 
 def finding(topic: str, dataset: str = "toycats") -> doctor.Finding:
@@ -27,9 +33,9 @@ def test_a_network_that_is_not_the_one_described_is_missed(tmp_path, monkeypatch
 
 def test_too_little_memory_or_disk_would_stop_a_run(monkeypatch, tmp_path):
     monkeypatch.setenv("LAB5_DATA", str(tmp_path))
-    monkeypatch.setattr(doctor, "memory_gb", lambda: (0.5, 8.0))
+    monkeypatch.setattr(machine, "memory_gb", lambda: (0.5, 8.0))
     assert not doctor._memory().found and doctor._memory().needed and "close other programs" in doctor._memory().text
-    monkeypatch.setattr(doctor, "memory_gb", lambda: (0.0, 0.0))
+    monkeypatch.setattr(machine, "memory_gb", lambda: (0.0, 0.0))
     assert doctor._memory().found, "a system that does not say is no obstacle"
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
     assert not doctor._disk().found and "LAB5_DATA" in doctor._disk().text
@@ -67,17 +73,128 @@ def test_a_gpu_that_cannot_be_used_is_told(monkeypatch):
     assert not found.found and found.needed and "(the driver is too old)" in found.text
 
 
-def test_what_is_missing_is_installed_as_pinned_and_other_versions_stay(monkeypatch):
-    real, asked = doctor.importlib.metadata.version, []
+# --- packages -------------------------------------------------------------------------------------------------------
 
-    def version(name):
-        if name in ("safetensors", "jaxtyping"):
-            raise doctor.importlib.metadata.PackageNotFoundError(name)
-        return "1.0" if name == "torch" else real(name)
 
-    monkeypatch.setattr(doctor.importlib.metadata, "version", version)
-    monkeypatch.setattr(doctor.subprocess, "run", lambda command, check: asked.append(command[-2:]))
+@pytest.fixture
+def environment(monkeypatch):
+    """`environment({"torch": "2.6.0"}, absent=[...])`: what seems installed, in other versions and not at all."""
+
+    def set_up(other: dict[str, str], absent: list[str]) -> None:
+        real, found = doctor.importlib.metadata.version, doctor.importlib.metadata.distributions
+
+        def version(name):
+            if name in absent:
+                raise doctor.importlib.metadata.PackageNotFoundError(name)
+            return other.get(name) or real(name)
+
+        def distributions():
+            for name, number in other.items():
+                yield SimpleNamespace(metadata={"Name": name}, version=number)
+            yield SimpleNamespace(metadata={"Name": None}, version=None)  # a folder that is left of a broken one
+            yield from (one for one in found() if one.metadata["Name"] not in absent)
+
+        monkeypatch.setattr(doctor.importlib.metadata, "version", version)
+        monkeypatch.setattr(doctor.importlib.metadata, "distributions", distributions)
+
+    return set_up
+
+
+def test_what_is_missing_is_installed_and_pip_is_told_to_keep_the_rest(environment, monkeypatch):
+    environment({"torch": "2.6.0+cu124", "numpy": "1.26.4"}, absent=["safetensors", "ipywidgets", "papermill"])
+    asked = []
+
+    def run(command, check):
+        constraints = command[command.index("--constraint") + 1]
+        asked.append((command[-2:], Path(constraints).read_text().splitlines()))
+
+    monkeypatch.setattr(doctor.subprocess, "run", run)
     doctor.install_missing()
-    pins = doctor._pins()
-    assert asked == [[f"{name}=={pins[name]}" for name in ("safetensors", "jaxtyping")]]
-    assert "torch 1.0 instead" not in doctor._packages().text and "safetensors" in doctor._packages().text
+    ((missing, kept),) = asked
+    assert missing == ["safetensors>=0.8.0", "ipywidgets>=8.1.9"], "papermill is not needed in a kernel"
+    assert {"torch==2.6.0+cu124", "numpy==1.26.4"} <= set(kept) and "torch==2.11.0+cu130" not in kept
+    names = [line.split("==")[0] for line in kept]
+    assert len(set(names)) == len(names) > 50 and not {"safetensors", "ipywidgets"} & set(names)
+
+
+def test_where_all_is_here_in_whatever_version_pip_is_not_asked(environment, monkeypatch):
+    environment({"torch": "2.6.0", "opencv-python": "4.9.0"}, absent=["opencv-python-headless"])
+    monkeypatch.setattr(doctor.subprocess, "run", lambda *_, **__: pytest.fail("pip was asked"))
+    doctor.install_missing()
+
+
+LOG = """2026-01-02T03:04:05,678 ERROR: Cannot install torchvision==0.26.0 because these versions have conflicts.
+2026-01-02T03:04:05,678
+2026-01-02T03:04:05,678 The conflict is caused by:
+2026-01-02T03:04:05,678     torchvision 0.26.0 depends on torch==2.11.0
+2026-01-02T03:04:05,678     The user requested (constraint) torch<3,==2.6.0
+2026-01-02T03:04:05,678 ERROR: ResolutionImpossible: for help visit https://pip.pypa.io/
+"""
+
+
+@pytest.mark.parametrize("log, why", [
+    (LOG, "(torchvision 0.26.0 depends on torch==2.11.0, and torch 2.6.0 is here)"),
+    ("2026-01-02T03:04:05,678 ERROR: No matching distribution found for torchvision\n", "(No matching distribution f"),
+    ("", "(pip gave no reason)"),
+])  # fmt: skip
+def test_what_does_not_go_with_what_is_here_is_refused_in_one_sentence(environment, monkeypatch, log, why):
+    environment({"torch": "2.6.0"}, absent=["torchvision"])
+
+    def run(command, check):
+        Path(command[command.index("--log") + 1]).write_text(log)
+        raise subprocess.CalledProcessError(1, command)
+
+    monkeypatch.setattr(doctor.subprocess, "run", run)
+    with pytest.raises(ImportError) as refused:
+        doctor.install_missing()
+    sentence = str(refused.value)
+    assert sentence.startswith("torchvision==0.26.0 cannot be installed beside what is here") and why in sentence
+    assert "make setup" in sentence and "\n" not in sentence
+
+
+def test_an_installed_package_knows_what_it_needs_without_a_checkout(environment, monkeypatch, tmp_path):
+    required = ["numpy>=1.0", "scipy>=999", "no-such-thing>=1.2", "torch==2.11.0", 'papermill>=1; extra == "notebooks"']
+    monkeypatch.setattr(doctor, "is_checkout", lambda: False)
+    monkeypatch.setattr(doctor, "ROOT", tmp_path)
+    monkeypatch.setattr(doctor.importlib.metadata, "requires", lambda name: required)
+    found = doctor._packages()
+    assert not found.found and found.text == "no-such-thing: pip install 'no-such-thing>=1.2'"
+    required.pop(2)
+    found = doctor._packages()
+    assert found.found and found.text.startswith("all 3, but scipy ") and found.text.endswith(" instead of scipy>=999")
+    assert "numpy" not in found.text and "torch" not in found.text
+
+    def unknown(name):
+        raise doctor.importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(doctor.importlib.metadata, "requires", unknown)
+    assert doctor._packages().found and "not installed" in doctor._packages().text
+    monkeypatch.setattr(doctor.subprocess, "run", lambda *_, **__: pytest.fail("pip was asked"))
+    doctor.install_missing()
+
+
+@pytest.mark.parametrize("version, requirement, fits", [
+    ("2.11.0+cu130", "torch==2.11.0", True), ("2.11.1", "torch==2.11.0", False),
+    ("2.10", "numpy>=2.4.6", True), ("2.4", "numpy>=2.4.6", False), ("5.0.0.93", "opencv>=5.0.0.93", True),
+])  # fmt: skip
+def test_versions_are_compared_as_numbers(version, requirement, fits):
+    assert doctor._fits(version, requirement) == fits
+
+
+def test_doctor_needs_none_of_what_it_looks_for(tmp_path):
+    """In a process of its own, in which nothing but Python's own modules can be imported."""
+    code = """
+import sys
+class Nothing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] not in sys.stdlib_module_names | {"lab5"}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Nothing())
+from lab5.cli.main import main
+sys.exit(main(["doctor"]))
+"""
+    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert told.returncode == 1 and told.stderr == ""
+    lines = {line.split()[1]: line for line in told.stdout.splitlines()}
+    assert lines["torch"].startswith("MISSING") and "No module named 'torch'" in lines["torch"]
+    assert len(lines) == 13 and lines["vqgan"].startswith("ok")

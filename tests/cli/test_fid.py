@@ -12,7 +12,8 @@ from torch import Tensor
 from lab5.cli import fid as distances
 from lab5.cli import main
 from lab5.data.dataset import Dataset
-from lab5.fid import InceptionFeatures, feature_stats, frechet_distance, kid
+from lab5.scoring.inception import InceptionFeatures
+from lab5.fid import feature_stats, frechet_distance, kid
 from lab5.runtime import files as durable
 from lab5.scoring.classifier import ToyFeatures
 

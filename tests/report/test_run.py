@@ -18,10 +18,12 @@ from bs4 import BeautifulSoup
 from matplotlib.figure import Figure
 
 from lab5.profiles import configure
-from lab5.report.progress import TYPICAL, Progress, duration
-from lab5.report.run import ReportError, record, run_report, show
+from lab5.report.execute import _KernelStderr
+from lab5.report.pages import duration
+from lab5.report.run import ReportError, run_report
 from lab5.runtime import files as durable
 from lab5.show import notebook as results
+from lab5.show.notebook import record, show
 
 TITLE = ("markdown", "# Is it $x^2$?\n\nExpected time: a second.")
 PARAMETERS = ("parameters", 'profile = "auto"')
@@ -80,16 +82,16 @@ def test_pages_name_no_host(write_notebook):
         assert "IntSlider(value" not in text
 
 
-def test_the_kernel_is_this_interpreter_whatever_is_called_python3(write_notebook, tmp_path, monkeypatch):
+def test_the_kernel_is_this_interpreter_with_this_checkout_whatever_is_called_python3(write_notebook, tmp_path, monkeypatch):
     spec = tmp_path / "jupyter" / "kernels" / "python3"
     spec.mkdir(parents=True)
     (spec / "kernel.json").write_text(json.dumps({"argv": ["false"], "display_name": "x", "language": "python"}))
     for name in ("JUPYTER_DATA_DIR", "JUPYTER_PATH"):
         monkeypatch.setenv(name, str(tmp_path / "jupyter"))
-    folder = write_notebook("01_a", PARAMETERS, "import sys\nprint(sys.executable)")
+    folder = write_notebook("01_a", PARAMETERS, "import sys, lab5\nprint(sys.executable, lab5.__file__)")
     run(folder)
     executed = nbformat.read(folder.parent / "report" / "01_a.ipynb", as_version=4)
-    assert executed.cells[-1].outputs[0].text.strip() == sys.executable
+    assert executed.cells[-1].outputs[0].text.split() == [sys.executable, str(results.ROOT / "lab5" / "__init__.py")]
 
 
 def test_parameters_reach_the_notebooks_that_declare_them_in_their_type(write_notebook):
@@ -106,23 +108,29 @@ def test_parameters_reach_the_notebooks_that_declare_them_in_their_type(write_no
     ("changes", "words"),
     [
         ({"parameters": {"stepz": "7"}}, "stepz.*steps"),
-        ({"parameters": {"steps": "many"}}, "steps.*int.*4.*many"),
-        ({"parameters": {"steps": "True"}}, "steps.*int.*4.*True"),
+        ({"parameters": {"steps": "many"}}, "steps.*4.*int.*many"),
+        ({"parameters": {"steps": "True"}}, "steps.*4.*int.*True"),
+        ({"parameters": {"seed": "-1"}}, "seed must be at least 0"),
+        ({"parameters": {"profile": "quick"}}, "what --profile says"),
         ({"only": ["07"]}, "07.*01_a"),
     ],
 )
 def test_a_wrong_name_or_value_is_refused_before_anything_runs(write_notebook, changes, words):
-    folder = write_notebook("01_a", ("parameters", 'profile = "auto"\nsteps = 4'), "print(steps)")
+    folder = write_notebook("01_a", ("parameters", 'profile = "auto"\nsteps = 4\nseed = 0'), "print(steps)")
     with pytest.raises(ValueError, match=words):
         run(folder, **changes)
     assert not (folder.parent / "report").exists()
 
 
-def test_an_unknown_profile_and_an_empty_folder_are_refused(tmp_path):
+def test_an_unknown_profile_and_a_folder_without_notebooks_are_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="medium"):
         run_report("medium", notebooks=tmp_path, out=tmp_path / "report")
     with pytest.raises(FileNotFoundError, match=str(tmp_path)):
         run_report("smoke", notebooks=tmp_path, out=tmp_path / "report")
+    monkeypatch.setattr("lab5.report.run.is_checkout", lambda: False)  # as where it was installed
+    with pytest.raises(FileNotFoundError, match="^[^.]*clone the repository[^.]*$"):
+        run_report("smoke", notebooks=tmp_path / "notebooks", out=tmp_path / "report")
+    assert not (tmp_path / "report").exists()
 
 
 def test_a_notebook_that_fails_stops_the_report_and_keeps_its_page(write_notebook):
@@ -190,11 +198,9 @@ def test_parts_of_other_runs_do_not_come_together(write_notebook):
     assert json.loads(page(folder, "config.json"))["parameters"] == {}
 
 
-def test_a_profile_is_no_parameter_and_a_parameter_of_another_notebook_is_no_mistake(write_notebook):
+def test_a_parameter_of_another_notebook_is_no_mistake(write_notebook):
     write_notebook("01_a", PARAMETERS, "print(1)")
     folder = write_notebook("02_b", ("parameters", 'profile = "auto"\nweights = "ours"'), "print(weights)")
-    with pytest.raises(ValueError, match="what --profile says"):
-        run(folder, parameters={"profile": "quick"})
     run(folder, only=["01"], parameters={"weights": "theirs"})
     assert json.loads(page(folder, "config.json"))["parameters"] == {}
 
@@ -231,7 +237,7 @@ def test_a_kernel_that_does_not_start_is_told_with_the_page_up_to_there(write_no
     def silent(*_, **__):
         raise RuntimeError("Kernel didn't respond in 60 seconds")
 
-    monkeypatch.setattr("lab5.report.run.papermill.execute_notebook", silent)
+    monkeypatch.setattr("lab5.report.execute.papermill.execute_notebook", silent)
     folder = write_notebook("01_a", PARAMETERS, "print(1)")
     with pytest.raises(ReportError, match="01_a.ipynb did not start: Kernel didn't respond in 60 seconds"):
         run(folder)
@@ -264,66 +270,31 @@ def test_a_second_report_into_the_same_folder_is_refused_and_the_first_is_not_to
     run(folder)
 
 
-def test_progress_of_the_kernel_is_shown_while_it_runs_and_left_out_of_the_page(write_notebook, capsys):
+def test_progress_of_the_kernel_is_shown_while_it_runs_and_left_out_of_the_page(write_notebook, capfd):
     bar = (
         "import sys, time\nfor i in range(3):\n    print(f'\\rtraining {i}', end='', file=sys.stderr, flush=True)"
-        "\n    time.sleep(.2)\nprint(file=sys.stderr)\nprint('be\\ncareful', file=sys.stderr)"
+        "\n    time.sleep(.4)\nprint(file=sys.stderr, flush=True)\ntime.sleep(.4)\nprint('be\\ncareful', file=sys.stderr)"
     )
     folder = write_notebook("01_a", PARAMETERS, bar)
     run(folder)
-    shown = capsys.readouterr().err
-    assert "[1/1] 01_a: cell 1 of 3" in shown and "done after" in shown and "    be\n    careful\n" in shown
+    printed = capfd.readouterr().err
+    assert "[1/1] 01_a: " in printed and "100%" in printed and "3/3" in printed
+    assert "\rtraining 2" in printed and "be\ncareful\n" in printed
+    assert "left" not in printed and "KeyboardInterrupt" not in printed, "the kernel ends without a word"
     output = page(folder, "01_a.html").split("output_stderr")[-1]
     assert "careful" in output and "training" not in output
+    run(folder)
+    assert re.search(r"\[1/1\] 01_a, about \d+ s left: ", capfd.readouterr().err), "as long as the earlier run took"
 
 
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def test_a_terminal_shows_the_bar_of_the_kernel_and_rewrites_its_own_line():
-    terminal = Terminal()
-    progress = Progress(["a", "b"], {}, terminal)
-    progress.start("a", cells=2)
-    progress.cell(nbformat.v4.new_code_cell("x = 1"), 0)
-    progress.write("\r 50%")
-    progress.write("\r100%")
-    progress.write("\n")
-    progress.finish()
-    shown = terminal.getvalue()
-    clear = "\r\x1b[K"
-    assert shown == f"{clear}[1/2] a: cell 1 of 2{clear}\r 50%\r100%\n{clear}[1/2] a: done after 0 s\n"
-
-
-def test_time_left_follows_an_earlier_run_and_this_ones_pace(monkeypatch):
-    clock = [100.0]
-    monkeypatch.setattr("lab5.report.progress.time.monotonic", lambda: clock[0])
-    cell, terminal = nbformat.v4.new_code_cell("x"), Terminal()
-    progress = Progress(["a", "b", "c"], {"a": 60.0, "b": 240.0, "c": 30.0}, terminal)
-
-    def at(seconds: float, act) -> str:
-        clock[0] = 100 + seconds
-        act()
-        return terminal.getvalue().rpartition("]")[2].strip()
-
-    progress.start("a", cells=2)
-    assert at(30, lambda: progress.cell(cell, 0)) == "a: cell 1 of 2, about 5 min 0 s left"
-    assert at(90, lambda: progress.cell(cell, 1)) == "a: cell 2 of 2, about 4 min 30 s left", "the others are left"
-    assert at(120, progress.finish) == "a: done after 2 min 0 s, about 9 min 0 s left", "twice as slow as then"
-    progress.start("b", cells=1)
-    assert at(180, lambda: progress.cell(cell, 0)) == "b: cell 1 of 1, about 8 min 0 s left"
-
-
-def test_nothing_is_said_of_the_time_left_where_nothing_is_known_and_the_lab_profiles_are_known(monkeypatch):
-    terminal = Terminal()
-    progress = Progress(["a", "b"], {"a": 60.0}, terminal)
-    progress.start("a", cells=2)
-    progress.cell(nbformat.v4.new_code_cell("x"), 0)
-    progress.finish()
-    assert "left" not in terminal.getvalue()
-    names = {path.stem for path in (results.ROOT / "notebooks").glob("*.ipynb")}
-    assert all(set(seconds) == names for seconds in TYPICAL.values())
+def test_a_terminal_shows_the_bar_of_the_kernel_in_a_line_without_remains(monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr("sys.stderr", terminal)
+    kernel = _KernelStderr()
+    for text in ("\r 50%", "\r100%", "\n", "careful\n"):
+        kernel.write(text)
+    assert terminal.getvalue() == "\r\x1b[K 50%\r\x1b[K100%\ncareful\n"
 
 
 def test_durations_read_well():
@@ -389,13 +360,6 @@ def test_a_run_says_what_it_takes_to_make_it_again(write_notebook):
     assert 'href="config.json"' in page(folder, "index.html")
 
 
-def test_a_wrong_setting_is_refused_before_anything_runs(write_notebook):
-    folder = write_notebook("01_a", ("parameters", 'profile = "auto"\nseed = 0'), "print(seed)")
-    with pytest.raises(ValueError, match="seed must be from 0"):
-        run(folder, parameters={"seed": "-1"})
-    assert not (folder.parent / "report").exists()
-
-
 def test_no_page_tells_where_this_computer_keeps_its_files(write_notebook, tmp_path):
     dataset = tmp_path / "somewhere" / "cats.zip"
     dataset.parent.mkdir()
@@ -408,11 +372,6 @@ def test_no_page_tells_where_this_computer_keeps_its_files(write_notebook, tmp_p
         text = BeautifulSoup(page(folder, name), "html.parser").get_text()
         assert "somewhere" not in text and str(Path.home() / ".cache") not in text
     assert "cats.zip cats.zip" in page(folder, "01_a.html") and "~/.cache" in page(folder, "01_a.html")
-
-
-def test_a_kernel_ends_without_a_word(write_notebook, capfd):
-    run(write_notebook("01_a", PARAMETERS, "print(1)"))
-    assert "KeyboardInterrupt" not in "".join(capfd.readouterr())
 
 
 def test_a_report_elsewhere_leaves_the_figures_of_the_repository_alone(write_notebook, tmp_path, monkeypatch):

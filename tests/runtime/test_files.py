@@ -1,5 +1,6 @@
-"""Files appear whole or not at all, one run at a time works in a folder, and no signal cuts a step in two."""
+"""Files appear whole or not at all, one run works in a folder, no signal cuts a step in two, no bit changes unseen."""
 
+import json
 import os
 import platform
 import signal
@@ -10,8 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import torch
 
-from lab5.runtime.files import defer_signals, locked, replacing, write
+from lab5.runtime import files
+from lab5.runtime.files import defer_signals, load_meta, load_tensors, locked, replacing, save_tensors, write
 
 ROOT = Path(__file__).parents[2]
 
@@ -223,3 +227,116 @@ def test_in_another_thread_nothing_waits_and_nothing_fails():
     assert found == [[]]
 
 
+# --- tensors ----------------------------------------------------------------------------------------------------------
+
+
+def test_tensors_and_meta_come_back(tmp_path):
+    grid = torch.arange(12.0).view(3, 4)
+    tensors = {
+        "float": grid,
+        "transposed": grid.T,
+        "part": grid[1],
+        "int": torch.tensor(7),
+        "bool": torch.tensor([True, False]),
+        "half": grid.to(torch.bfloat16),
+        "empty": torch.zeros(0, 3),
+        "nan": torch.tensor(float("nan")),  # a training state may hold anything
+    }
+    meta = {"step": 12, "psnr": 30.5, "betas": [0.9, 0.96], "name": "Fréchet", "nothing": None, "a": {"b": True}}
+    save_tensors(tmp_path / "new" / "state.safetensors", tensors, meta)
+    state, again = load_tensors(tmp_path / "new" / "state.safetensors")
+    assert again == meta and state.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert state[name].dtype == tensor.dtype
+        torch.testing.assert_close(state[name], tensor, rtol=0, atol=0, equal_nan=True)
+
+
+def test_the_header_is_readable_without_loading_tensors(tmp_path):
+    save_tensors(tmp_path / "state", {"x": torch.zeros(2)}, {"seed": 5, "device": "cpu"})
+    with safetensors.safe_open(tmp_path / "state", framework="pt") as file:
+        header = file.metadata()
+    assert len(header.pop(files.CHECKSUM)) == 64
+    assert {name: json.loads(value) for name, value in header.items()} == {"seed": 5, "device": "cpu"}
+    assert load_meta(tmp_path / "state") == {"seed": 5, "device": "cpu"}
+
+
+@pytest.mark.parametrize("culprit", ["write", "fsync", "replace"])
+def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch, culprit):
+    path = tmp_path / "state.safetensors"
+    save_tensors(path, {"x": torch.ones(3)}, {"step": 1})
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    if culprit == "write":  # a disk that fills up half way
+
+        class HalfWritten(type(path)):
+            def open(self, mode):
+                file = super().open(mode)
+                file.write(b"half")
+                file.flush()
+                full()
+
+        monkeypatch.setattr(files, "Path", HalfWritten)
+    else:
+        monkeypatch.setattr(os, culprit, full)
+    with pytest.raises(OSError, match="state.safetensors could not be written and is as it was before: .*No space"):
+        save_tensors(path, {"x": torch.zeros(3)}, {"step": 2})
+    monkeypatch.undo()
+    state, meta = load_tensors(path)
+    assert state["x"].eq(1).all() and meta == {"step": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_content_is_on_disk_before_it_replaces_the_old_file(tmp_path, monkeypatch):
+    calls, path = [], tmp_path / "state"
+    fsync, move = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: calls.append(("fsync", os.fstat(file).st_size)) or fsync(file))
+    monkeypatch.setattr(os, "replace", lambda old, new: calls.append(("replace", old.parent)) or move(old, new))
+    save_tensors(path, {"x": torch.zeros(100)}, {})
+    of_file, renamed, of_folder = calls
+    assert (of_file, renamed) == (("fsync", path.stat().st_size), ("replace", tmp_path))
+    assert of_folder == ("fsync", tmp_path.stat().st_size)
+
+
+def test_no_single_bit_can_change_unnoticed(tmp_path):
+    """In the length, the header, its padding, the checksum or the tensors."""
+    path = tmp_path / "state"
+    save_tensors(path, {"x": torch.ones(3, 2)}, {"step": 3, "zeros": files.BLANK})
+    whole = path.read_bytes()
+    assert load_tensors(path)[1] == {"step": 3, "zeros": files.BLANK}
+    for bit in range(0, 8 * len(whole), 7):  # 7 and 8 have no common divisor: every bit of a byte has its turn
+        broken = bytearray(whole)
+        broken[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(broken)
+        with pytest.raises(ValueError, match="state (was damaged after it was written|is truncated or is not one)"):
+            load_tensors(path)
+
+
+def test_files_of_other_programs_have_no_checksum_and_are_taken(tmp_path):
+    safetensors.torch.save_file({"x": torch.ones(2)}, tmp_path / "state", {"format": '"pt"'})
+    assert load_tensors(tmp_path / "state")[1] == {"format": "pt"}
+
+
+def test_meta_that_is_not_json_leaves_the_old_file(tmp_path):
+    save_tensors(tmp_path / "state", {"x": torch.ones(3)}, {"step": 1})
+    with pytest.raises(TypeError):
+        save_tensors(tmp_path / "state", {"x": torch.zeros(3)}, {"step": object()})
+    assert load_tensors(tmp_path / "state")[1] == {"step": 1}
+
+
+def test_missing_truncated_and_foreign_files_are_refused(tmp_path):
+    path = tmp_path / "state.safetensors"
+    for read in (load_tensors, load_meta):
+        with pytest.raises(FileNotFoundError, match="there is no checkpoint at .*state.safetensors"):
+            read(path)
+    save_tensors(path, {"x": torch.ones(1000)}, {"step": 1})
+    whole = path.read_bytes()
+    for length in (0, 4, 40, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        for read in (load_tensors, load_meta):
+            with pytest.raises(ValueError, match="state.safetensors is truncated or is not one of our"):
+                read(path)
+    safetensors.torch.save_file({"x": torch.ones(2)}, path, {"format": "pt"})
+    with pytest.raises(ValueError, match="is not one of our"):
+        load_tensors(path)

@@ -62,8 +62,8 @@ def test_a_process_that_dies_is_told_in_one_sentence():
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to see which processes run")
 def test_workers_end_with_a_parent_that_is_killed(tmp_path):
     code = "import sys; from pathlib import Path\n"
-    code += "from lab5.runtime.processes import spread\nfrom tests.test_workers import stay\n"
-    code += "if __name__ == '__main__': list(spread(stay, Path(sys.argv[1]), [1, 2], jobs=2))"
+    code += "from lab5.runtime.processes import run_parallel\nfrom tests.runtime.test_processes import stay\n"
+    code += "if __name__ == '__main__': list(run_parallel(stay, Path(sys.argv[1]), [1, 2], jobs=2))"
     script = tmp_path / "spreads.py"
     script.write_text(code)
     parent = subprocess.Popen([sys.executable, script, tmp_path], env=os.environ | {"PYTHONPATH": str(ROOT)})

@@ -132,7 +132,7 @@ def test_what_a_caller_adds_to_a_step_is_in_the_state(path):
     ({"config": replace(CONFIG, lr=0.02)}, r"training\.lr = 0\.01 there, 0\.02 here"),
     ({"config": replace(CONFIG, steps=9, betas=(0.9, 0.95))},
      r"training\.steps = 8 there, 9 here; training\.betas = \[0\.9, 0\.99\] there, \[0\.9, 0\.95\] here"),
-    ({"config": replace(CONFIG, optimiser="adam")}, "training.optimiser = nothing there, adam here"),
+    ({"config": replace(CONFIG, optimiser="adam")}, "training.optimiser = adamw there, adam here"),
     ({"seed": 1}, "seed = 0 there, 1 here"),
     ({"model": network(7)}, "parameters = 50 there, 58 here"),
     ({"settings": {"data": "fedcba"}}, "data = abcdef there, fedcba here"),

@@ -1,10 +1,4 @@
-"""Feature networks against pytorch-fid, known labels and the encoder's own latents; weights found, fetched, refused."""
-
-import hashlib
-import re
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
-from threading import Thread
+"""Feature networks against known labels and the encoder's own latents, and the objective that trains one of them."""
 
 import numpy as np
 import pytest
@@ -12,207 +6,15 @@ import torch
 from torch.nn import functional as F
 
 from lab5.data.dataset import normalise
-from lab5.fid import InceptionFeatures
+from lab5.data.toycats import render
+from lab5.objectives import epoch_batch
 from lab5.profiles import configure
-from lab5.scoring import classifier as features_module
-from lab5.scoring.classifier import EncoderFeatures, ToyFeatures, attribute_loss
+from lab5.scoring.classifier import AttributeObjective, EncoderFeatures, ToyFeatures, _spoiled, attribute_loss
 from lab5.vqgan import VQGAN
 
-# --- Inception --------------------------------------------------------------------------------------------------
 
-
-@pytest.fixture(scope="module")
-def inception_file(tmp_path_factory):
-    """A random state dict of the FID network, with statistics that keep the activations in a sensible range."""
-    inception = pytest.importorskip("pytorch_fid.inception")
-    torchvision = pytest.importorskip("torchvision")
-    network = torchvision.models.inception_v3(weights=None, num_classes=1008, aux_logits=False, init_weights=False)
-    network.Mixed_7b, network.Mixed_7c = inception.FIDInceptionE_1(1280), inception.FIDInceptionE_2(2048)
-    network.Mixed_5b = inception.FIDInceptionA(192, 32)
-    network.Mixed_5c, network.Mixed_5d = inception.FIDInceptionA(256, 64), inception.FIDInceptionA(288, 64)
-    for name, width in {"Mixed_6b": 128, "Mixed_6c": 160, "Mixed_6d": 160, "Mixed_6e": 192}.items():
-        setattr(network, name, inception.FIDInceptionC(768, width))
-    generator = torch.Generator().manual_seed(23)
-    for parameter in network.parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.kaiming_normal_(parameter, generator=generator)
-    file = tmp_path_factory.mktemp("inception") / features_module.INCEPTION_FILE
-    torch.save(network.state_dict(), file)
-    return file
-
-
-def test_inception_features_are_pytorch_fids(inception_file, monkeypatch):
-    from pytorch_fid import inception
-
-    state = torch.load(inception_file, weights_only=True)
-    monkeypatch.setattr(inception, "load_state_dict_from_url", lambda *args, **kwargs: state)
-    theirs = inception.InceptionV3().eval()
-    monkeypatch.setenv("LAB5_INCEPTION_WEIGHTS", str(inception_file))
-    ours = InceptionFeatures()
-
-    images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(24))
-    with torch.no_grad():
-        expected = theirs(images)[0].flatten(1)
-    features = ours.features(images, batch=2)
-    assert features.shape == (3, 2048) and features.std(0).mean() > 1e-2 * expected.abs().mean() > 0
-    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
-
-    digest = hashlib.sha256(inception_file.read_bytes()).hexdigest()
-    assert ours.weights_hash == digest
-    assert "FID" not in ours.score_name and digest[:8] in ours.score_name  # other weights than the standard ones
-
-
-def test_folding_a_normalisation_into_its_convolution_changes_nothing():
-    from torchvision.models.inception import BasicConv2d
-
-    generator = torch.Generator().manual_seed(3)
-    network = torch.nn.Sequential(BasicConv2d(3, 8, kernel_size=3), BasicConv2d(8, 4, kernel_size=1)).eval()
-    for name, tensor in network.state_dict().items():
-        if not name.endswith("num_batches_tracked"):
-            tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator))
-    images = torch.randn(2, 3, 9, 9, generator=generator)
-    with torch.no_grad():
-        expected = network(images)
-        folded = features_module._fold(network).to(memory_format=torch.channels_last)
-        torch.testing.assert_close(folded(images), expected, rtol=1e-4, atol=1e-4)
-    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
-
-
-def test_missing_inception_weights_name_the_alternatives(tmp_path, monkeypatch):
-    monkeypatch.delenv("LAB5_INCEPTION_WEIGHTS", raising=False)
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    with pytest.raises(FileNotFoundError) as error:
-        InceptionFeatures()
-    for word in (features_module.INCEPTION_FILE, "LAB5_INCEPTION_WEIGHTS", str(tmp_path / "hub")):
-        assert word in str(error.value)
-    with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path / "absent.pth"))):
-        InceptionFeatures(tmp_path / "absent.pth")
-
-
-def test_other_files_are_refused_as_inception_weights(tmp_path):
-    file = tmp_path / "weights.pth"
-    torch.save({"fc.weight": torch.zeros(2, 2)}, file)
-    with pytest.raises(ValueError, match="does not hold the weights"):
-        InceptionFeatures(file)
-
-
-# --- its download ---------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch) -> Path:
-    """An empty torch hub cache, and no other place where weights are named."""
-    monkeypatch.delenv("LAB5_INCEPTION_WEIGHTS", raising=False)
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    return tmp_path / "hub"
-
-
-@pytest.fixture
-def server(tmp_path, monkeypatch):
-    """Serves "other" whole and "half" cut short, and nothing else; `asked` are the paths that were asked for."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.server.asked.append(self.path)
-            body = b"not these weights"
-            if self.path not in ("/other", "/half"):
-                return self.send_error(404)
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body[:5] if self.path == "/half" else body)
-
-        def log_message(self, *args):
-            pass
-
-    monkeypatch.setenv("no_proxy", "*")
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.asked = []
-        server.url = f"http://127.0.0.1:{server.server_port}"
-        thread = Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
-
-
-@pytest.fixture
-def no_network(monkeypatch):
-    """Only the file matters: nothing is built from it."""
-    monkeypatch.setattr(features_module, "_fid_inception", lambda file: torch.nn.Identity())
-
-
-def files_in(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file()]
-
-
-def test_the_address_is_that_of_pytorch_fids_release():
-    assert pytest.importorskip("pytorch_fid.inception").FID_WEIGHTS_URL == features_module.INCEPTION_URL
-
-
-@pytest.mark.parametrize("path, reason", [("other", "invalid hash"), ("half", "invalid hash"), ("absent", "404")])
-def test_a_wrong_or_failed_download_leaves_nothing_and_names_the_alternatives(path, reason, hub, server, monkeypatch):
-    monkeypatch.setattr(features_module, "INCEPTION_URL", f"{server.url}/{path}")
-    with pytest.raises(FileNotFoundError) as error:
-        InceptionFeatures(download=True)
-    assert server.asked == [f"/{path}"] and files_in(hub) == []
-    for word in (server.url, reason, features_module.INCEPTION_FILE, "LAB5_INCEPTION_WEIGHTS", str(hub)):
-        assert word in str(error.value)
-    assert len(str(error.value).splitlines()) == 1
-
-
-def test_without_a_server_and_in_a_cache_that_cannot_be_written_it_is_the_same(hub, monkeypatch):
-    monkeypatch.setattr(features_module, "INCEPTION_URL", "http://127.0.0.1:1/nobody")
-    monkeypatch.setenv("no_proxy", "*")
-    with pytest.raises(FileNotFoundError, match=r"failed with .*refused.* LAB5_INCEPTION_WEIGHTS"):
-        InceptionFeatures(download=True)
-    assert files_in(hub) == []
-    (hub / "checkpoints").rmdir()
-    hub.rmdir()
-    hub.write_text("a file")
-    with pytest.raises(FileNotFoundError, match="LAB5_INCEPTION_WEIGHTS"):
-        InceptionFeatures(download=True)
-    assert hub.read_text() == "a file"
-
-
-def test_a_download_of_the_right_hash_is_called_fid_and_kept_in_the_cache(hub, server, no_network, monkeypatch):
-    digest = hashlib.sha256(b"not these weights").hexdigest()
-    monkeypatch.setattr(features_module, "INCEPTION_HASH", digest[:8])
-    monkeypatch.setattr(features_module, "INCEPTION_URL", f"{server.url}/other")
-    for download in (True, True, False):
-        ours = InceptionFeatures(download=download)
-        assert ours.weights_hash == digest and ours.score_name == f"FID (Inception {digest[:8]})"
-    assert server.asked == ["/other"], "once"
-    assert files_in(hub) == [hub / "checkpoints" / features_module.INCEPTION_FILE]
-
-
-def test_nothing_is_downloaded_unasked_or_in_place_of_a_file_that_was_named(hub, server, tmp_path, monkeypatch):
-    monkeypatch.setattr(features_module, "INCEPTION_URL", f"{server.url}/other")
-    with pytest.raises(FileNotFoundError):
-        InceptionFeatures()
-    with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path / "argument.pth"))):
-        InceptionFeatures(tmp_path / "argument.pth", download=True)
-    monkeypatch.setenv("LAB5_INCEPTION_WEIGHTS", str(tmp_path / "named.pth"))
-    with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path / "named.pth"))):
-        InceptionFeatures(download=True)
-    assert server.asked == [] and files_in(tmp_path) == []
-
-
-def test_an_argument_goes_before_the_environment_and_that_before_the_cache(hub, no_network, tmp_path, monkeypatch):
-    cached = hub / "checkpoints" / features_module.INCEPTION_FILE
-    cached.parent.mkdir(parents=True)
-    files = {path: path.name.encode() for path in (tmp_path / "argument", tmp_path / "named", cached)}
-    for path, content in files.items():
-        path.write_bytes(content)
-
-    def read(*arguments) -> str:
-        digest = InceptionFeatures(*arguments, download=True).weights_hash
-        return next(path.name for path, content in files.items() if hashlib.sha256(content).hexdigest() == digest)
-
-    assert read() == cached.name
-    monkeypatch.setenv("LAB5_INCEPTION_WEIGHTS", str(tmp_path / "named"))
-    assert read() == "named"
-    assert read(tmp_path / "argument") == "argument"
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
 
 
 # --- the toy classifier -----------------------------------------------------------------------------------------
@@ -294,3 +96,52 @@ def test_encoder_features_are_the_means_of_latents_over_4x4_tokens():
     expected = latents.view(3, -1, 4, 4, 4, 4).mean((3, 5)).flatten(1)
     torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
     assert not EncoderFeatures.score_name.startswith("FID")
+
+
+# --- its training -----------------------------------------------------------------------------------------------
+
+
+def test_a_classifier_step_is_a_function_of_its_number_and_the_generator():
+    cats, shown = render(5, 12), []
+    before = cats.images.clone()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = ToyFeatures({"mouth": 3}, 8).eval()
+    model.register_forward_pre_hook(lambda module, inputs: shown.append(inputs[0]))
+    objective = AttributeObjective(cats.images, cats.attributes, batch=4, seed=1)
+    found = [objective(model, draw, seeded(seed)) for draw, seed in ((1, 1), (1, 1), (2, 1), (1, 2))]
+    losses = [loss.item() for loss, _ in found]
+    assert losses[0] == losses[1] and len(set(losses)) == 3
+    assert torch.equal(cats.images, before)
+    # What it is shown are its images, a little spoilt and still in [0,1].
+    for draw, images in ((1, shown[0]), (2, shown[2])):
+        pick = epoch_batch(12, 4, draw, seed=1)
+        assert images.min() >= 0 and images.max() <= 1
+        assert 0.003 < (images - cats.images[pick] / 255).abs().mean() < 0.06
+    pick = epoch_batch(12, 4, 2, seed=1)
+    expected = F.cross_entropy(model(shown[2])["mouth"], cats.attributes["mouth"][pick])
+    assert losses[2] == pytest.approx(expected.item(), rel=1e-5)
+    right = model(shown[2])["mouth"].argmax(1) == cats.attributes["mouth"][pick]
+    assert found[2][1] == {"accuracy": pytest.approx(right.float().mean().item())}
+
+
+def test_classifier_images_are_blurred_twice_made_noisy_and_dimmed_by_amounts_of_their_own():
+    images, draws = render(3, 4).images.float() / 255, seeded(9)
+    blur, noise, gain = torch.rand(3, 4, 1, 1, 1, generator=draws)
+    expected = images.clone()
+    kernel = torch.ones(3, 1, 3, 3)
+    for _ in range(2):
+        shape = dict(padding=1, groups=3)
+        mean = F.conv2d(expected, kernel, **shape) / F.conv2d(torch.ones_like(expected), kernel, **shape)
+        expected = (1 - blur) * expected + blur * mean
+    expected = expected + 0.06 * noise * torch.randn(images.shape, generator=draws)
+    torch.testing.assert_close(_spoiled(images, seeded(9)), (expected * (0.94 + 0.12 * gain)).clamp(0, 1))
+
+
+def test_white_is_one_before_it_is_spoiled(monkeypatch):
+    seen = []
+    monkeypatch.setattr("lab5.scoring.classifier._spoiled", lambda images, generator: seen.append(images) or images)
+    objective = AttributeObjective(torch.full((4, 3, 64, 64), 255, dtype=torch.uint8),
+                                   {"mouth": torch.zeros(4, dtype=torch.int64)}, batch=4, seed=0)  # fmt: skip
+    objective(ToyFeatures({"mouth": 3}, 8).eval(), 1, seeded())
+    assert torch.equal(seen[0], torch.ones(4, 3, 64, 64))

@@ -7,8 +7,19 @@ import pytest
 import scipy.stats
 import torch
 
+from lab5.fid import frechet_distance, kid
 from lab5.scoring import intervals as uncertainty
-from lab5.scoring.intervals import Difference, _covariance, average, estimate, excluded, family, gap, paired_difference
+from lab5.scoring.intervals import (
+    Difference,
+    _covariance,
+    average,
+    estimate,
+    excluded,
+    family,
+    floor_of_halves,
+    gap,
+    with_spread,
+)
 from lab5.scoring.resampling import Outcome, Resampled, resample, resamples
 
 SCALE = 2 * torch.arange(1, 17) ** -0.5
@@ -32,6 +43,11 @@ def featured(features: torch.Tensor, right: torch.Tensor | None = None, hidden: 
 
 def counted(right: torch.Tensor) -> Outcome:
     return featured(torch.zeros(len(right), 2), right)
+
+
+def paired_difference(first, second, metric, weights, reference) -> Difference:
+    """First minus second, of two methods with the same images: `estimate` of their `gap`."""
+    return estimate(gap(*(resample(outcomes, metric, weights, reference) for outcomes in (first, second))))
 
 
 def two_methods(
@@ -264,3 +280,106 @@ def test_of_many_differences_that_are_none_a_twentieth_seem_clear_and_none_is_by
     p = torch.rand(1000, generator=seeded(10), dtype=torch.float64).tolist()
     found = family([differing(value) for value in p])
     assert found.by_chance == pytest.approx(50) and 30 < found.excluded < 70 and found.holm == 0
+
+
+# --- the spread of a distance
+
+
+def test_spread_is_that_of_fresh_samples():
+    def distance(a, b):
+        return (a.mean(0) - b.mean(0)).sum().item()  # its SD is known: sqrt(2 F / n)
+
+    a, b = (torch.randn(400, 8, generator=seeded(seed)) for seed in (16, 17))
+    value, sd = with_spread(distance, a, b, repeats=400, generator=seeded(18))
+    assert value == pytest.approx(distance(a, b), rel=1e-6)
+    assert sd == pytest.approx((2 * 8 / 400) ** 0.5, rel=0.2)
+
+
+def test_spread_keeps_pairs_together():
+    a = torch.randn(100, 8, generator=seeded(19)).double()
+
+    def distance(x, y):
+        return (y - x).mean().item()
+
+    value, sd = with_spread(distance, a, a + 0.5, generator=seeded(20))
+    assert value == pytest.approx(0.5) and sd < 1e-12
+
+
+def draw(n: int, features: int, seed: int, shift: float = 0.0) -> torch.Tensor:
+    """Correlated features whose variances fall like those of a real network."""
+    generator = seeded(seed)
+    mixing = torch.randn(features, features, generator=seeded(1)) / features**0.5
+    scale = torch.arange(1, features + 1) ** -0.5
+    return (torch.randn(n, features, generator=generator) * scale) @ mixing + shift
+
+
+def test_spread_is_a_function_of_its_generator():
+    a, b = draw(60, 8, seed=21), draw(60, 8, seed=22)
+    first, again, other = (
+        with_spread(frechet_distance, a, b, repeats=5, generator=seeded(s)) for s in (1, 1, 2)
+    )
+    assert first == again and first[0] == other[0] and first[1] != other[1]
+
+
+# --- its floor
+
+
+def test_the_floor_of_frechet_is_the_closed_form_of_two_samples_of_one_gaussian():
+    # Of unit Gaussians and m images a side, E|mean_a - mean_b|² = 2F/m, and to first order the covariances add
+    # E|S_a - S_b|²/4 = F(F+1)/(2m).
+    x, m = torch.randn(4000, 8, generator=seeded(32)), 2000
+    floor, spread = floor_of_halves(frechet_distance, x, repeats=40, generator=seeded(33))
+    assert floor == pytest.approx(2 * 8 / m + 8 * 9 / (2 * m), rel=0.1)
+    assert 0 < spread < floor
+
+
+def test_the_floor_falls_with_n_for_frechet_and_is_zero_for_kid():
+    few, many = (torch.randn(n, 8, generator=seeded(34)) for n in (100, 1000))
+    settings = [{"repeats": 40, "generator": seeded(35)} for _ in range(3)]
+    ratio = floor_of_halves(frechet_distance, few, **settings[0])[0]
+    ratio /= floor_of_halves(frechet_distance, many, **settings[1])[0]
+    assert ratio == pytest.approx(10, rel=0.3)
+    floor, spread = floor_of_halves(kid, few, **settings[2])
+    assert abs(floor) < 3 * spread / 40**0.5
+
+
+def test_halves_are_disjoint_of_equal_size_and_drawn_by_the_generator():
+    x, seen = torch.arange(9.0)[:, None], []
+
+    def distance(a, b):
+        seen.append((a[:, 0].tolist(), b[:, 0].tolist()))
+        return 1.0
+
+    for seed in (1, 1, 2):
+        settings = {"repeats": 3, "generator": seeded(seed)}
+        assert floor_of_halves(distance, x, **settings) == (1.0, 0.0)
+    assert all(len(a) == len(b) == 4 and not set(a) & set(b) for a, b in seen)
+    assert seen[:3] == seen[3:6] != seen[6:]
+    with pytest.raises(ValueError, match="need 4, found 3"):
+        floor_of_halves(distance, x[:3], generator=torch.Generator())
+
+
+def test_sets_that_have_no_spread_or_halves_are_refused():
+    features = torch.randn(5, 4, generator=seeded())
+    for distance in (frechet_distance, kid):
+        with pytest.raises(ValueError, match="found 5 and 4"):
+            with_spread(distance, features, features[:4], generator=seeded())
+    with pytest.raises(ValueError, match="at least 4; found 3 and 3"):
+        with_spread(lambda a, b: 0.0, features[:3], features[:3], generator=seeded())
+    with pytest.raises(ValueError, match="^features hold NaN"):
+        floor_of_halves(kid, np.full((5, 2), np.nan), generator=seeded())
+
+
+@pytest.mark.parametrize("measure, calls", [(with_spread, 51), (floor_of_halves, 20)])
+def test_the_spread_of_many_nearly_equal_values_is_told_from_four_images_on(measure, calls):
+    asked = []
+
+    def distance(a, b):
+        asked.append(len(a))
+        return 1 + 1e-12 * len(asked)
+
+    sets = [draw(4, 3, seed=1)] * (2 if measure is with_spread else 1)
+    _, sd = measure(distance, *sets, generator=seeded(0))
+    assert len(asked) == calls and set(asked) <= {2, 4}
+    repeats = calls - (measure is with_spread)
+    assert sd == pytest.approx(1e-12 * np.std(np.arange(repeats), ddof=1), rel=1e-3)

@@ -39,17 +39,17 @@ def test_a_network_kept_on_the_way_is_the_averaged_one_and_disturbs_nothing(conf
     data = get_dataset(config)
     plain = train_networks(config, data, tokenizer, Network("plain", {}))["plain"]
     monkeypatch.setenv("LAB5_DATA", str(tmp_path))
-    found = train_networks(config, data, tokenizer, Network("watched", {}, stops=(2, 4)))
-    assert list(found) == ["watched @ 2", "watched @ 4", "watched"]
-    assert torch.equal(weights(found["watched"]), weights(plain)), "looking on the way changes nothing"
-    assert not torch.equal(weights(found["watched @ 2"]), weights(found["watched @ 4"]))
+    pairs = train_networks(config, data, tokenizer, Network("watched", {}, stops=(2, 4)))
+    assert list(pairs) == ["watched @ 2", "watched @ 4", "watched"]
+    assert torch.equal(weights(pairs["watched"]), weights(plain)), "looking on the way changes nothing"
+    assert not torch.equal(weights(pairs["watched @ 2"]), weights(pairs["watched @ 4"]))
     monkeypatch.setenv("LAB5_DATA", str(tmp_path / "again"))
     training = train_transformer(config, data, tokenizer)
     steps = iter(training)
     while next(steps).step < 4:
         pass
     steps.close()  # an interrupt leaves the averaged weights in the network
-    assert torch.equal(weights(found["watched @ 4"]), flat(training.model))
+    assert torch.equal(weights(pairs["watched @ 4"]), flat(training.model))
 
 
 def test_a_network_is_found_again_and_a_lost_stop_is_made_again(config, tokenizer):
@@ -69,8 +69,8 @@ def test_a_network_is_found_again_and_a_lost_stop_is_made_again(config, tokenize
     (folder / "after-3.safetensors").write_bytes(b"damaged")
     fifth = train_networks(config, data, tokenizer, network)
     for name in first:
-        for found in (again, third, fourth, fifth):
-            assert torch.equal(weights(first[name]), weights(found[name]))
+        for pairs in (again, third, fourth, fifth):
+            assert torch.equal(weights(first[name]), weights(pairs[name]))
 
 
 def test_changes_reach_the_training_and_names_tell_networks_apart(config, tokenizer):

@@ -84,8 +84,8 @@ def test_at_full_size_the_reports_rates_are_the_reports():
 
 def test_the_reports_decodings_are_the_reports():
     plans = {name: apply(profile(), name).decode for name in NAMES}
-    found = {name: (d.schedule, d.steps, d.stop_at, d.codes) for name, d in plans.items()}
-    assert found == {
+    settings = {name: (d.schedule, d.steps, d.stop_at, d.codes) for name, d in plans.items()}
+    assert settings == {
         "kept-ratio-warmup": ("cosine", 100, 7, "argmax"),
         "half-mask-multistep": ("linear", 10, 0, "argmax"),
         "narrow-mask-long": ("stair", 20, 0, "argmax"),

@@ -13,24 +13,10 @@ from stubs import Blocks, cats, untrained_pair
 from lab5.config import ROOT, DecodeConfig
 from lab5.inpainting.fill import decode_holes, inpaint_images
 from lab5.inpainting.pair import Pair
-from lab5.runtime import files as durable
 from lab5.runtime.files import save_tensors
 from lab5.scoring.scores import Scorer
-from lab5.study.run import (
-    COLUMNS,
-    GIVEN,
-    Plan,
-    Point,
-    by_point,
-    len_study,
-    ordered,
-    paired_differences,
-    read_table,
-    run_study,
-    summary,
-    write_table,
-)
 from lab5.study import run as study_module
+from lab5.study.run import GIVEN, Plan, Point, by_point, len_study, ordered, run_study
 from lab5.transformer import BidirectionalTransformer
 
 N = 6
@@ -159,10 +145,10 @@ def test_seconds_are_those_of_the_decoding_and_not_of_the_scoring(pair, dataset,
 def test_results_are_found_by_point_and_put_in_order(pair, scorer):
     results = run(pair, scorer)
     assert without_time(ordered(results[::-1], PLANS)) == without_time(results)
-    found = by_point(results)
-    assert list(found) == [Point(ONE.decode, 1), *(Point(p.decode, t) for p in (COSINE, LINEAR) for t in (1, 2, 3))]
-    assert all(list(of_seed) == [0, 1] for of_seed in found.values())
-    assert found[Point(LINEAR.decode, 2)][1] is results[5].outcomes[1]
+    outcomes = by_point(results)
+    assert list(outcomes) == [Point(ONE.decode, 1), *(Point(p.decode, t) for p in (COSINE, LINEAR) for t in (1, 2, 3))]
+    assert all(list(of_seed) == [0, 1] for of_seed in outcomes.values())
+    assert outcomes[Point(LINEAR.decode, 2)][1] is results[5].outcomes[1]
 
 
 # --- kept results -----------------------------------------------------------------------------------------------
@@ -247,7 +233,7 @@ def test_rows_of_other_settings_weights_data_or_code_are_not_taken(
         (pair, Scorer(dataset, Blocks(), n=5), ONE),
         *[(pair, scorer, Plan(replace(ONE.decode, **change))) for change in (
             {"fill": "mean"}, {"codes": "argmax"}, {"order": "random"}, {"temperature": 0.5}, {"dilate": 1},
-            {"choice_temperature": 0.0}, {"evidence": 1.0}, {"passes": 2}, {"refills": 1}, {"paste": "hard"},
+            {"choice_temperature": 0.0}, {"evidence": 1.0}, {"passes": 2}, {"rounds": 1}, {"paste": "hard"},
         )],
     ]  # fmt: skip
     made = 0
@@ -270,7 +256,7 @@ KILLED = """
     from pathlib import Path
     sys.path[:0] = {paths!r}
     from stubs import Blocks, cats, untrained_pair
-    from study.test_run import N, PLANS
+    from tests.study.test_run import N, PLANS
     from lab5.scoring.scores import Scorer
     from lab5.study.run import run_study
     if __name__ == "__main__":
@@ -285,7 +271,7 @@ def test_a_killed_study_goes_on_and_ends_with_the_same_rows(pair, scorer, tmp_pa
     """Killed, so that no clean-up can run, whenever another result has come."""
     folder = tmp_path / "study"
     names = {"paths": [str(ROOT), str(ROOT / "tests")], "cache": str(tmp_path / "cache"), "folder": str(folder)}
-    script = tmp_path / "study.py"
+    script = tmp_path / "killed.py"
     script.write_text(textwrap.dedent(KILLED).format(**names))
     for kill in range(2):
         process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
@@ -302,50 +288,3 @@ def test_a_killed_study_goes_on_and_ends_with_the_same_rows(pair, scorer, tmp_pa
     finally:
         torch.set_num_threads(threads)
     assert all(file.stat().st_mtime_ns == made for file, made in kept.items()), "a finished result was made again"
-
-
-# --- tables -----------------------------------------------------------------------------------------------------
-
-
-def test_a_table_is_read_as_it_was_written(pair, scorer, tmp_path):
-    rows = rows_of(run(pair, scorer))
-    table = tmp_path / "new" / "study.csv"
-    write_table(table, rows)
-    assert read_table(table) == rows and tuple(rows[0]) == COLUMNS
-    for code in ("12345678", "00123456", "1234e567"):
-        write_table(table, [row | {"code": code} for row in rows])
-        assert {row["code"] for row in read_table(table)} == {code}
-        write_table(table, rows)
-    assert [path.name for path in table.parent.iterdir()] == ["study.csv"]
-
-
-def test_a_table_that_cannot_be_written_leaves_the_old_one(pair, scorer, tmp_path, monkeypatch):
-    rows, table = rows_of(run(pair, scorer, [ONE], 1)), tmp_path / "study.csv"
-    write_table(table, rows)
-    monkeypatch.setattr(durable.os, "replace", lambda *args: (_ for _ in ()).throw(OSError("no space")))
-    with pytest.raises(OSError, match="study.csv could not be written"):
-        write_table(table, rows * 2)
-    assert read_table(table) == rows and [path.name for path in tmp_path.iterdir()] == ["study.csv"]
-
-
-ROWS = [
-    {"schedule": schedule, "steps": 4, "seed": seed, "score": score, "hole_psnr_db": 10.0}
-    for schedule, scores in {"cosine": (1.0, 3.0), "linear": (2.0, 5.0)}.items()
-    for seed, score in enumerate(scores)
-]
-
-
-def test_summary_is_mean_and_sample_deviation():
-    cosine, linear = summary(ROWS, ("schedule", "steps"))
-    assert cosine == {
-        "schedule": "cosine", "steps": 4, "seeds": 2, "score_mean": 2.0, "score_sd": pytest.approx(2**0.5),
-        "hole_psnr_db_mean": 10.0, "hole_psnr_db_sd": 0.0,
-    }  # fmt: skip
-    assert linear["score_mean"] == 3.5
-
-
-def test_differences_are_paired_by_seed():
-    (line,) = paired_differences(ROWS[::-1], "schedule", within="steps")
-    # linear minus cosine: 1 and 2, so 1.5 with a deviation of sqrt(1/2) and an error of 1/2
-    assert (line["first"], line["second"], line["seeds"]) == ("linear", "cosine", 2)
-    assert line["mean"] == 1.5 and line["standard_error"] == pytest.approx(0.5)

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from stubs import named, seeded
 
+from lab5 import variants
+from lab5.config import DecodeConfig
 from lab5.decoder import decode_steps, inpaint
 from lab5.samplers import halton_order
 from lab5.study.small_world import (
@@ -23,10 +26,6 @@ from lab5.study.small_world import (
 )
 
 ONE_BY_ONE = {"schedule": "linear", "steps": 4}
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def a_world(shape=(2, 2, 2, 2), seed=0) -> World:
@@ -52,9 +51,10 @@ def marginals_product(world: World) -> torch.Tensor:
     return result
 
 
-def decoded(world: World, n: int, generator, **settings) -> torch.Tensor:
+def decoded(world: World, n: int, generator, decode=decode_steps, **settings) -> torch.Tensor:
     masked = torch.ones(n, world.positions, dtype=torch.bool)
-    return inpaint(world.model(), masked.long(), masked, generator=generator, **settings)
+    *_, last = decode(world.model(), masked.long(), masked, DecodeConfig(**settings), generator=generator)
+    return last.filled
 
 
 def assert_follows(tokens: torch.Tensor, world: World, law: torch.Tensor) -> None:
@@ -243,11 +243,11 @@ def test_remasking_one_by_one_keeps_the_truth():
     """A token taken back is drawn anew from its exact conditional, which leaves the law as it is."""
     world = a_world()
     settings = {"schedule": "linear", "steps": 4, "order": "random"}
-    exact = decoded(world, 20_000, seeded(2), **settings, remask=0.0)
+    exact = decoded(world, 20_000, seeded(2), variants.decode, **settings, remask=0.0)
     assert_follows(exact, world, world.probabilities)
     one_shot = total_variation(exact_law(world, steps=1), world.probabilities)
     # Where several go back at once they are drawn together, as in any parallel step: close, but not exact.
-    again = world.frequencies(decoded(world, 20_000, seeded(2), **settings, remask=1.0))
+    again = world.frequencies(decoded(world, 20_000, seeded(2), variants.decode, **settings, remask=1.0))
     assert total_variation(again, world.probabilities) < one_shot / 3
 
 
@@ -255,7 +255,8 @@ def test_a_round_of_correction_mends_a_one_shot_decoding_and_more_of_them_overdo
     """The least probable token in place is drawn again, which is not Gibbs sampling: likely pictures gain."""
     world = neighbours(2, 2, coupling=1.5)
     laws = [
-        world.frequencies(decoded(world, 20_000, seeded(), steps=1, rounds=rounds, redo=0.25)) for rounds in (0, 1, 10)
+        world.frequencies(decoded(world, 20_000, seeded(), variants.decode, steps=1, rounds=rounds, redo=0.25))
+        for rounds in (0, 1, 10)
     ]
     distances = [total_variation(law, world.probabilities) for law in laws]
     assert distances[1] < distances[0] / 2 and distances[1] < distances[2]
@@ -294,10 +295,10 @@ def test_the_first_committed_code_is_the_enumerated_one(positions):
 def test_the_decoder_has_the_hidden_temperature():
     """32 positions of one law, the first of them to be committed, many times over."""
     p, n, images = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64), 32, 5000
-    model = lambda tokens: p.log().expand(len(tokens), n, -1)  # noqa: E731
+    model = named(lambda tokens: p.log().expand(len(tokens), n, -1), mask_id=3)
     masked = torch.ones(images, n, dtype=torch.bool)
-    settings = {"schedule": "linear", "steps": n, "choice_temperature": 1.0 * n / (n - 1), "mask_id": 3}
-    states = decode_steps(model, masked.long(), masked, generator=seeded(), **settings)
+    decoding = DecodeConfig(schedule="linear", steps=n, choice_temperature=1.0 * n / (n - 1))
+    states = decode_steps(model, masked.long(), masked, decoding, generator=seeded())
     _, state = next(states), next(states)
     codes = state.tokens[~state.masked]
     assert len(codes) == images
@@ -330,18 +331,18 @@ def test_an_order_that_cannot_be_enumerated_is_refused():
 
 
 def test_laws_by_steps_begin_at_one_law_and_end_where_the_order_is_deaf_to_the_codes():
-    found = laws_by_steps(steps=(1, 6))
-    for by_order in found["distances"].values():
+    laws = laws_by_steps(steps=(1, 6))
+    for by_order in laws["distances"].values():
         one_shot = [curve[0] for curve in by_order.values()]
         assert one_shot == pytest.approx([one_shot[0]] * len(one_shot)), "at T = 1 no order matters"
     for name in ("total variation from the truth", "KL divergence of the truth"):
-        ends = {order: curve[1] for order, curve in found["distances"][name].items()}
+        ends = {order: curve[1] for order, curve in laws["distances"][name].items()}
         assert all(ends[order] < 1e-9 for order in ("random", "max_probability", "margin", "entropy"))
         assert ends["confidence"] > 0.01 and ends["moment"] > 0.01
-    diversity = found["distances"]["diversity: nats more than the truth"]
+    diversity = laws["distances"]["diversity: nats more than the truth"]
     assert diversity["confidence"][1] < 0 < diversity["confidence"][0]
     surer = laws_by_steps(steps=(1, 3), choice_temperature=0.5)["distances"]["total variation from the truth"]
     usual = laws_by_steps(steps=(1, 3))["distances"]["total variation from the truth"]
     assert surer["random"] == usual["random"] and surer["confidence"][1] != pytest.approx(usual["confidence"][1])
-    for tau, exponent in found["exponents"]["128 positions"]:
+    for tau, exponent in laws["exponents"]["128 positions"]:
         assert exponent == pytest.approx(1 + 1 / tau, rel=0.03)

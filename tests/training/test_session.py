@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,8 +14,9 @@ from lab5 import checkpoint
 from lab5.config import TrainConfig, data_folder
 from lab5.runtime.files import load_meta, load_tensors, save_tensors
 from lab5.runtime.states import state_files
-from lab5.training.session import Training
+from lab5.trainer import TrainStep
 from lab5.training import session as training
+from lab5.training.session import Kind, Training, logged
 
 ROOT = Path(__file__).parents[2]
 CONFIG = TrainConfig(steps=6, batch=4, lr=1e-2, warmup=2, amp="off", ema=0.9)
@@ -25,7 +27,7 @@ def network() -> nn.Module:
 
 
 def load(path: Path) -> nn.Module:
-    return checkpoint.fill(network, load_tensors(path)[0], path)
+    return checkpoint.with_weights(network, load_tensors(path)[0], path)
 
 
 def objective(model, draw, generator):
@@ -34,11 +36,12 @@ def objective(model, draw, generator):
 
 
 def small(config=CONFIG, seed=0, goal=objective, **settings) -> Training:
-    return Training(
-        "net", config, {"data": "abcdef"} | settings, build=network, objective=lambda: goal,
-        save=lambda path, model, **meta: save_tensors(path, model.state_dict(), meta), load=load, seed=seed,
-        device="cpu", check=lambda model: {"val": model[0].bias.sum().item()}, best_by="val",
+    kind = Kind(
+        "net", build=network, objective=lambda: goal,
+        save=lambda path, model, **meta: save_tensors(path, model.state_dict(), meta), load=load,
+        check=lambda model: {"val": model[0].bias.sum().item()}, best_by="val",
     )  # fmt: skip
+    return Training(kind, config, {"data": "abcdef"} | settings, seed=seed, device="cpu")
 
 
 def never(*_):
@@ -193,3 +196,44 @@ def test_the_settings_are_on_disk_beside_the_network():
     run = begun()
     assert json.loads((run.folder / "settings.json").read_text()) == run.settings
     assert run.folder.parent == data_folder() / "runs"
+
+
+# --- TensorBoard ------------------------------------------------------------------------------------------------------
+
+
+class Written(list):
+    """In the place of TensorBoard's writer."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self.folder, self.open = folder, False
+        Written.last = self
+
+    def __enter__(self):
+        self.open = True
+        return self
+
+    def __exit__(self, *error):
+        self.open = False
+
+    def add_scalar(self, name, value, step):
+        assert self.open
+        self.append((name, value, step))
+
+
+def test_logged_steps_are_the_same_steps_and_written_as_they_come(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Written))
+    steps = [TrainStep(n, 3, 4.0 / n, 0.1 * n, 1.0, {"accuracy": n / 3}) for n in (1, 2, 3)]
+    seen = []
+    for step in logged(iter(steps), tmp_path):
+        seen.append(step)
+        assert len(Written.last) == 3 * len(seen)
+    assert seen == steps and Written.last.folder == tmp_path and not Written.last.open
+    assert Written.last[3:6] == [("loss", 2.0, 2), ("learning_rate", 0.2, 2), ("accuracy", 2 / 3, 2)]
+
+
+def test_without_tensorboard_logging_is_refused_before_a_step_is_made(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ModuleNotFoundError, match="pip install tensorboard"):
+        logged(small(goal=never), tmp_path / "log")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,93 @@
+"""The command export: a network for the lab's own code, a PyTorch file with a state dict under the lab's names."""
+
+import io
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from lab5.checkpoint import ATTENTION, load_transformer, load_vqgan
+from lab5.config import TransformerConfig, VQGANConfig
+from lab5.runtime.files import State, write
+from lab5.runtime.pickles import WRAPPERS
+from lab5.transformer import BidirectionalTransformer
+from lab5.vqgan import VQGAN
+
+LAYOUTS = ("separate", "fused")  # of the attention in what is exported
+
+
+def export(network: str, file: Path, out: Path, *, layout: str, wrapper: str, overwrite: bool) -> None:
+    """Write a "transformer" or a "vqgan" for the lab's code."""
+    if out.exists() and not overwrite:
+        raise ValueError(f"{out} is there already: choose another file, or replace it with --overwrite")
+    if network == "vqgan":
+        if (layout, wrapper) != ("separate", "none"):
+            raise ValueError("--layout and --wrapper are the transformer's; the lab has one format for the vqgan")
+        export_vqgan(out, load_vqgan(file))
+    else:
+        export_transformer(out, load_transformer(file), layout=layout, wrapper=wrapper)
+    print(f"{out}: the {network} of {file} for the lab's code, {out.stat().st_size / 1e6:.1f} MB")
+
+
+def export_transformer(
+    path: str | Path, model: BidirectionalTransformer, *, layout: str = "separate", wrapper: str = "none"
+) -> None:
+    """Stage two for the lab's own code: a PyTorch file with a state dict under its names.
+
+    layout   of the attention: "separate" linears query, key, value, out; or "fused", qkv and proj
+    wrapper  "none" for a bare state dict, or the name of the entry that holds it, "transformer_state_dict" or "model"
+
+    Raises ValueError for a network that the lab's code would read as another: it has 16 heads, is post-norm, and
+    knows nothing of hints. Sizes may differ, because its MaskGit.yml names them.
+    """
+    if layout not in LAYOUTS or wrapper not in ("none", *WRAPPERS):
+        known = f"layouts {', '.join(LAYOUTS)} and wrappers none, {', '.join(WRAPPERS)}"
+        raise ValueError(f"there are {known}, not {layout!r} and {wrapper!r}")
+    named_by_the_lab = ("codes", "width", "layers", "hidden", "dropout", "attention_dropout")
+    ours, lab = asdict(model.config), asdict(TransformerConfig())
+    if differ := [name for name in lab if name not in named_by_the_lab and ours[name] != lab[name]]:
+        others = ", ".join(f"{name} = {ours[name]} where the lab has {lab[name]}" for name in differ)
+        raise ValueError(f"the lab's code would compute something else with this transformer: {others}")
+    state = _detached(model)
+    if layout == "fused":
+        state = fuse_attention(state)
+    _pickle(path, state if wrapper == "none" else {wrapper: state})
+
+
+def export_vqgan(path: str | Path, model: VQGAN) -> None:
+    """Stage one for the lab's own code, as the course's VQGAN.pt is: a bare state dict of 315 tensors.
+
+    Raises ValueError for a network of another shape than the lab's.
+    """
+    ours, lab = asdict(model.config), asdict(VQGANConfig())
+    if differ := [name for name in lab if ours[name] != lab[name]]:
+        others = ", ".join(f"{name} = {ours[name]} where the lab has {lab[name]}" for name in differ)
+        raise ValueError(f"the lab's code has no place for this VQGAN: {others}")
+    _pickle(path, _detached(model))
+
+
+def fuse_attention(state: State) -> State:
+    """Query, key and value stacked into qkv, in the place of the query; out is called proj."""
+    fused: State = {}
+    for name, tensor in state.items():
+        match = ATTENTION.fullmatch(name)
+        block, role, kind = match.groups() if match else ("", "", "")
+        if role == "query":
+            parts = [state[f"{block}.{part}.{kind}"] for part in ("query", "key", "value")]
+            fused[f"{block}.qkv.{kind}"] = torch.cat(parts)
+        elif role == "out":
+            fused[f"{block}.proj.{kind}"] = tensor
+        elif not role:
+            fused[name] = tensor
+    return fused
+
+
+def _detached(model: nn.Module) -> State:
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+
+
+def _pickle(path: str | Path, content: dict) -> None:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write(Path(path), buffer.getvalue())

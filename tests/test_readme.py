@@ -1,0 +1,225 @@
+"""README and docs keep what they promise: the code runs, links lead somewhere, command lines are understood."""
+
+import ast
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from PIL import Image
+
+from lab5.cli.arguments import parser
+from lab5.config import ROOT
+from lab5.profiles import configure
+from lab5.study.recipes import RECIPES
+
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md")), ROOT / "report" / "README.md", ROOT / "notebooks" / "README.md"]
+TEXTS = {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in PAGES}
+COMMANDS = ("report", "train", "inpaint", "fid", "study", "export", "data", "settings", "doctor")
+
+
+def lines_of_code(text: str) -> list[str]:
+    """The lines that one would type: indented by four spaces, with continuations joined and comments cut."""
+    joined = text.replace("\\\n", " ")
+    code = [line.strip() for line in joined.splitlines() if line.startswith("    ")]
+    return [re.split(r"\s#\s", line)[0].strip() for line in code]
+
+
+def typed(start: str) -> list[tuple[str, str]]:
+    """Each page and command line in it that begins so, in code or between backticks in the text."""
+    found = []
+    for page, text in TEXTS.items():
+        spans = [span.replace("\n", " ") for span in re.findall(r"`([^`]+)`", text)]
+        found += [(page, line) for line in lines_of_code(text) + spans if line.startswith(f"{start} ")]
+    return found
+
+
+def python_block() -> str:
+    (block,) = re.findall(r"```python\n(.*?)```", TEXTS["README.md"], re.DOTALL)
+    return block
+
+
+# --- README -----------------------------------------------------------------------------------------------------------
+
+
+def test_readme_is_a_screen_and_a_bit():
+    assert len(README.read_bytes()) <= 7168
+    assert len(re.findall(r"!\[", TEXTS["README.md"])) == 1, "one picture; docs have the others"
+
+
+def test_the_lines_of_python_run_as_they_are_written(tmp_path):
+    code = python_block()
+    assert sum(bool(line.strip()) for line in code.splitlines()) <= 12
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "LAB5_DATA": str(tmp_path / "data"), "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    picture = Image.open(tmp_path / "filled.png")
+    assert picture.size == (8 * 66 + 2, 3 * 66 + 2)
+    masked, filled, true = (picture.crop((0, 66 * row, picture.width, 66 * row + 66)) for row in range(3))
+    assert masked.tobytes() != filled.tobytes() != true.tobytes()
+
+
+def test_every_notebook_and_every_folder_of_the_package_has_a_line():
+    for notebook in (ROOT / "notebooks").glob("*.ipynb"):
+        assert f"`{notebook.stem}`" in TEXTS["README.md"] and notebook.name in TEXTS["notebooks/README.md"]
+    for wing in (ROOT / "lab5").glob("*/__init__.py"):
+        assert f"| `lab5/{wing.parent.name}/` |" in TEXTS["README.md"]
+    for folder in re.findall(r"`([\w/]+/)`", TEXTS["README.md"]):
+        assert (ROOT / folder).is_dir() or (ROOT / "data" / folder).is_dir(), folder
+
+
+def test_results_stand_with_what_they_were_measured_on():
+    """The same rows as in docs/results.md, which has more of them."""
+    text = TEXTS["README.md"]
+    rows = [line for line in text.splitlines() if re.search(r"\d %\W+$", line)]
+    assert len(rows) == 4 and all(row in TEXTS["docs/results.md"] for row in rows)
+    for fact in ("n = 256", "seed 0", "device cpu", "profile quick", "weights 51853f1240eb", "**not** FID"):
+        assert fact in text
+
+
+# --- links ------------------------------------------------------------------------------------------------------------
+
+
+def anchors(page: Path) -> set[str]:
+    """As GitHub names headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_links_and_pictures_lead_somewhere(page):
+    targets = re.findall(r"\]\(([^)\s]+)\)", TEXTS[page])
+    for target in (target for target in targets if not target.startswith(("https://", "http://"))):
+        name, _, anchor = target.partition("#")
+        file = (ROOT / page).parent / name if name else ROOT / page
+        assert file.exists(), f"{page}: {target}"
+        assert file.resolve().is_relative_to(ROOT)
+        assert not anchor or anchor in anchors(file), f"{page}: {target}"
+        assert file.suffix != ".png" or Image.open(file).size > (0, 0)
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a clone: nothing says what is committed")
+def test_nothing_that_is_linked_is_ignored_by_git():
+    files = {
+        os.path.relpath((ROOT / page).parent / target.partition("#")[0], ROOT)
+        for page, text in TEXTS.items() for target in re.findall(r"\]\(([^)\s#][^)\s]*)\)", text)
+        if not target.startswith("http")
+    }  # fmt: skip
+    told = subprocess.run(["git", "check-ignore", "--no-index", *files], cwd=ROOT, capture_output=True, text=True)
+    assert told.stdout == ""
+
+
+def test_docs_are_linked_from_readme():
+    for page in (ROOT / "docs").glob("*.md"):
+        assert f"(docs/{page.name})" in TEXTS["README.md"]
+
+
+# --- command lines ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page, line", typed("python -m lab5") + typed("lab5"))
+def test_a_command_line_is_understood(page, line, capsys):
+    words = shlex.split(line.removeprefix("python -m ").removeprefix("lab5 "))
+    words = ["doctor" if word == "COMMAND" else word for word in words]  # where any of them can stand
+    try:
+        args = parser().parse_args(words)
+    except SystemExit as stop:
+        pytest.fail(f"{page}: {line}: {capsys.readouterr().err or stop}")
+    settings = dict(text.split("=", 1) for text in getattr(args, "set", []))
+    configure(getattr(args, "profile", "quick"), device="cpu", **settings)
+    assert getattr(args, "recipe", None) in (None, *RECIPES)
+    named = dict(getattr(args, "parameter", [])) | dict(word.split("=") for word in getattr(args, "grid", None) or []
+                                                        if args.command == "report")  # fmt: skip
+    assert named.keys() <= parameters()
+
+
+def parameters() -> set[str]:
+    """What the notebooks' cells of parameters declare."""
+    names = set()
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        for cell in nbformat.read(path, as_version=4).cells:
+            if "parameters" in cell.metadata.get("tags", []):
+                names |= {target.id for line in ast.parse(cell.source).body for target in line.targets}
+    return names
+
+
+@pytest.mark.parametrize("page, line", typed("papermill"))
+def test_a_papermill_line_names_a_notebook_and_its_parameters(page, line):
+    words = shlex.split(line)
+    assert (ROOT / words[1]).is_file()
+    assert {words[i + 1] for i, word in enumerate(words) if word == "-p"} <= parameters()
+
+
+@pytest.mark.parametrize("page, line", typed("make"))
+def test_a_make_line_names_a_target_and_a_variable(page, line):
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for word in line.split()[1:]:
+        name, equals, _ = word.partition("=")
+        assert re.search(rf"^{name} *\?=" if equals else rf"^{name}:", makefile, re.MULTILINE), line
+
+
+def test_every_command_is_described():
+    text = TEXTS["docs/command-line.md"]
+    for command in COMMANDS:
+        assert f"python -m lab5 {command}" in text
+    assert set(re.findall(r"python -m lab5 (\w+)", text)) == set(COMMANDS) | {"COMMAND"}
+    assert all(f"| `{recipe}` |" in text for recipe in RECIPES)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_answers(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parser().parse_args([command, "--help"])
+    assert stop.value.code == 0 and f"python -m lab5 {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("line", ["doctor", "data --profile smoke", "settings --profile quick"])
+def test_the_quick_commands_run(line, tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "LAB5_DATA": str(tmp_path / "data")}
+    ran = subprocess.run(
+        [sys.executable, "-m", "lab5", *line.split()], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert ran.returncode == 0 and ran.stdout, ran.stderr
+
+
+# --- what docs list ---------------------------------------------------------------------------------------------------
+
+
+def test_every_environment_variable_is_listed():
+    read = set()
+    for file in (ROOT / "lab5").rglob("*.py"):
+        read |= set(re.findall(r"LAB5_[A-Z_]+", file.read_text(encoding="utf-8")))
+    listed = re.findall(r"^\| `(LAB5_[A-Z_]+)` \|", TEXTS["docs/command-line.md"], re.MULTILINE)
+    assert set(listed) == read and len(listed) == len(read)
+
+
+def test_every_flag_of_the_lab_is_one_of_the_command_in_its_row():
+    rows = re.findall(r"^\| `(\w+\.py)` \| `(\w+)` \| (.*) \|$", TEXTS["docs/lab-files.md"], re.MULTILINE)
+    assert [command for _, command, _ in rows] == ["train", "inpaint", "fid"]
+    top = parser()
+    commands = top._subparsers._group_actions[0].choices
+    for _, command, flags in rows:
+        assert set(re.findall(r"`(--[\w-]+)`", flags)) <= set(commands[command]._option_string_actions)
+
+
+def test_the_order_of_imports_is_the_one_that_is_tested():
+    source = (ROOT / "tests" / "test_layers.py").read_text(encoding="utf-8")
+    (order,) = re.findall(r'ORDER = """(.*?)"""', source, re.DOTALL)
+    assert " ".join(order.split()) in " ".join(TEXTS["docs/contributing.md"].split())
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_files_that_are_named_are_there(page):
+    """Between backticks, with a folder of this repository in front."""
+    for name in re.findall(r"`((?:lab5|tests|bench|notebooks|docs|data/pretrained)/[\w./-]*)`", TEXTS[page]):
+        assert name.startswith("notebooks/NN") or (ROOT / name).exists(), f"{page}: {name}"
+
+
+def test_docs_name_no_folder_of_any_one_computer():
+    for page, text in TEXTS.items():
+        assert not re.search(r"/(home|root|Users|work|tmp)/", text), page

@@ -1,0 +1,381 @@
+"""Budgets, re-masking and correcting rounds: what they choose, and what every decoding promises under them."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from stubs import (
+    IMAGES,
+    POSITIONS,
+    Chain,
+    K,
+    Table,
+    a_batch,
+    assert_committed_tokens_stay,
+    assert_promises,
+    named,
+    per_image,
+    seeded,
+    walk,
+    walks_alike,
+)
+
+from lab5 import variants
+from lab5.config import DecodeConfig
+from lab5.decoder import DecodeStep, decode_steps
+from lab5.gamma import SCHEDULES, masked_count
+from lab5.samplers import CODES, ORDERS, Proposal
+from lab5.variants import BUDGETS, decode, doubtful, still_masked, taken_back
+
+
+def states_of(model, tokens, unknown, generator=None, **settings) -> list[DecodeStep]:
+    return walk(decode, model, tokens, unknown, generator, **settings)
+
+
+# --- the promises
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_under_a_schedule_alone_it_is_the_lessons_decoder(schedule, order):
+    settings = {"schedule": schedule, "order": order, "steps": 5, "stop_at": 4}
+    for state, right in zip(*(walks_alike(one, **settings) for one in (decode, decode_steps)), strict=True):
+        assert all(torch.equal(*pair) for pair in zip(state[1:6], right[1:6], strict=True))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("codes", CODES)
+@pytest.mark.parametrize("budget, limit", [("entropy", 2.0), ("threshold", 0.4)])
+def test_every_budget_keeps_its_promises(budget, limit, codes, order):
+    tokens, unknown = a_batch()
+    states = walks_alike(decode, budget=budget, limit=limit, codes=codes, order=order, steps=6)
+    assert_promises(states, tokens, unknown)
+    assert_committed_tokens_stay(states)
+    for before, after in pairwise(states):
+        committed = (before.masked & ~after.masked).sum(dim=1)
+        assert (committed >= before.masked.any(dim=1).long()).all(), "at least one, and no more than there are"
+
+
+@pytest.mark.parametrize("changes", [
+    {"remask": 0.5}, {"remask": 1.0}, {"rounds": 3}, {"rounds": 1, "redo": 1.0}, {"remask": 1.0, "rounds": 1},
+    {"budget": "entropy", "rounds": 1},
+])  # fmt: skip
+@pytest.mark.parametrize("order", ORDERS)
+def test_every_option_keeps_the_promises(order, changes):
+    tokens, unknown = a_batch()
+    assert_promises(walks_alike(decode, order=order, steps=4, **changes), tokens, unknown)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("codes", CODES)
+def test_the_mask_id_is_never_chosen_however_large_its_logit(codes, order):
+    tokens, unknown = a_batch()
+    model = Table()
+    settings = {"codes": codes, "order": order, "steps": 4, "remask": 0.5, "rounds": 1}
+    with_mask = named(lambda tokens: torch.nn.functional.pad(model(tokens), (0, 1), value=1e9))
+    states = states_of(with_mask, tokens, unknown, **settings)
+    # The extra column must not merely lose: it must not matter at all.
+    for state, right in zip(states, states_of(model, tokens, unknown, **settings), strict=True):
+        assert torch.equal(state.filled, right.filled) and torch.equal(state.confidence, right.confidence)
+    assert (states[-1].tokens < K).all()
+
+
+@pytest.mark.parametrize("changes", [{}, {"remask": 1.0}, {"budget": "entropy"}])
+@pytest.mark.parametrize("order", ORDERS)
+def test_stopping_early_follows_the_plan_and_then_commits_everything(order, changes):
+    tokens, unknown = a_batch()
+    settings = {"steps": 4, "order": order} | changes
+    whole = states_of(Table(), tokens, unknown, **settings)
+    for stop_at in range(1, 5):
+        states = states_of(Table(), tokens, unknown, **settings, stop_at=stop_at)
+        assert len(states) == stop_at + 1
+        for state, right in zip(states[:-1], whole, strict=False):
+            assert torch.equal(state.tokens, right.tokens)
+        # The last one shows what the whole run showed at this step, but with nothing left masked.
+        assert torch.equal(states[-1].filled, whole[stop_at].filled)
+        assert torch.equal(states[-1].tokens, states[-1].filled) and not states[-1].masked.any()
+
+
+@pytest.mark.parametrize("settings, calls", [
+    ({"schedule": "one_shot"}, 1),
+    ({"schedule": "one_shot", "rounds": 2}, 1 + 2 * 2),
+    ({"budget": "entropy", "limit": 1e9}, 1),
+    ({"budget": "threshold", "limit": 0.0}, 1),
+    ({"budget": "threshold", "limit": 1.0}, 6),
+])  # fmt: skip
+def test_steps_with_nothing_left_to_do_do_not_ask_the_model(settings, calls):
+    model = Table()
+    states = states_of(model, *a_batch(), steps=6, **settings)
+    assert len(states) == 7 + settings.get("rounds", 0) and len(model.asked) == calls
+    assert not states[6].masked.any()
+    for before, after in pairwise(states[: 7]):
+        if not before.masked.any():
+            assert after.step == before.step + 1
+            assert all(torch.equal(new, old) for new, old in zip(after[1:6], before[1:6], strict=True))
+
+
+def test_without_a_hole_the_model_is_never_asked():
+    model = Table()
+    tokens, unknown = a_batch()
+    for settings in ({"rounds": 2}, {"remask": 1.0}, {"budget": "entropy"}):
+        states = states_of(model, tokens, torch.zeros_like(unknown), **settings)
+        assert not model.asked and all(torch.equal(state.filled, tokens) for state in states)
+
+
+@pytest.mark.parametrize("settings, sentence", [
+    ({"budget": "free"}, f"decode.budget must be one of schedule, {', '.join(BUDGETS)}, not 'free'"),
+    ({"limit": -1.0}, "decode.limit must be at least 0, not -1.0"),
+    ({"remask": 1.5}, "decode.remask must be at least 0 and at most 1, not 1.5"),
+    ({"remask": 0.5, "budget": "entropy"}, "decode.remask keeps .* decode.budget = schedule, not entropy"),
+    ({"rounds": -1}, "decode.rounds must be at least 0, not -1"),
+    ({"redo": torch.nan}, "decode.redo must be at least 0 and at most 1, not nan"),
+    ({"steps": 0}, "decode.steps must be at least 1, not 0"),
+    ({"steps": 8, "stop_at": 9}, r"decode.stop_at = 9 must lie in 0\.\.8"),
+])  # fmt: skip
+def test_bad_settings_are_refused_at_the_call(settings, sentence):
+    with pytest.raises(ValueError, match=f"^{sentence}"):
+        decode(Table(), *a_batch(), DecodeConfig(**settings), generator=seeded())
+
+
+def test_bad_batches_are_refused_at_the_call():
+    tokens, unknown = a_batch()
+    with pytest.raises(ValueError, match=r"known tokens must be codes in 0\.\.5, but they span 0\.\.6"):
+        decode(Table(), tokens.masked_fill(unknown, K), torch.zeros_like(unknown), DecodeConfig(), generator=seeded())
+
+
+# --- budgets: the longest safe prefix of the order is committed, against a loop over every prefix
+
+
+def a_proposal(images=6, positions=16, codes=5, sharpness=4.0) -> Proposal:
+    logits = sharpness * torch.randn(images, positions, codes, generator=seeded(1))
+    unknown = torch.ones(images, positions, dtype=torch.bool)
+    return Proposal(logits.log_softmax(dim=-1), CODES["sample"](logits, 1.0, seeded(2)), unknown, 0.0)
+
+
+def a_mask(proposal: Proposal) -> torch.Tensor:
+    """From no position masked to all of them."""
+    images, positions = proposal.codes.shape
+    shares = torch.linspace(0, 1, images)[:, None]
+    return torch.rand(images, positions, generator=seeded(3)) < shares
+
+
+def left_masked(budget: str, proposal: Proposal, scores: torch.Tensor, masked: torch.Tensor, limit: float):
+    return still_masked(proposal, scores, masked, DecodeConfig(budget=budget, limit=limit))
+
+
+def is_safe(budget: str, probabilities: np.ndarray, chosen: np.ndarray, limit: float) -> bool:
+    """The rules as their papers state them, for one set of positions."""
+    if budget == "threshold":
+        return bool((chosen >= limit).all())
+    entropies = [scipy.stats.entropy(p) for p in probabilities]
+    return sum(entropies) - max(entropies) <= limit
+
+
+@pytest.mark.parametrize("order", ["confidence", "random", "entropy"])
+@pytest.mark.parametrize("budget, limit", [
+    ("entropy", 0.0), ("entropy", 0.3), ("entropy", 3.0), ("threshold", 0.2), ("threshold", 0.7), ("threshold", 1.0),
+])  # fmt: skip
+def test_the_longest_safe_prefix_is_committed_and_at_least_one(budget, limit, order):
+    proposal = a_proposal()
+    masked, scores = a_mask(proposal), ORDERS[order](proposal, seeded(4))
+    counts = masked.sum(dim=1) - left_masked(budget, proposal, scores, masked, limit)
+    probabilities, chosen = proposal.log_probabilities.exp().numpy(), proposal.log_probability.exp().numpy()
+    for image, count in enumerate(counts.tolist()):
+        first = [n for n in scores[image].argsort(descending=True).tolist() if masked[image, n]]
+        prefixes = [first[:length] for length in range(1, len(first) + 1)]
+        safe = [is_safe(budget, probabilities[image][prefix], chosen[image][prefix], limit) for prefix in prefixes]
+        assert count == min(len(first), max(1, sum(safe)))
+    assert budget == "entropy" or limit == 1.0 or len(set(counts.tolist())) > 2, "images differ"
+
+
+def test_a_threshold_on_the_confidence_commits_all_that_pass_it():
+    proposal = a_proposal()
+    masked, scores = a_mask(proposal), ORDERS["confidence"](proposal, seeded())
+    passing = ((proposal.log_probability.exp() >= 0.6) & masked).sum(dim=1)
+    counts = masked.sum(dim=1) - left_masked("threshold", proposal, scores, masked, 0.6)
+    assert torch.equal(counts, passing.clamp(min=1).minimum(masked.sum(dim=1)))
+
+
+def test_a_limit_is_within_bounds():
+    """Three positions of two equally likely codes: log 2 nats each, and probability one half."""
+    log_probabilities = torch.full((1, 3, 2), 0.5).log()
+    masked = torch.ones(1, 3, dtype=torch.bool)
+    proposal = Proposal(log_probabilities, torch.zeros(1, 3).long(), masked, 0.0)
+    for budget, limit, left in (
+        ("threshold", 0.5, 0), ("threshold", 0.5001, 2),
+        ("entropy", 2 * 0.6932, 0), ("entropy", 2 * 0.6931, 1), ("entropy", 0.6932, 1), ("entropy", 0.6931, 2),
+    ):  # fmt: skip
+        assert left_masked(budget, proposal, torch.zeros(1, 3), masked, limit).tolist() == [left]
+
+
+@pytest.mark.parametrize("budget, limit", [("entropy", 1e9), ("threshold", 0.0)])
+def test_a_budget_without_a_limit_commits_everything(budget, limit):
+    proposal = a_proposal()
+    assert not left_masked(budget, proposal, proposal.log_probability, a_mask(proposal), limit).any()
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_what_is_known_does_not_count(budget):
+    """The same masked positions among others that are known, sure or unsure."""
+    proposal = a_proposal(images=1)
+    masked = torch.arange(16)[None] < 9
+    limit = {"entropy": 1.0, "threshold": 0.5}[budget]
+    right = left_masked(budget, proposal, proposal.log_probability, masked, limit)
+    for sharpness in (0.0, 100.0):
+        known = (sharpness * torch.randn(1, 16, 5, generator=seeded(6))).log_softmax(dim=-1)
+        log_probabilities = torch.where(masked[..., None], proposal.log_probabilities, known)
+        other = proposal._replace(log_probabilities=log_probabilities)
+        assert torch.equal(left_masked(budget, other, other.log_probability, masked, limit), right)
+
+
+def test_where_a_budget_leaves_all_to_the_last_step_the_moment_sampler_commits_what_it_drew():
+    tokens, unknown = a_batch()
+    settings = dict(steps=1, budget="entropy", limit=6.0, temperature=2.0)
+    filled = [
+        states_of(Table(), tokens, unknown, per_image(), order=order, **settings)[1].filled
+        for order in ("moment", "random")
+    ]
+    assert torch.equal(*filled)
+
+
+def test_an_image_whose_hole_is_done_waits_for_the_others():
+    """Sure of the tokens of one image and in doubt in the other: a budget finishes them at different steps."""
+    logits = torch.zeros(2, POSITIONS, K)
+    logits[0, :, 1] = 50
+    unknown = torch.ones(2, POSITIONS, dtype=torch.bool)
+    states = states_of(named(lambda tokens: logits), unknown.long(), unknown, steps=20, budget="entropy", limit=2.0)
+    masked = torch.stack([state.masked.sum(dim=1) for state in states])
+    assert masked[:, 0].tolist() == [16] + [0] * 20
+    # One code's entropy is log 6 = 1.79 nats: two of them exceed the larger by that, three by twice as much.
+    assert masked[:, 1].tolist() == [16, 14, 12, 10, 8, 6, 4, 2] + [0] * 13
+
+
+# --- re-masking: with ReMDM's probabilities
+
+
+@pytest.mark.parametrize("eta, left, probability", [
+    (1.0, 4, 4 / 12),  # (1 - alpha_s) / alpha_t: 4 of 16 masked after the step, 12 generated before it
+    (0.5, 4, 2 / 12),
+    (0.25, 0, 0.0),  # nothing in the step that ends with nothing masked
+    (0.0, 4, 0.0),
+])  # fmt: skip
+def test_each_generated_token_has_the_papers_chance(eta, left, probability):
+    generated = (torch.arange(20) < 12).expand(20_000, -1)
+    back = taken_back(generated, torch.full((20_000,), left), eta, seeded())
+    assert not (back & ~generated).any()
+    # The cap at `left` cuts the binomial's tail, which is 0.07 tokens of 4 at eta = 1.
+    numbers = torch.distributions.Binomial(12, torch.tensor(probability)).sample((200_000,)).clamp(max=left)
+    assert back.sum(dim=1).float().mean().item() == pytest.approx(numbers.mean().item(), abs=0.04)
+    shares = back[:, :12].float().mean(dim=0)
+    assert (shares - shares.mean()).abs().max() < 0.015, "all alike"
+
+
+def test_never_more_than_stay_masked_after_the_step():
+    generated = torch.ones(1000, 6, dtype=torch.bool)
+    left = torch.arange(1000) % 7
+    back = taken_back(generated, left, 1.0, seeded())
+    assert (back.sum(dim=1) <= left).all()
+    assert torch.equal(back.sum(dim=1)[left == 6], left[left == 6]), "6 generated, 6 to be masked: a chance of 1"
+
+
+def test_nothing_is_taken_back_where_nothing_is_generated():
+    assert not taken_back(torch.zeros(3, 5, dtype=torch.bool), torch.full((3,), 2), 1.0, seeded()).any()
+
+
+def test_with_a_generator_per_image_the_batch_does_not_matter():
+    generated, left = torch.rand(3, 16, generator=seeded(1)) < 0.5, torch.tensor([3, 5, 8])
+    batch = taken_back(generated, left, 1.0, [seeded(i) for i in range(3)])
+    for i in range(3):
+        assert torch.equal(taken_back(generated[i : i + 1], left[i : i + 1], 1.0, [seeded(i)])[0], batch[i])
+
+
+def test_remasking_keeps_the_schedules_counts_and_really_takes_tokens_back():
+    tokens, unknown = a_batch()
+    again = torch.zeros_like(unknown)
+    for seed in range(5):
+        states = states_of(Table(), tokens, unknown, seeded(seed), steps=8, remask=1.0)
+        for before, after in pairwise(states):
+            count = masked_count("cosine", after.step, 8, unknown.sum(dim=1))
+            assert torch.equal(after.masked.sum(dim=1), count)
+            again |= after.masked & ~before.masked
+    assert again[3].any() and not (again & ~unknown).any()
+
+
+def test_without_remasking_nothing_changes():
+    tokens, unknown = a_batch()
+    right = states_of(Table(), tokens, unknown)
+    for state, other in zip(right, states_of(Table(), tokens, unknown, remask=0.0), strict=True):
+        assert torch.equal(state.tokens, other.tokens)
+
+
+# --- correcting rounds: the least probable tokens once more
+
+
+def test_the_least_probable_generated_tokens_are_doubtful():
+    probabilities = torch.tensor([[0.9, 0.1, 0.3, 0.2, 0.05], [0.5, 0.6, 0.7, 0.8, 0.9]])
+    log_probabilities = torch.stack([probabilities, 1 - probabilities], dim=-1).log()
+    tokens = torch.zeros(2, 5, dtype=torch.int64)
+    generated = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 0, 0, 0]]).bool()
+    for share, right in {
+        0.0: [[], []], 0.01: [[1], [0]], 0.25: [[1], [0]], 0.5: [[1, 3], [0]], 0.51: [[1, 2, 3], [0, 1]],
+        1.0: [[0, 1, 2, 3], [0, 1]],
+    }.items():  # fmt: skip
+        found = doubtful(log_probabilities, tokens, generated, share)
+        assert [row.nonzero().flatten().tolist() for row in found] == right
+    # Judged by the code that is there: with the other code the order turns round.
+    turned = doubtful(log_probabilities, 1 - tokens, generated, 0.25)
+    assert [row.nonzero().flatten().tolist() for row in turned] == [[0], [1]]
+
+
+def test_a_share_that_is_a_whole_number_of_tokens_is_not_rounded_up():
+    """0.07 x 100 is 7.000000000000001 in floats."""
+    generated = torch.ones(1, 100, dtype=torch.bool)
+    log_probabilities = torch.randn(1, 100, 3, generator=seeded()).log_softmax(dim=-1)
+    for hundredths in range(101):
+        assert doubtful(log_probabilities, torch.zeros(1, 100).long(), generated, hundredths / 100).sum() == hundredths
+
+
+def test_a_round_of_correction_decodes_the_least_probable_tokens_again():
+    tokens, unknown = a_batch()
+    model = Table()
+    states = states_of(model, tokens, unknown, steps=2, rounds=2, redo=0.25)
+    assert [state.step for state in states] == [0, 1, 2, 3, 4] and len(model.asked) == 2 + 2 * 2
+    quarter = [0, 1, 3, 4]  # of holes of 0, 1, 9 and 16, rounded up
+    for (before, after), (judged, redone) in zip(
+        pairwise(states[2:]), [model.asked[2:4], model.asked[4:]], strict=True
+    ):
+        assert torch.equal(judged, before.tokens) and not after.masked.any()
+        again = redone == K
+        assert again.sum(dim=1).tolist() == quarter and torch.equal(redone[~again], before.tokens[~again])
+        probability = Table()(judged).softmax(-1).gather(-1, judged[..., None])[..., 0]
+        for image in range(1, IMAGES):
+            kept = unknown[image] & ~again[image]
+            assert not kept.any() or probability[image][again[image]].max() <= probability[image][kept].min()
+        assert torch.equal(after.tokens[~again], before.tokens[~again])
+        proposed = Table()(redone).log_softmax(-1).gather(-1, after.tokens[..., None])[..., 0]
+        torch.testing.assert_close(after.confidence, torch.where(again, proposed, before.confidence))
+
+
+def test_rounds_of_correction_repair_a_one_shot_decoding():
+    """The chain again: in one shot most links are wrong; a model that sees a token judges it by its neighbour."""
+    tokens = torch.arange(POSITIONS).expand(8, -1) % K
+    unknown = torch.ones_like(tokens, dtype=torch.bool)
+    unknown[:, 0] = False
+    filled = [states_of(Chain(), tokens, unknown, steps=1, rounds=rounds, redo=0.2)[-1].filled for rounds in (0, 30)]
+    right = [(found == tokens)[:, 2:].float().mean() for found in filled]
+    assert right[0] < 0.5 and right[1] > 0.8
+
+
+@pytest.mark.parametrize("end, right", [(-1.0, 2.0), (0.5, 0.5)])
+def test_a_round_of_correction_is_as_cold_as_the_last_step(monkeypatch, end, right):
+    temperatures = []
+
+    def spy(logits, temperature, generator):
+        temperatures.append(temperature)
+        return logits.argmax(dim=-1)
+
+    monkeypatch.setitem(variants.CODES, "argmax", spy)
+    states_of(Table(), *a_batch(), steps=4, codes="argmax", temperature=2.0, temperature_end=end, rounds=2)
+    assert temperatures[3:] == [right] * 3
