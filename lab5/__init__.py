@@ -21,7 +21,7 @@ _PUBLIC = {
     "lab5.trainer": ("fit",),
     "lab5.decoder": ("decode_steps", "inpaint"),
     "lab5.fid": ("frechet_distance", "kid"),
-    "lab5.data.dataset": ("open_dataset", "token_mask"),
+    "lab5.data.dataset": ("get_dataset", "open_dataset", "token_mask"),
     "lab5.inpainting.tokenizer": ("Tokenizer",),
     "lab5.inpainting.fill": ("inpaint_images",),
     "lab5.training.networks": ("open_pair",),

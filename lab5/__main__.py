@@ -1,10 +1,6 @@
 """`python -m lab5 COMMAND`: see `lab5.cli.main`."""
 
-import signal
-import sys
-
-from lab5.cli.main import main, terminate
+from lab5.cli.main import run
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, terminate)
-    sys.exit(main())
+    run()

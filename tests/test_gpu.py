@@ -8,7 +8,7 @@ from lab5.config import DecodeConfig
 from lab5.profiles import configure
 from lab5.scoring.classifier import ToyFeatures
 from lab5.scoring.scores import Scorer
-from lab5.study.findings import predictions
+from lab5.study.tables import predictions
 from lab5.transformer import BidirectionalTransformer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -18,8 +18,8 @@ def test_predictions_are_nearly_those_of_the_cpu(tmp_path):
     scorer, pair = Scorer(cats(6, tmp_path), Blocks()), untrained_pair()
     expected = predictions(pair, scorer, DecodeConfig(batch=4))
     pair.tokenizer.vqgan.cuda()
-    found = predictions(pair._replace(transformer=pair.transformer.cuda()), scorer, DecodeConfig(batch=4))
-    assert found.bits_one_shot == pytest.approx(expected.bits_one_shot, rel=1e-3)
+    on_gpu = predictions(pair._replace(transformer=pair.transformer.cuda()), scorer, DecodeConfig(batch=4))
+    assert on_gpu.bits_one_shot == pytest.approx(expected.bits_one_shot, rel=1e-3)
 
 
 def test_a_classifier_is_calibrated_on_images_of_the_cpu():

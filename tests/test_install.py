@@ -69,7 +69,8 @@ def site(wheel, tmp_path_factory) -> Path:
 
 def lab5(site: Path, folder: Path, *words: str) -> str:
     """What a command prints in another folder, where lab5 is the installed one."""
-    environment = os.environ | {"PYTHONPATH": str(site), "XDG_CACHE_HOME": str(folder / "cache")}
+    own = {"PYTHONPATH": str(site), "XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | own
     environment.pop("LAB5_DATA")
     command = [sys.executable, "-m", "lab5", *words]
     ran = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)

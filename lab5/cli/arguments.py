@@ -8,7 +8,7 @@ from argparse import SUPPRESS, ArgumentParser
 from pathlib import Path
 from typing import Any
 
-from lab5.config import ROOT, data_folder, meanings
+from lab5.config import ROOT, data_folder, is_checkout, meanings
 from lab5.profiles import PROFILES
 
 LAB = "the lab's names"
@@ -46,8 +46,8 @@ def parser() -> ArgumentParser:
     settings = _parent(profile)
     _add(settings, "--set", "KEY=VALUE", "change a setting of the profile, such as decode.steps=12 or seed=3; may be "
          "repeated; the command settings lists them (default: none)", action="append", default=[])  # fmt: skip
-    _add(settings, "--data", "PATH", "toycats, the lab's zip or folder, or any folder of images (default: as the "
-         "profile, which is toycats)")  # fmt: skip
+    _add(settings, "--data", "PATH", "toycats, the lab's zip or folder, or any folder of images, with masks in masks/: "
+         "255 = known, 0 = missing (default: as the profile, which is toycats)")  # fmt: skip
     _add(settings, "--recipe", "NAME", "settings of a report, of the paper or of this project, as listed in "
          "lab5/study/recipes.py (default: none)")  # fmt: skip
     pair = _parent(settings)
@@ -104,7 +104,7 @@ def _add(parser: Any, flag: str, metavar: Any, about: str, **more: Any) -> None:
 
 
 def _report(parser: ArgumentParser) -> None:
-    out = ROOT / "report"
+    out = ROOT / "report" if is_checkout() else Path("report")
     _add(parser, "--only", "START", "only notebooks whose names begin so, such as 03; the rest of an earlier report "
          "stays (default: all)", nargs="+")  # fmt: skip
     _add(parser, "-p", ("NAME", "VALUE"), "a value for a parameter that notebooks declare; may be repeated (default: "

@@ -6,6 +6,8 @@ that misses something, 2 bad input, 130 interrupted (Ctrl-C), 143 terminated (SI
 Files are imported where they are used, so that --help answers at once, and doctor also where a package is missing.
 """
 
+import os
+import signal
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -13,7 +15,7 @@ from typing import Any
 
 from lab5.cli import lab_flags
 from lab5.cli.arguments import parser
-from lab5.config import Config
+from lab5.config import Config, is_checkout
 from lab5.profiles import configure
 
 
@@ -29,6 +31,8 @@ def main(words: Sequence[str] | None = None) -> int:
         if args.debug:
             raise
         return _complain(f"{error}; python -m lab5 doctor says what is missing", 2)
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         if args.debug:
             raise
@@ -52,6 +56,9 @@ def _say(line: Exception | str) -> None:
 
 
 def _report(args: Namespace) -> int:
+    if not is_checkout():
+        missing = "which an installed lab5 does not have: clone the repository"
+        raise ValueError(f"report runs the notebooks of a checkout, {missing}")
     from lab5.report.run import ReportError, run_report
 
     if args.grid:
@@ -222,6 +229,16 @@ def _networks(args: Namespace) -> Any:
     from lab5.cli.train import Networks
 
     return Networks(args.weights, lab_flags.stage_one(args), args.transformer)
+
+
+def run() -> None:
+    """The program: `main`, with SIGTERM as Ctrl-C."""
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        sys.exit(main())
+    except BrokenPipeError:  # whoever reads the lines has had enough, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 def terminate(*_: object) -> None:

@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-
-import torch
+from typing import Any
 
 GB = 2**30
 CPU_FACTS = Path("/proc/cpuinfo")
@@ -61,7 +60,7 @@ def oom_hint(setting: str, value: int, instead: str = "") -> Iterator[None]:
 
 
 @contextmanager
-def fast_float32(device: "torch.device") -> Iterator[None]:
+def fast_float32(device: Any) -> Iterator[None]:
     """Within it, float32 products on a CPU take the fastest way that is exact; the setting found is put back after it.
 
     Where somebody has chosen a way already, or the environment's LAB5_MATMUL is "highest", nothing is changed.

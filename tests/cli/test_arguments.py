@@ -50,7 +50,7 @@ def test_help_fits_into_a_hundred_columns(command, capsys, monkeypatch):
 
 
 def test_help_and_the_choice_of_a_command_need_no_torch():
-    code = "import sys, lab5.__main__ as m; m.parser(); sys.exit('torch' in sys.modules)"
+    code = "import sys, lab5.__main__, lab5.cli.arguments as a; a.parser(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
@@ -77,6 +77,6 @@ def test_two_names_of_one_thing_are_one_value():
     assert left_out.transformer is None and left_out.out.name == "inpainted"
 
 
-@pytest.mark.parametrize("words, shown", [([], 0), (["--show-steps"], None), (["--show-steps", "3"], 3)])
-def test_steps_are_shown_of_none_of_all_or_of_the_first(words, shown):
-    assert parser().parse_args(["inpaint", *words]).show_steps == shown
+@pytest.mark.parametrize("words, count", [([], 0), (["--show-steps"], None), (["--show-steps", "3"], 3)])
+def test_steps_are_shown_of_none_of_all_or_of_the_first(words, count):
+    assert parser().parse_args(["inpaint", *words]).show_steps == count

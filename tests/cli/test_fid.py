@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lab5.cli import fid as distances
-from lab5.cli import main
+from lab5.cli import fid as command
+from lab5.cli.main import main
 from lab5.data.dataset import Dataset
-from lab5.scoring.inception import InceptionFeatures
 from lab5.fid import feature_stats, frechet_distance, kid
-from lab5.runtime import files as durable
+from lab5.runtime import files
 from lab5.scoring.classifier import ToyFeatures
+from lab5.scoring.inception import InceptionFeatures
 
 PIXELS = 64 * 64 * 3
 
@@ -39,7 +39,7 @@ def network(monkeypatch, images) -> ToyFeatures:
         return real(images, batch)
 
     network.features = features
-    monkeypatch.setattr(distances, "load_classifier", lambda: network)
+    monkeypatch.setattr(command, "load_classifier", lambda: network)
     return network
 
 
@@ -102,9 +102,9 @@ def test_the_labs_csv_is_the_folder_of_its_images(folders, images, network, tmp_
     assert run(*folders) == 0
     as_folder = capsys.readouterr().out.splitlines()[2:]
     assert run("--predicted-path", folders[0], "--gtcsv-path", csv) == 0
-    shown = capsys.readouterr()
-    assert shown.out.splitlines()[2:] == as_folder
-    assert "found on disk" in shown.err, "the same images, wherever they are from"
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[2:] == as_folder
+    assert "found on disk" in printed.err, "the same images, wherever they are from"
 
 
 @pytest.mark.parametrize("with_n", [True, False])
@@ -142,7 +142,7 @@ def test_saved_statistics_can_be_compared_later_and_read_by_others(folders, imag
 def test_toy_cats_are_cut_to_the_number_of_the_other_set(folders, images, network, monkeypatch, capsys):
     none = torch.zeros(12, dtype=torch.bool)
     cats = Dataset("toycats", images, images, images.flip(3), torch.zeros(12, 64, 64) > 0, none, none, {}, {})
-    monkeypatch.setattr(distances, "get_dataset", lambda config: cats)
+    monkeypatch.setattr(command, "get_dataset", lambda config: cats)
     assert run(folders[0], "toycats-test") == 0
     out = capsys.readouterr().out
     assert out.startswith(f"n = 6: {folders[0]}\nn = 6: toycats-test\n")
@@ -193,7 +193,7 @@ def test_inception_is_made_from_the_flags(folders, network, monkeypatch, tmp_pat
             asked.append(batch)
             return network.features(images)
 
-    monkeypatch.setattr(distances, "InceptionFeatures", Stub)
+    monkeypatch.setattr(command, "InceptionFeatures", Stub)
     assert run(*folders, features="inception") == 0
     out = capsys.readouterr().out
     assert "FID (Inception 6726825d) = " in out and "features: Stub, weights 6726825d0000" in out
@@ -259,8 +259,8 @@ def test_a_csv_that_is_not_the_labs_is_refused(folders, network, tmp_path, capsy
 def test_statistics_of_another_form_are_refused(folders, network, tmp_path, capsys, arrays, sentence):
     np.savez(tmp_path / "stats.npz", **arrays)
     assert run(folders[0], tmp_path / "stats.npz") == 2
-    shown = capsys.readouterr()
-    assert sentence in shown.err and shown.out == ""
+    printed = capsys.readouterr()
+    assert sentence in printed.err and printed.out == ""
 
 
 @pytest.mark.parametrize("words, sentence", [
@@ -282,7 +282,7 @@ def test_statistics_are_written_whole_or_not_at_all(folders, network, tmp_path, 
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(durable.os, "replace", full)
+    monkeypatch.setattr(files.os, "replace", full)
     assert run(folders[0], "--save-stats", tmp_path / "stats.npz") == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
     assert "No space left" in capsys.readouterr().err

@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 
 from lab5 import checkpoint
-from lab5.cli import inpaint as inpainting
-from lab5.cli import inpaint
-from lab5.config import TransformerConfig, VQGANConfig
+from lab5.cli import inpaint as command
+from lab5.cli.inpaint import Job, inpaint
+from lab5.cli.train import Networks
+from lab5.config import Config, TransformerConfig, VQGANConfig
 from lab5.data.dataset import Dataset, token_mask
 from lab5.data.toycats import random_holes
 from lab5.gamma import masked_count
@@ -29,7 +30,7 @@ NUMBERS = (3, 12, 40, 105, 746)
 
 
 @pytest.fixture(scope="module")
-def networks(tmp_path_factory) -> dict[str, Path]:
+def networks(tmp_path_factory) -> Networks:
     """Two small networks that have learned nothing."""
     folder, codes = tmp_path_factory.mktemp("networks"), 12
     shape = VQGANConfig(codes, 4, 8, ((8,), (8,)), (16,), ((16,), (8,), (8,)), groups=0, attention=False)
@@ -38,7 +39,7 @@ def networks(tmp_path_factory) -> dict[str, Path]:
         torch.manual_seed(0)
         checkpoint.save_vqgan(folder / "vqgan.safetensors", VQGAN(shape))
         checkpoint.save_transformer(folder / "transformer.safetensors", transformer)
-    return {name: folder / f"{name}.safetensors" for name in ("vqgan", "transformer")}
+    return Networks(vqgan=folder / "vqgan.safetensors", transformer=folder / "transformer.safetensors")
 
 
 @pytest.fixture
@@ -52,9 +53,13 @@ def data(generator, monkeypatch) -> Dataset:
         "noise", train=noise(4), val=noise(6), test=noise(5), holes=random_holes(1, 5), whole=torch.arange(5) < 4,
         leaked=torch.arange(5) < 2, attributes={}, hidden={}, numbers=NUMBERS,
     )  # fmt: skip
-    monkeypatch.setattr(inpainting, "get_dataset", lambda config: data)
-    monkeypatch.setattr(inpainting, "get_features", lambda config, tokenizer: EncoderFeatures(tokenizer.vqgan))
+    monkeypatch.setattr(command, "get_dataset", lambda config: data)
+    monkeypatch.setattr(command, "get_features", lambda config, tokenizer: EncoderFeatures(tokenizer.vqgan))
     return data
+
+
+def fill(out: Path, networks: Networks, config: Config = CONFIG, **job) -> None:
+    inpaint(config, Job(out, **job), networks)
 
 
 def read(path: Path) -> torch.Tensor:
@@ -80,25 +85,25 @@ def frames(picture: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def test_by_default_there_are_the_results_alone_named_by_number(data, networks, tmp_path):
-    inpaint(CONFIG, tmp_path, **networks)
+    fill(tmp_path, networks)
     assert files(tmp_path) == [f"test_results/image_{number:03d}.png" for number in NUMBERS]
-    pair = load_pair(CONFIG, **networks, name="any")
+    pair = load_pair(CONFIG, networks.vqgan, networks.transformer, "any")
     pictures = inpaint_images(pair, data.masked_test, data.holes, CONFIG.decode, 0)
     for number, picture in zip(NUMBERS, pictures, strict=True):
         assert torch.equal(read(tmp_path / f"test_results/image_{number:03d}.png"), picture)
 
 
 def test_it_says_where_a_profile_takes_only_the_first_of_the_test_images(data, networks, tmp_path, monkeypatch, capsys):
-    inpaint(CONFIG, tmp_path / "all", **networks)
+    fill(tmp_path / "all", networks)
     assert "the first" not in capsys.readouterr().out
-    monkeypatch.setattr(inpainting, "get_dataset", lambda config: replace(data, given={"test": 9}))
-    inpaint(CONFIG, tmp_path / "some", **networks)
+    monkeypatch.setattr(command, "get_dataset", lambda config: replace(data, given={"test": 9}))
+    fill(tmp_path / "some", networks)
     assert "these are the first 5 of 9 test images: --set data.test=9 takes all" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("shown, numbers", [(2, (3, 12)), (None, NUMBERS)])
-def test_steps_are_drawn_of_the_first_images_or_of_all(data, networks, tmp_path, shown, numbers):
-    inpaint(CONFIG, tmp_path, show_steps=shown, **networks)
+@pytest.mark.parametrize("count, numbers", [(2, (3, 12)), (None, NUMBERS)])
+def test_steps_are_drawn_of_the_first_images_or_of_all(data, networks, tmp_path, count, numbers):
+    fill(tmp_path, networks, show_steps=count)
     steps = sorted(f"{folder}/test_{number}.png" for folder in ("imga", "mask_scheduling") for number in numbers)
     assert files(tmp_path)[: len(steps)] == steps and len(files(tmp_path)) == len(steps) + 5
 
@@ -106,7 +111,7 @@ def test_steps_are_drawn_of_the_first_images_or_of_all(data, networks, tmp_path,
 @pytest.mark.parametrize("stop_at, passes", [(0, 1), (2, 1), (1, 1), (0, 2)])
 def test_the_steps_lead_from_the_masked_input_to_the_result(data, networks, tmp_path, stop_at, passes):
     decode = replace(CONFIG.decode, stop_at=stop_at, passes=passes)
-    inpaint(replace(CONFIG, decode=decode), tmp_path, n=1, show_steps=1, **networks)
+    fill(tmp_path, networks, replace(CONFIG, decode=decode), n=1, show_steps=1)
     last = stop_at or 3
     pictures = frames(read(tmp_path / "imga" / "test_3.png"), 64)
     assert len(pictures) == last + 1 and torch.equal(pictures[0], data.masked_test[0])
@@ -120,29 +125,29 @@ def test_the_steps_lead_from_the_masked_input_to_the_result(data, networks, tmp_
 
 
 def test_a_share_takes_the_first_images(data, networks, tmp_path):
-    inpaint(CONFIG, tmp_path, share=0.5, **networks)
+    fill(tmp_path, networks, share=0.5)
     assert files(tmp_path) == ["test_results/image_003.png", "test_results/image_012.png"]
 
 
 def test_steps_of_an_earlier_run_are_not_overwritten_by_accident(data, networks, tmp_path):
-    inpaint(CONFIG, tmp_path, n=2, show_steps=1, **networks)
+    fill(tmp_path, networks, n=2, show_steps=1)
     before = (tmp_path / "imga" / "test_3.png").read_bytes()
     for file in (tmp_path / "test_results").iterdir():
         file.unlink()
     with pytest.raises(ValueError, match="mask_scheduling holds results already.*--overwrite"):
-        inpaint(CONFIG, tmp_path, n=1, seed=5, show_steps=1, **networks)
+        fill(tmp_path, networks, n=1, seed=5, show_steps=1)
     assert (tmp_path / "imga" / "test_3.png").read_bytes() == before
-    inpaint(CONFIG, tmp_path, n=1, seed=5, show_steps=1, overwrite=True, **networks)
+    fill(tmp_path, networks, n=1, seed=5, show_steps=1, overwrite=True)
     assert (tmp_path / "imga" / "test_3.png").read_bytes() != before
     (tmp_path / "imga" / "notes.txt").write_text("mine")
-    inpaint(CONFIG, tmp_path, n=1, seed=6, overwrite=True, **networks)
+    fill(tmp_path, networks, n=1, seed=6, overwrite=True)
     assert files(tmp_path) == ["imga/notes.txt", "test_results/image_003.png"], "no steps of another decoding"
 
 
 def test_a_seed_beyond_what_generators_take_is_refused(data, networks, tmp_path):
     with pytest.raises(ValueError, match="--seed must lie in 0..10{12}, not 20250101120000"):
-        inpaint(CONFIG, tmp_path, seed=20250101120000, **networks)
-    inpaint(CONFIG, tmp_path, n=1, seed=10**12, **networks)
+        fill(tmp_path, networks, seed=20250101120000)
+    fill(tmp_path, networks, n=1, seed=10**12)
 
 
 # --- pasting ----------------------------------------------------------------------------------------------------
@@ -150,9 +155,9 @@ def test_a_seed_beyond_what_generators_take_is_refused(data, networks, tmp_path)
 
 def test_pasting_marks_the_folder_the_files_and_the_lines(data, networks, tmp_path, capsys):
     pasting = replace(CONFIG, decode=replace(CONFIG.decode, paste="hard"))
-    inpaint(CONFIG, tmp_path, show_steps=1, **networks)
+    fill(tmp_path, networks, show_steps=1)
     plain = capsys.readouterr().out
-    inpaint(pasting, tmp_path, show_steps=1, overwrite=True, **networks)
+    fill(tmp_path, networks, pasting, show_steps=1, overwrite=True)
     assert "test_results_pasted/image_003.png" in files(tmp_path) and "test_results/image_003.png" in files(tmp_path)
     known = ~data.holes[0].expand(3, -1, -1)
     by_rule, pasted = (read(tmp_path / folder / "image_003.png") for folder in ("test_results", "test_results_pasted"))
@@ -179,7 +184,7 @@ def table(out: str) -> list[list[str]]:
 
 
 def test_leaked_and_unseen_images_are_scored_apart_each_beside_its_baselines(data, networks, tmp_path, capsys):
-    inpaint(CONFIG, tmp_path, **networks)
+    fill(tmp_path, networks)
     head, *rows = table(capsys.readouterr().out)
     assert head == ["images", "method", *Scores._fields]
     groups = {group: [row for row in rows if row[0] == group] for group in ("all", "leaked", "unseen")}
@@ -194,16 +199,16 @@ def test_leaked_and_unseen_images_are_scored_apart_each_beside_its_baselines(dat
 
 
 def test_only_images_with_a_known_truth_count(data, networks, tmp_path, capsys):
-    inpaint(CONFIG, tmp_path, n=1, **networks)
+    fill(tmp_path, networks, n=1)
     assert "no scores" in capsys.readouterr().out
 
 
 def test_validation_images_are_filled_as_well(data, networks, tmp_path, capsys):
-    inpaint(CONFIG, tmp_path, split="val", show_steps=1, **networks)
+    fill(tmp_path, networks, split="val", show_steps=1)
     assert files(tmp_path) == ["imga/test_0.png", "mask_scheduling/test_0.png"] + [
         f"val_results/image_00{i}.png" for i in range(6)
     ]  # fmt: skip
-    holes = random_holes(inpainting.VAL_HOLES, 6)
+    holes = random_holes(command.VAL_HOLES, 6)
     masked = frames(read(tmp_path / "imga" / "test_0.png"), 64)[0]
     assert torch.equal(masked, data.val[0].masked_fill(holes[0], 128))
     head, *rows = table(capsys.readouterr().out)
@@ -225,10 +230,10 @@ def folders(data, tmp_path) -> tuple[Path, Path]:
 
 
 def test_two_folders_give_the_same_pictures_as_the_dataset(data, networks, folders, tmp_path, monkeypatch, capsys):
-    inpaint(CONFIG, tmp_path / "a", **networks)
+    fill(tmp_path / "a", networks)
     capsys.readouterr()
-    monkeypatch.setattr(inpainting, "get_dataset", None)  # it is not asked for
-    inpaint(CONFIG, tmp_path / "b", folders=folders, **networks)
+    monkeypatch.setattr(command, "get_dataset", None)  # it is not asked for
+    fill(tmp_path / "b", networks, folders=folders)
     assert "no scores" in capsys.readouterr().out
     assert files(tmp_path / "a") == files(tmp_path / "b")
     for name in files(tmp_path / "a"):
@@ -237,7 +242,7 @@ def test_two_folders_give_the_same_pictures_as_the_dataset(data, networks, folde
 
 def test_the_labs_folders_are_not_for_the_pair_that_knows_toy_cats(data, folders, tmp_path):
     with pytest.raises(ValueError, match="the pretrained pair knows toy cats only: for masked_image"):
-        inpaint(CONFIG, tmp_path / "out", folders=folders)
+        fill(tmp_path / "out", Networks(), folders=folders)
     assert not (tmp_path / "out").exists()
 
 
@@ -261,13 +266,19 @@ def test_the_labs_folders_are_not_for_the_pair_that_knows_toy_cats(data, folders
 def test_refusals_come_before_anything_is_written(data, networks, tmp_path, settings, more, sentence):
     out = tmp_path / "out"
     with pytest.raises((ValueError, FileNotFoundError), match=sentence):
-        inpaint(configure("quick", **(SETTINGS | settings)), out, **networks, **more)
+        fill(out, networks, configure("quick", **(SETTINGS | settings)), **more)
     assert not out.exists()
+
+
+def test_settings_that_nobody_has_checked_are_refused_too_before_anything_is_written(data, networks, tmp_path):
+    with pytest.raises(ValueError, match="decode.order must be one of confidence, .* not 'luck'"):
+        fill(tmp_path / "out", networks, replace(CONFIG, decode=replace(CONFIG.decode, order="luck")))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_checkpoint_of_another_shape_is_refused_before_anything_is_written(data, networks, tmp_path):
     other = TransformerConfig(13, width=16, layers=1, heads=2, hidden=16)
     checkpoint.save_transformer(tmp_path / "other", BidirectionalTransformer(other))
     with pytest.raises(ValueError, match="other predicts 13 codes, but .* has 12"):
-        inpaint(CONFIG, tmp_path / "out", vqgan=networks["vqgan"], transformer=tmp_path / "other")
+        fill(tmp_path / "out", networks._replace(transformer=tmp_path / "other"))
     assert not (tmp_path / "out").exists()

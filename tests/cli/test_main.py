@@ -19,10 +19,9 @@ import torch
 from PIL import Image
 
 from lab5 import checkpoint
-from lab5.cli import doctor
+from lab5.cli import doctor, main
 from lab5.cli import inpaint as inpainting
 from lab5.cli import train as commands
-from lab5.cli import main
 from lab5.config import ROOT, TransformerConfig
 from lab5.data.dataset import get_dataset
 from lab5.inpainting.fill import inpaint_images
@@ -142,7 +141,7 @@ def test_report_passes_on_its_arguments_and_prints_where_the_index_is(monkeypatc
         seen.update(settings, profile=profile)
         return tmp_path / "index.html"
 
-    monkeypatch.setattr("lab5.report.run_report", run_report)
+    monkeypatch.setattr("lab5.report.run.run_report", run_report)
     words = ["--profile", "smoke", "--only", "03", "04", "-p", "seed", "3", "-p", "weights", "trained", "--out"]
     assert main(["report", *words, str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'index.html'}\n"
@@ -157,7 +156,7 @@ def test_a_report_that_stopped_is_exit_code_1(monkeypatch, capsys):
     def run_report(*_, **__):
         raise ReportError("02_b stopped in code cell 3 of 9.")
 
-    monkeypatch.setattr("lab5.report.run_report", run_report)
+    monkeypatch.setattr("lab5.report.run.run_report", run_report)
     assert main(["report"]) == 1
     assert capsys.readouterr().err == "lab5: 02_b stopped in code cell 3 of 9.\n"
     with pytest.raises(ReportError):

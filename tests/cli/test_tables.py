@@ -1,17 +1,48 @@
 """Tables, and pictures in the lab's layout that appear whole or not at all."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 from torchvision.utils import save_image
 
-from lab5.cli.tables import Picture, draw_masks, draw_steps, existing, print_table, to_image, write_pictures
+from lab5.cli.tables import (
+    Picture,
+    draw_masks,
+    draw_steps,
+    existing,
+    print_settings,
+    print_table,
+    to_image,
+    write_pictures,
+)
+from lab5.config import all_settings
+from lab5.profiles import configure
 
 
 def test_a_table_has_texts_to_the_left_and_numbers_to_the_right(capsys):
     print_table([{"name": "a", "psnr": 21.23456, "n": 5}, {"name": "longer", "psnr": None, "n": 12}])
     assert capsys.readouterr().out.splitlines() == ["name      psnr   n", "a       21.235   5", "longer       -  12"]
+
+
+def test_a_frame_is_a_table_too_and_what_is_missing_a_dash(capsys):
+    rows = [{"name": "a", "psnr": 21.23456, "n": 5}, {"name": "longer", "psnr": None, "n": None}]
+    print_table(rows)
+    as_rows = capsys.readouterr().out
+    print_table(pd.DataFrame(rows).astype({"n": "Int64"}))
+    assert capsys.readouterr().out == as_rows and as_rows.splitlines()[-1] == "longer       -  -"
+
+
+def test_every_setting_is_a_line_with_its_value_its_meaning_and_what_it_may_be(capsys):
+    config = configure("smoke", device="cpu", **{"decode.steps": 3})
+    print_settings(config)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(" = ")[0] for line in lines] == list(all_settings(config))
+    by_name = dict(line.split(" = ", 1) for line in lines)
+    assert by_name["decode.steps"].split(maxsplit=1) == ["3", "T, the steps of the plan (at least 1)"]
+    assert by_name["decode.codes"].endswith("how codes are proposed (argmax, sample, top_k, nucleus)")
+    assert by_name["device"].split(maxsplit=1) == ["cpu", "what computes: cpu, cuda, cuda:1"], "any"
 
 
 # --- the lab's pictures -----------------------------------------------------------------------------------------

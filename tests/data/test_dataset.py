@@ -20,7 +20,6 @@ from lab5.data.dataset import (
     normalise,
     open_dataset,
     open_masked,
-    pixel_mask,
     summary,
     token_mask,
 )
@@ -50,13 +49,6 @@ def test_one_missing_pixel_masks_exactly_its_token():
     hole = torch.zeros(64, 64, dtype=torch.bool)
     hole[7, 60] = True
     assert token_mask(hole).nonzero().tolist() == [[16 * 1 + 15]]
-
-
-def test_pixel_mask_covers_whole_blocks_and_is_undone_by_token_mask():
-    unknown = torch.rand(4, 256, generator=torch.Generator().manual_seed(1)) < 0.3
-    pixels = pixel_mask(unknown)
-    assert pixels.shape == (4, 64, 64) and pixels.sum() == 16 * unknown.sum()
-    assert torch.equal(token_mask(pixels), unknown)
 
 
 @pytest.mark.parametrize("hole", [torch.ones(2, 64, 64), torch.ones(2, 64, 60, dtype=torch.bool)])

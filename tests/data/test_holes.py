@@ -1,10 +1,88 @@
-"""Pasting: what is known is the photograph's, and what is under a hole is never read."""
+"""Fills and pastes: what is known is the photograph's, and what is under a hole is never read."""
 
+import cv2
+import numpy as np
 import pytest
 import torch
 
-from lab5.data.holes import PASTES, paste_known
+from lab5.data.archives import GREY
+from lab5.data.holes import FILLS, PASTES, fill_holes, paste_known
 from lab5.data.toycats import random_holes, render
+
+# --- fills ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def images():
+    return render(1, 7).images
+
+
+@pytest.fixture(scope="module")
+def holes():
+    return random_holes(2, 7)
+
+
+@pytest.mark.parametrize("fill", FILLS)
+def test_known_pixels_never_change_and_the_callers_images_stay(fill, images, holes):
+    before = images.clone(), holes.clone()
+    filled = fill_holes(images, holes, fill)
+    assert filled.shape == images.shape and filled.dtype == torch.uint8
+    known = ~holes[:, None].expand_as(images)
+    assert torch.equal(filled[known], images[known])
+    assert not torch.equal(filled[~known], images[~known])
+    assert torch.equal(images, before[0]) and torch.equal(holes, before[1])
+
+
+@pytest.mark.parametrize("fill", FILLS)
+def test_what_is_under_a_hole_never_matters(fill, images, holes, generator):
+    junk = torch.randint(0, 256, images.shape, generator=generator, dtype=torch.uint8)
+    other = torch.where(holes[:, None], junk, images)
+    assert torch.equal(fill_holes(other, holes, fill), fill_holes(images, holes, fill))
+
+
+def test_grey_is_the_labs(images, holes):
+    filled = fill_holes(images, holes, "grey")
+    assert (filled[holes[:, None].expand_as(filled)] == GREY).all()
+    assert GREY == 128
+
+
+def test_the_mean_is_that_of_each_images_known_pixels(images, holes):
+    filled = fill_holes(images, holes, "mean")
+    for image, hole, found in zip(images, holes, filled, strict=True):
+        for channel in range(3):
+            expected = round(image[channel][~hole].double().mean().item())
+            assert (found[channel][hole] == expected).all()
+
+
+@pytest.mark.parametrize(("fill", "method"), [("telea", cv2.INPAINT_TELEA), ("navier_stokes", cv2.INPAINT_NS)])
+def test_classical_fills_are_opencvs_channel_by_channel_and_leave_no_hole(fill, method, images, holes):
+    filled = fill_holes(images, holes, fill)
+    grey, hole = images[0].clone(), holes[0].numpy().astype(np.uint8)
+    grey[:, holes[0]] = GREY
+    expected = cv2.inpaint(np.ascontiguousarray(grey.permute(1, 2, 0).numpy()), hole, 3, method)
+    assert np.array_equal(filled[0].permute(1, 2, 0).numpy(), expected)
+
+    # Of a slope, a fill that looks at its surroundings comes closer than grey does.
+    slope = (torch.arange(64, dtype=torch.uint8) * 3).expand(1, 3, 64, 64)
+    middle = torch.zeros(1, 64, 64, dtype=torch.bool)
+    middle[:, 10:20, 4:14] = True
+    error = {name: (fill_holes(slope, middle, name).int() - slope.int()).abs().max() for name in (fill, "grey")}
+    assert error[fill] < 20 < error["grey"]
+
+
+def test_an_image_without_a_hole_is_left_alone_and_one_of_hole_alone_is_filled_with_something(images):
+    none, all_ = torch.zeros(7, 64, 64, dtype=torch.bool), torch.ones(7, 64, 64, dtype=torch.bool)
+    for fill in FILLS:
+        assert torch.equal(fill_holes(images, none, fill), images)
+        assert fill_holes(images, all_, fill).shape == images.shape
+
+
+def test_an_unknown_fill_is_refused(images, holes):
+    with pytest.raises(ValueError, match="unknown fill 'gray'; there are grey, mean, telea, navier_stokes"):
+        fill_holes(images, holes, "gray")
+
+
+# --- pastes -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,8 @@ import torch
 from stubs import cats, untrained_pair
 
 from lab5.config import DecodeConfig
-from lab5.data.holes import dilate, paste_known
+from lab5.data.dataset import token_mask
+from lab5.data.holes import dilate, fill_holes, paste_known
 from lab5.inpainting.fill import baselines, decode_holes, inpaint_images
 from lab5.inpainting.pair import Pair
 
@@ -26,6 +27,10 @@ def pair() -> Pair:
 
 def filled(pair, images, holes, decode, seed=0) -> torch.Tensor:
     return list(decode_holes(pair, images, holes, decode, seed))[-1].filled
+
+
+def encoded(pair, dataset, fill) -> tuple[torch.Tensor, torch.Tensor]:
+    return pair.tokenizer.encode(fill_holes(dataset.test, dataset.holes, fill)), token_mask(dataset.holes)
 
 
 @pytest.mark.parametrize("evidence", [0.0, 2.0])
@@ -63,7 +68,7 @@ def test_a_second_pass_keeps_known_tokens_and_reads_nothing_under_the_hole(pair,
     whole = type(pair.tokenizer).decode
     monkeypatch.setattr(type(pair.tokenizer), "decode", lambda self, tokens: seen.append(tokens) or whole(self, tokens))
     ours = inpaint_images(pair, dataset.test, dataset.holes, decode, 0)
-    tokens, unknown = pair.tokenizer.encode_holed(dataset.test, dataset.holes, decode.fill)
+    tokens, unknown = encoded(pair, dataset, decode.fill)
     assert len(seen) == 2 and all(torch.equal(x[~unknown], tokens[~unknown]) for x in seen)
     together = paste_known(whole(pair.tokenizer, seen[0]), dataset.test, dataset.holes, "poisson")
     assert torch.equal(seen[1][unknown], pair.tokenizer.encode(together)[unknown])
@@ -98,24 +103,9 @@ def test_baselines_read_the_hole_only_for_the_reconstruction_floor(pair, dataset
 
 def test_a_grown_hole_is_filled_whole_and_the_rest_is_kept(pair, dataset):
     decode = replace(DECODE, dilate=1)
-    tokens, unknown = pair.tokenizer.encode_holed(dataset.test, dataset.holes, decode.fill)
+    tokens, unknown = encoded(pair, dataset, decode.fill)
     grown = dilate(unknown, 1)
     first, *_, last = decode_holes(pair, dataset.test, dataset.holes, decode, 0)
     assert torch.equal(first.masked, grown) and grown.sum() > unknown.sum()
     assert torch.equal(last.filled[~grown], tokens[~grown])
     assert not torch.equal(last.filled[grown & ~unknown], tokens[grown & ~unknown])
-
-
-def test_a_refill_decodes_again_with_the_first_result_in_the_hole(pair, dataset):
-    decode = replace(DECODE, fill="mean", evidence=2.0)
-    first = inpaint_images(pair, dataset.test, dataset.holes, replace(decode, paste="poisson"), 0)
-    tokens, unknown = pair.tokenizer.encode_holed(dataset.test, dataset.holes, first)
-    again = filled(pair, dataset.test, dataset.holes, replace(decode, refills=1))
-    assert torch.equal(again[~unknown], tokens[~unknown])
-    hidden = torch.where(dataset.holes[:, None], 255 - dataset.test, dataset.test)
-    assert torch.equal(filled(pair, hidden, dataset.holes, replace(decode, refills=1)), again)
-    stopped = list(decode_holes(pair, dataset.test, dataset.holes, replace(decode, refills=1), 0))[2].filled
-    alone = filled(pair, dataset.test, dataset.holes, replace(decode, refills=1, stop_at=2))
-    assert torch.equal(stopped, alone), "a stop is of the last decoding"
-    plain = pair.tokenizer.encode_holed(dataset.test, dataset.holes, "mean")[0]
-    assert not torch.equal(plain[~unknown], tokens[~unknown]), "known tokens see another fill"

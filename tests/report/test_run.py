@@ -82,7 +82,7 @@ def test_pages_name_no_host(write_notebook):
         assert "IntSlider(value" not in text
 
 
-def test_the_kernel_is_this_interpreter_with_this_checkout_whatever_is_called_python3(write_notebook, tmp_path, monkeypatch):
+def test_the_kernel_is_this_interpreter_and_checkout_whatever_is_called_python3(write_notebook, tmp_path, monkeypatch):
     spec = tmp_path / "jupyter" / "kernels" / "python3"
     spec.mkdir(parents=True)
     (spec / "kernel.json").write_text(json.dumps({"argv": ["false"], "display_name": "x", "language": "python"}))
@@ -273,7 +273,8 @@ def test_a_second_report_into_the_same_folder_is_refused_and_the_first_is_not_to
 def test_progress_of_the_kernel_is_shown_while_it_runs_and_left_out_of_the_page(write_notebook, capfd):
     bar = (
         "import sys, time\nfor i in range(3):\n    print(f'\\rtraining {i}', end='', file=sys.stderr, flush=True)"
-        "\n    time.sleep(.4)\nprint(file=sys.stderr, flush=True)\ntime.sleep(.4)\nprint('be\\ncareful', file=sys.stderr)"
+        "\n    time.sleep(.4)\nprint(file=sys.stderr, flush=True)\ntime.sleep(.4)\n"
+        "print('be\\ncareful', file=sys.stderr)"
     )
     folder = write_notebook("01_a", PARAMETERS, bar)
     run(folder)
@@ -376,8 +377,7 @@ def test_no_page_tells_where_this_computer_keeps_its_files(write_notebook, tmp_p
 
 def test_a_report_elsewhere_leaves_the_figures_of_the_repository_alone(write_notebook, tmp_path, monkeypatch):
     monkeypatch.delenv("LAB5_FIGURES_DIR")
-    draw = "from matplotlib.figure import Figure\nfrom lab5.show.notebook import show\nshow(Figure(), 'dots', '01_a-cover')"
-    notebooks = write_notebook("01_a", ("markdown", "# Is it?"), ("parameters", "profile = 'smoke'"), draw)
+    notebooks = write_notebook("01_a", TITLE, PARAMETERS, FIGURE + "show(figure, 'dots', '01_a-cover')")
     out = tmp_path / "elsewhere"
     run_report("smoke", notebooks=notebooks, out=out, pdf=False)
     assert (out / "figures" / "01_a-cover.png").exists()

@@ -8,13 +8,14 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from bs4 import BeautifulSoup
 
-from lab5.cli import main
+from lab5.cli.main import main
 from lab5.report import sweep
-from lab5.report.sweep import Run, points, read_grid, run_sweep, write_overview
+from lab5.report.sweep import points, read_grid, run_sweep, write_overview
 
 
 def test_a_grid_is_read_and_every_combination_has_a_folder(tmp_path):
@@ -57,34 +58,25 @@ def fake_metrics(folder: Path, score: float, **more) -> None:
     (folder / "metrics.json").write_text(json.dumps(metrics | more))
 
 
-class Ended(subprocess.Popen):
-    """A process that has come to its end."""
-
-    def __init__(self, code: int = 0):
-        self.returncode = code
-
-    def poll(self) -> int:
-        return self.returncode
-
-
 def test_runs_that_share_trained_networks_wait_for_each_other_and_others_do_not(tmp_path, monkeypatch):
-    going, most, clashes, threads = [], [0], [], []
+    going, most, clashes, used = [], [0], [], []
 
-    def start(run: Run, profile, fixed, only, each) -> Ended:
-        threads.append(each)
-        clashes.extend(other for other in going if other == run.parameters["seed"])
-        going.append(run.parameters["seed"])
+    def report(folder, words, threads, stopping) -> int:
+        seed = words[words.index("seed") + 1]
+        used.append(threads)
+        clashes.extend(other for other in going if other == seed)
+        going.append(seed)
         most[0] = max(most[0], len(going))
         time.sleep(0.05)
-        going.remove(run.parameters["seed"])
-        fake_metrics(run.folder, 1.0 + int(run.parameters["seed"]))
-        return Ended()
+        going.remove(seed)
+        fake_metrics(folder, 1.0 + int(seed))
+        return 0
 
-    monkeypatch.setattr(sweep, "_start", start)
+    monkeypatch.setattr(sweep, "_report", report)
     monkeypatch.setattr(sweep.os, "cpu_count", lambda: 6)
     grid = {"seed": ["0", "1", "2"], "weights": ["pretrained", "trained"]}
     overview, failed = run_sweep("smoke", grid, out=tmp_path)
-    assert most == [3] and clashes == [] and set(threads) == {2} and failed == []
+    assert most == [3] and clashes == [] and set(used) == {2} and failed == []
     assert overview == tmp_path / "sweep.html" and threading.active_count() < 50
     most[0] = 0
     run_sweep("smoke", grid, out=tmp_path, jobs=1)
@@ -115,17 +107,23 @@ def test_the_overview_compares_runs_and_seeds_and_tells_what_failed(tmp_path):
 def test_a_run_is_the_command_that_one_would_type_and_leaves_a_log(tmp_path, monkeypatch):
     seen = {}
 
-    def run(command, **settings):
-        seen.update(settings, command=command)
-        settings["stdout"].write("said")
-        return Ended()
+    class Ended:
+        returncode = 0
 
-    monkeypatch.setattr(sweep.subprocess, "Popen", run)
-    one = Run({"seed": "3"}, tmp_path / "seed-3")
-    sweep._start(one, "smoke", {"weights": "trained"}, ["03"], 2)
-    words = "report --profile smoke --out OUT -p weights trained -p seed 3 --only 03".replace("OUT", str(one.folder))
+        def __init__(self, command, **settings):
+            seen.update(settings, command=command)
+            settings["stdout"].write("done")
+
+        def poll(self) -> int:
+            return 0
+
+    monkeypatch.setattr(sweep, "subprocess", SimpleNamespace(Popen=Ended, DEVNULL=None))
+    monkeypatch.setattr(sweep.os, "cpu_count", lambda: 2)
+    fake_metrics(tmp_path / "seed-3", 1.0)
+    run_sweep("smoke", {"seed": ["3"]}, out=tmp_path, only=["03"], parameters={"weights": "trained"})
+    words = f"report --out {tmp_path / 'seed-3'} --profile smoke -p weights trained -p seed 3 --only 03"
     assert seen["command"] == [sys.executable, "-m", "lab5", *words.split()]
-    assert (one.folder / "report.log").read_text() == "said" and seen["env"]["OMP_NUM_THREADS"] == "2"
+    assert (tmp_path / "seed-3" / "report.log").read_text() == "done" and seen["env"]["OMP_NUM_THREADS"] == "2"
 
 
 @pytest.mark.parametrize("code", [2, -9])
@@ -133,7 +131,7 @@ def test_a_run_that_ends_otherwise_is_not_taken_for_the_earlier_one_in_its_folde
     runs = points({"seed": ["0", "1"]}, tmp_path)
     for run in runs:
         fake_metrics(run.folder, 1.0)
-    monkeypatch.setattr(sweep, "_start", lambda run, *_: Ended(0 if run.parameters["seed"] == "0" else code))
+    monkeypatch.setattr(sweep, "_report", lambda folder, *_: 0 if folder.name == "seed-0" else code)
     overview, failed = run_sweep("smoke", {"seed": ["0", "1"]}, out=tmp_path)
     assert failed == ["seed 1: stopped, seed-1/report.log says why"]
     rows = [row.get_text(" ").split() for row in BeautifulSoup(overview.read_text(), "html.parser").select("tbody tr")]
@@ -143,12 +141,12 @@ def test_a_run_that_ends_otherwise_is_not_taken_for_the_earlier_one_in_its_folde
 def test_an_interrupt_ends_the_run_and_begins_no_other(tmp_path, monkeypatch):
     started = []
 
-    def start(run, *_) -> subprocess.Popen:
-        started.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]))
+    def start(*_, **settings) -> subprocess.Popen:
+        started.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], **settings))
         threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
         return started[-1]
 
-    monkeypatch.setattr(sweep, "_start", start)
+    monkeypatch.setattr(sweep, "subprocess", SimpleNamespace(Popen=start, DEVNULL=subprocess.DEVNULL))
     with pytest.raises(KeyboardInterrupt):
         run_sweep("smoke", {"schedule": ["cosine", "linear", "square"]}, out=tmp_path)
     assert [process.poll() for process in started] == [-signal.SIGTERM]

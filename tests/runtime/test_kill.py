@@ -138,6 +138,10 @@ def rows(results) -> list[dict]:
 
 def test_a_study_that_is_killed_at_20_random_moments_ends_with_the_same_table(tmp_path):
     moments, counts, folder = random.Random(1), set(), tmp_path / "killed"
+    process, said = start(tmp_path / "first", decode)  # after which the server has imported everything
+    said.recv()
+    process.kill()
+    process.join()
     began = time.monotonic()
     process, said = start(tmp_path / "whole", decode)
     ends = [(said.recv(), time.monotonic())[1] for _ in range(60)]

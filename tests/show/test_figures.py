@@ -4,6 +4,7 @@ import math
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matplotlib import colors
@@ -26,19 +27,18 @@ from lab5.show.figures import (
 from lab5.show.lesson_figures import mistakes, pitfall_curves, sampler_laws
 from lab5.show.notebook import show
 from lab5.show.study_figures import VERDICTS, forest, leak_map, loss_against_score, reliability
+from lab5.study.claims import Direction, Verdict
 from lab5.trainer import TrainStep
 
 PICTURES = torch.randint(256, (3, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 WEIGHTS = torch.rand(3, 256, generator=torch.Generator().manual_seed(1))
 HISTORY = [TrainStep(s, 80, 2 / s, 1e-3 * s, 0.1 * s, {"accuracy": s / 100}) for s in range(1, 81)]
-ROWS = [
+ROWS = pd.DataFrame([
     {"schedule": schedule, "steps": steps, "seed": seed, "score": base + steps + 2.0 * seed}
     for schedule, base in (("linear", 10), ("cosine", 20))
     for steps in (4, 8)
     for seed in (0, 1)
-]
-
-
+])  # fmt: skip
 BY_T = {"random": [0.5, 0.2, 0.0], "margin": [0.5, 0.4, 0.0], "entropy": [0.5, 0.4, 0.0]}
 EXPONENTS = {"2 positions": [(0.5, 1.9), (2.0, 1.3)], "8 positions": [(0.5, 2.6), (2.0, 1.45)]}
 RIGHT = {"ours": [9, 9, 9], "shrinking_mask": [6, 3, 0]}
@@ -47,18 +47,22 @@ MANY, FEW = torch.linspace(0, 1, 40), torch.linspace(1, 2, 40)
 BINS = {"one_shot": [(0.2, 0.1, 30), (0.7, 0.9, 10), (0.95, 0.5, 0)], "in_steps": [(0.0, 0.5, 0.4, 0.4, 20)]}
 HEAT = torch.linspace(0, 0.5, 256).view(16, 16).index_put((torch.tensor(7), torch.tensor(8)), torch.tensor(math.nan))
 RINGS = {"grey": [0.8, 0.4, 0.1], "navier_stokes": [0.3, 0.1]}
-TRAININGS = {"paper": [(100, 5.0, 40.0), (300, 4.0, 30.0)], "half_masked": [(100, 4.8, 42.0), (300, 3.9, 35.0)]}
-CLAIMS = [
+TRAININGS = {
+    "paper": pd.DataFrame({"steps": [100, 300], "val_loss_nats": [5.0, 4.0], "kid": [40.0, 30.0]}),
+    "half_masked": pd.DataFrame({"steps": [100, 300], "val_loss_nats": [4.8, 3.9], "kid": [42.0, 35.0]}),
+}
+CLAIMS = pd.DataFrame([
     {"question": "schedule", "claim": "cosine is best", "kid": -0.1, "kid_low": -0.3, "kid_high": 0.1,
-     "verdict": "not decided at this n"},
+     "verdict": Verdict.OPEN, "direction": Direction.UNKNOWN, "pitfall": 0},
     {"question": "steps", "claim": "iterating hurts", "kid": -5.0, "kid_low": -6.0, "kid_high": -4.0,
-     "verdict": "does not hold: artefact of pitfall 3"},
+     "verdict": Verdict.ARTEFACT, "direction": Direction.BETTER, "pitfall": 3},
     {"question": "schedule", "claim": "square is best", "kid": 0.5, "kid_low": 0.25, "kid_high": 0.75,
-     "verdict": "does not hold: the opposite"},
-    {"question": "training", "claim": "half masked is best", "verdict": "not measured by this grid"},
+     "verdict": Verdict.FAILS, "direction": Direction.WORSE, "pitfall": 0},
+    {"question": "training", "claim": "half masked is best",
+     "verdict": Verdict.NOT_MEASURED, "direction": Direction.UNKNOWN, "pitfall": 0},
     {"question": "steps", "claim": "one shot is as good", "kid": 0.0, "kid_low": -0.1, "kid_high": 0.1,
-     "verdict": "holds"},
-]  # fmt: skip
+     "verdict": Verdict.HOLDS, "direction": Direction.NONE, "pitfall": 0},
+])  # fmt: skip
 
 FIGURES = {
     "decode_grid": lambda: decode_grid(
@@ -78,8 +82,8 @@ FIGURES = {
     ),
     "reliability": lambda: reliability(BINS, caption="n"),
     "leak_map": lambda: leak_map(RINGS, HEAT, caption="n"),
-    "loss_against_score": lambda: loss_against_score(TRAININGS, xlabel="loss", ylabel="score", caption="n"),
-    "effects": lambda: forest(CLAIMS, "kid", label="claim", group="question", limit=2.0, caption="n"),
+    "loss_against_score": lambda: loss_against_score(TRAININGS, caption="n"),
+    "effects": lambda: forest(CLAIMS, "claim", group="question", limit=2.0, caption="n"),
 }
 """One figure of each kind."""
 
@@ -205,7 +209,9 @@ def test_gamma_curves_are_the_schedules():
 
 
 def test_a_fid_curve_has_means_with_deviations_a_line_per_schedule():
-    figure = fid_curve(ROWS, "steps", baselines={"do_nothing": 40.0, "truth": 1.0}, ylabel="score")
+    figure = fid_curve(
+        ROWS, "steps", baselines={"do_nothing": 40.0, "truth": 1.0}, labels=("T", "distance", "Many or few?")
+    )
     (axis,) = figure.axes
     assert [text.get_text() for text in axis.get_legend().get_texts()] == ["linear", "cosine"]
     for container, base in zip(axis.containers, (10, 20), strict=True):
@@ -215,12 +221,15 @@ def test_a_fid_curve_has_means_with_deviations_a_line_per_schedule():
         for (_, low), (_, high) in error_bars.get_segments():
             assert high - low == pytest.approx(2 * math.sqrt(2)), "the sample deviation of 0 and 2 on either side"
     assert [line.get_ydata()[0] for line in axis.lines if line.get_linestyle() == "--"] == [40.0, 1.0]
-    assert axis.get_xticks().tolist() == [4, 8] and axis.get_ylabel() == "score"
+    assert axis.get_xticks().tolist() == [4, 8]
+    assert (axis.get_xlabel(), axis.get_ylabel(), axis.get_title(loc="left")) == ("T", "distance", "Many or few?")
+    (unnamed,) = fid_curve(ROWS, "steps").axes
+    assert (unnamed.get_xlabel(), unnamed.get_ylabel()) == ("steps", "score")
     assert {text.get_text() for text in axis.texts} == {"do nothing", "truth"}
 
 
 def test_one_seed_has_no_deviation():
-    container = fid_curve([row for row in ROWS if row["seed"] == 0], "steps").axes[0].containers[0]
+    container = fid_curve(ROWS[ROWS["seed"] == 0], "steps").axes[0].containers[0]
     for (_, low), (_, high) in container.lines[2][0].get_segments():
         assert low == high
 
@@ -272,11 +281,11 @@ def test_names_at_lines_never_cover_each_other_and_keep_the_order_of_the_lines(e
         axis = figure.subplots()
         axis.set(xlim=(0, 1), ylim=(0, 1))
         name_ends(axis, [(1.0, y, f"line {i}", "#000000") for i, y in enumerate(ends)])
-    found = boxes(figure, axis)
-    assert not any(overlap(a, b) for i, a in enumerate(found) for b in found[:i])
+    places = boxes(figure, axis)
+    assert not any(overlap(a, b) for i, a in enumerate(places) for b in places[:i])
     heights = [text.get_position()[1] for text in axis.texts]
     assert heights == sorted(heights) and 0 <= heights[0] and heights[-1] <= 1
-    assert all(box.x0 > axis.get_window_extent().x1 for box in found), "beside the axes"
+    assert all(box.x0 > axis.get_window_extent().x1 for box in places), "beside the axes"
 
 
 # --- samplers and mistakes --------------------------------------------------------------------------------------
@@ -295,7 +304,7 @@ def test_the_laws_of_samplers_have_a_panel_per_distance_and_one_of_exponents():
     assert np.allclose(formula.get_ydata(), 1 + 1 / formula.get_xdata())
     assert formula.get_xdata()[[0, -1]].tolist() == [0.5, 2]
     assert {line.get_label(): line.get_xydata().tolist() for line in points} == {
-        name: [list(point) for point in found] for name, found in EXPONENTS.items()
+        name: [list(point) for point in expected] for name, expected in EXPONENTS.items()
     }  # fmt: skip
     assert level.get_ydata()[0] == 1 and {"1 + 1/τ", "p itself", *EXPONENTS} == set(texts(last))
 
@@ -354,13 +363,14 @@ def test_a_leak_map_has_a_line_per_fill_and_the_grid_of_tokens():
 
 
 def test_checkpoints_are_joined_in_the_order_of_training_with_their_steps():
-    (axis,) = loss_against_score(TRAININGS, xlabel="loss", ylabel="score").axes
+    (axis,) = loss_against_score(TRAININGS).axes
     assert {line.get_label(): line.get_xydata().tolist() for line in axis.lines} == {
         "paper": [[5, 40], [4, 30]], "half masked": [[4.8, 42], [3.9, 35]],
     }  # fmt: skip
     assert axis.xaxis_inverted(), "the loss falls to the right"
     steps = [(text.get_text(), text.xy) for text in axis.texts if text.get_text().isdigit()]
-    assert steps == [(str(step), (loss, score)) for points in TRAININGS.values() for step, loss, score in points]
+    looks = [look for training in TRAININGS.values() for look in training.itertuples(index=False)]
+    assert steps == [(str(step), (loss, kid)) for step, loss, kid in looks]
     assert {"paper", "half masked"} <= set(texts(axis))
 
 
@@ -371,39 +381,42 @@ def intervals(axis) -> list[list[float]]:
 
 
 def test_a_forest_plot_has_an_interval_a_row_in_groups_with_numbers_and_verdicts():
-    rows = [row | {"margin": 0.3 if row["question"] == "training" else 0.2} for row in CLAIMS]
-    figure = forest(rows, "kid", label="claim", group="question", limit=2.0, title="claims", sides=("better", "worse"))
+    rows = CLAIMS.assign(margin=[0.3 if question == "training" else 0.2 for question in CLAIMS["question"]])
+    figure = forest(rows, "claim", group="question", limit=2.0, title="claims")
     (axis,) = figure.axes
     places = {text: artist.get_position()[1] for text, artist in texts(axis).items()}
     order = ["schedule", "cosine is best", "square is best", "steps", "iterating hurts", "one shot is as good",
              "training", "half masked is best"]  # fmt: skip
     assert sorted(order, key=places.get) == order and axis.yaxis_inverted()
     assert intervals(axis) == [[-0.3, 0.1], [0.25, 0.75], [-2.0, -2.0], [-0.1, 0.1]], "one of the five is not measured"
-    assert {"−0.10 [−0.30, +0.10]", "+0.50 [+0.25, +0.75]", "−5.00 [−6.00, −4.00]"} <= set(places)
-    assert {"not decided at this n", "holds", "not measured by this\ngrid"} <= set(places)
-    assert {"← better", "worse →"} <= set(places) and axis.get_title(loc="left") == "claims"
+    numbers = {"−0.1000 [−0.3000, +0.1000]", "+0.5000 [+0.2500, +0.7500]", "−5.0000 [−6.0000, −4.0000]"}
+    assert numbers <= set(places)
+    assert {"not decided at this n", "holds", "not measured by this\ngrid", "does not hold: worse"} <= set(places)
+    assert {"artefact of pitfall 3", "← first is better", "second is better →"} <= set(places)
+    assert axis.get_title(loc="left") == "claims"
     shaded = [band.get_paths()[0].get_extents() for band in axis.collections]
     assert [band.intervalx.tolist() for band in shaded] == [[0, 0], [-0.2, 0.2], [-0.3, 0.3]]
     assert [band.intervaly.tolist()[0] for band in shaded[1:]] == [-0.5, shaded[1].intervaly[1]]
     assert places["iterating hurts"] < shaded[2].intervaly[0] < places["half masked is best"]
     markers = [line for line in axis.lines if len(line.get_xdata()) == 1]
-    found = [(line.get_marker(), hex_colour(line)) for line in sorted(markers, key=lambda line: line.get_ydata()[0])]
-    styles = [VERDICTS[name][::-1] for name in ("not decided", "does not hold", "artefact", "holds")]
+    looks = [(line.get_marker(), hex_colour(line)) for line in sorted(markers, key=lambda line: line.get_ydata()[0])]
+    styles = [VERDICTS[verdict][::-1] for verdict in (Verdict.OPEN, Verdict.FAILS, Verdict.ARTEFACT, Verdict.HOLDS)]
     styles[2] = ("<", styles[2][1])
-    assert found == styles, "the marker and the colour of the verdict; beyond the limit an arrow"
+    assert looks == styles, "the marker and the colour of the verdict; beyond the limit an arrow"
 
 
 def test_in_a_forest_plot_no_text_covers_another():
     wide = {"question": "steps", "claim": "unsure", "kid": 0.0, "kid_low": -7.0, "kid_high": 7.0}
+    wide |= {"verdict": Verdict.OPEN, "direction": Direction.UNKNOWN, "pitfall": 0}
     above = wide | {"claim": "to the right", "kid": 4.0, "kid_low": 3.0}
-    rows = [row | {"claim": f"{row['claim']}, told at length, as long as a claim can be, over two lines of a figure"}
-            for row in (*CLAIMS, wide, above)]  # fmt: skip
-    figure = forest(rows, "kid", label="claim", group="question")
+    rows = pd.concat([CLAIMS, pd.DataFrame([wide, above])])
+    rows["claim"] += ", told at length, as long as a claim can be, over two lines of a figure"
+    figure = forest(rows, "claim", group="question")
     (axis,) = figure.axes
-    found = boxes(figure, axis)
-    assert len(found) > 25
-    assert not any(overlap(a, b) for i, a in enumerate(found) for b in found[:i])
-    assert all(box.x0 >= axis.get_window_extent().x0 for box in found), "nothing reaches out to the left"
+    places = boxes(figure, axis)
+    assert len(places) > 25
+    assert not any(overlap(a, b) for i, a in enumerate(places) for b in places[:i])
+    assert all(box.x0 >= axis.get_window_extent().x0 for box in places), "nothing reaches out to the left"
 
 
 def test_there_may_be_more_lines_than_colours():
@@ -413,17 +426,25 @@ def test_there_may_be_more_lines_than_colours():
 
 
 def test_without_groups_and_verdicts_it_is_a_list_of_intervals_as_wide_as_they_need():
-    rows = [{"label": "a − b", "score": 1.5, "score_low": -1.0, "score_high": 4.0}]
-    (axis,) = forest(rows, "score", digits=1).axes
+    rows = pd.DataFrame([{"label": "a − b", "kid": 1.5, "kid_low": -1.0, "kid_high": 4.0}])
+    (axis,) = forest(rows, "label").axes
     assert axis.get_xlim() == pytest.approx((-4.32, 4.32))
-    assert {"a − b", "+1.5 [−1.0, +4.0]"} <= set(texts(axis))
-    (clear,) = forest([rows[0] | {"score_low": 0.5}], "score").axes
+    assert {"a − b", "+1.5000 [−1.0000, +4.0000]"} <= set(texts(axis))
+    (clear,) = forest(rows.assign(kid_low=0.5), "label").axes
     unsure, sure = (next(line for line in a.lines if len(line.get_xdata()) == 1) for a in (axis, clear))
     assert hex_colour(unsure) != hex_colour(sure) == plots.INK
 
 
+def test_the_verdict_of_an_effect_is_its_direction():
+    row = {"comparison": "a − b", "kid": 1.5, "kid_low": 1.0, "kid_high": 2.0, "margin": 0.1}
+    effects = pd.DataFrame([row | {"verdict": str(direction)} for direction in Direction])
+    (axis,) = forest(effects, "comparison").axes
+    assert {str(direction) for direction in Direction} <= set(texts(axis))
+
+
 def test_a_forest_plot_refuses_nothing_and_nonsense():
-    with pytest.raises(ValueError, match="needs a row with a number in 'kid', but none of 1 rows has one"):
-        forest([{"label": "a", "verdict": "not measured"}], "kid")
+    for nothing in ({"label": "a", "verdict": "not measured"}, {"label": "a", "kid": math.nan}):
+        with pytest.raises(ValueError, match="needs a row with a number in 'kid', but none of 1 rows has one"):
+            forest(pd.DataFrame([nothing]), "label")
     with pytest.raises(ValueError, match=r"'a' must lie in its interval, but 3.0 is not in 1.0..2.0"):
-        forest([{"label": "a", "kid": 3.0, "kid_low": 1.0, "kid_high": 2.0}], "kid")
+        forest(pd.DataFrame([{"label": "a", "kid": 3.0, "kid_low": 1.0, "kid_high": 2.0}]), "label")

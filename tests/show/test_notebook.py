@@ -1,38 +1,171 @@
-"""What a notebook shows: tables that escape what they hold, and numbers with as many decimals as they need."""
+"""What a notebook shows and keeps: tables that escape what they hold, numbers, a training that is watched."""
 
+import json
+import os
+import signal
+from pathlib import Path
+
+import pandas as pd
 import pytest
+import torch
+from matplotlib.figure import Figure
 
-from lab5.show import notebook as results
+from lab5.config import TrainConfig
+from lab5.runtime import machine
+from lab5.show import notebook
+from lab5.show.notebook import record, watch
+from lab5.trainer import TrainStep
+from lab5.training.session import Kind, Training
+
+# --- tables ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def shown(monkeypatch) -> list[dict[str, str]]:
+def displayed(monkeypatch) -> list[dict[str, str]]:
     bundles = []
-    monkeypatch.setattr(results, "display", lambda data, raw: bundles.append(data))
+    monkeypatch.setattr(notebook, "display", lambda data, raw: bundles.append(data))
     return bundles
 
 
-def test_a_table_has_a_column_a_key_and_a_row_a_row(shown):
-    results.table([{"method": "telea", "hole_psnr_db": 20.6, "n": 32}, {"method": "none", "n": 8}], caption="of cats")
-    html = shown[0]["text/html"]
+def test_a_table_has_a_column_a_key_and_a_row_a_row(displayed):
+    notebook.table([{"method": "telea", "hole_psnr_db": 20.6, "n": 32}, {"method": "none", "n": 8}], caption="of cats")
+    html = displayed[0]["text/html"]
     assert html.count("<tr>") == 3 and html.count("<th ") == 3 and html.count("<td ") == 6
     assert "<th style='text-align:right'>hole psnr db</th>" in html and ">of cats</caption>" in html
     assert "<td style='text-align:left'>telea</td><td style='text-align:right'>20.600</td>" in html
-    assert shown[0]["text/plain"] == "telea  20.600  32\nnone  –  8"
+    assert displayed[0]["text/plain"] == "telea  20.600  32\nnone  –  8"
 
 
-def test_a_column_of_small_numbers_has_a_decimal_more(shown):
+def test_a_column_of_small_numbers_has_a_decimal_more(displayed):
     rows = [{"kid": 0.0086, "loss": 1.9, "ratio": 0.05}, {"kid": -0.0491, "loss": 0.01, "ratio": float("nan")}]
-    results.table(rows)
-    assert shown[0]["text/plain"] == "0.0086  1.900  0.050\n-0.0491  0.010  nan"
+    notebook.table(rows)
+    assert displayed[0]["text/plain"] == "0.0086  1.900  0.050\n-0.0491  0.010  –"
 
 
-def test_what_is_not_ours_is_escaped(shown):
-    results.table([{"<b>": "<script>"}], caption="<i>")
-    html = shown[0]["text/html"]
+def test_what_is_not_ours_is_escaped(displayed):
+    notebook.table([{"<b>": "<script>"}], caption="<i>")
+    html = displayed[0]["text/html"]
     assert all(text not in html for text in ("<b>", "<script>", "<i>")) and "&lt;script&gt;" in html
 
 
 def test_a_table_of_nothing_is_refused():
     with pytest.raises(ValueError, match="at least one row"):
-        results.table([])
+        notebook.table([])
+
+
+def test_a_frame_is_a_table_of_its_rows_and_what_is_missing_a_dash(displayed):
+    rows = [{"claim": "a", "n": 3, "kid": 0.25}, {"claim": "b"}]
+    notebook.table(rows, caption="of two")
+    notebook.table(pd.DataFrame(rows).astype({"n": "Int64"}), caption="of two")
+    assert displayed[1] == displayed[0]
+    assert displayed[0]["text/plain"] == "a  3  0.250\nb  –  –"
+
+
+def test_a_frame_is_recorded_as_its_rows_with_null_for_what_is_missing(own_folders):
+    claims = pd.DataFrame([{"claim": "a", "n": 3, "kid": 0.25}, {"claim": "b"}]).astype({"n": "Int64"})
+    record("claims", claims)
+    assert json.loads((own_folders / "report" / "metrics.json").read_text())["claims"] == [
+        {"claim": "a", "n": 3, "kid": 0.25}, {"claim": "b", "n": None, "kid": None},
+    ]  # fmt: skip
+
+
+# --- a training that is watched -------------------------------------------------------------------------------------
+
+
+class Steps:
+    """A training of four steps, of which each may do something."""
+
+    name, config, history = "vqgan", TrainConfig(steps=4, batch=12, lr=1.0), None
+
+    def __init__(self, during=lambda step: None):
+        self.during, self.closed = during, False
+
+    def __len__(self):
+        return 4
+
+    def __iter__(self):
+        try:
+            for step in range(1, 5):
+                self.during(step)
+                yield TrainStep(step, 4, 1 / step, 0.1, 0.0, {})
+        finally:
+            self.closed = True
+
+
+def test_all_steps_come_back_or_the_history_of_what_was_trained_before():
+    assert [step.step for step in watch(Steps())] == [1, 2, 3, 4]
+    done = Steps()
+    done.history = [TrainStep(9, 9, 0.0, 0.0, 0.0, {})]
+    assert watch(done) == done.history
+
+
+def test_curves_are_drawn_on_the_way_where_somebody_watches(monkeypatch):
+    updates = []
+
+    class Handle:
+        def update(self, what):
+            updates.append(what)
+
+    monkeypatch.setattr(notebook, "is_live", lambda: True)
+    monkeypatch.setattr(notebook, "display", lambda *_, **__: Handle())
+    watch(Steps(), lambda steps: Figure(figsize=(len(steps), 1)), every=-1.0)
+    assert [figure.get_figwidth() for figure in updates[:-1]] == [1, 2, 3, 4]
+    assert not isinstance(updates[-1], Figure), "the notebook shows the final one"
+    updates.clear()
+    monkeypatch.setattr(notebook, "is_live", lambda: False)
+    watch(Steps(), lambda steps: pytest.fail("nobody watches"), every=-1.0)
+    assert updates == []
+
+
+def test_an_interrupt_ends_the_loop_and_not_the_cell(capsys):
+    steps = Steps(lambda step: os.kill(os.getpid(), signal.SIGINT) if step == 3 else None)
+    assert [step.step for step in watch(steps)] == [1, 2]
+    assert steps.closed and "vqgan is kept" in capsys.readouterr().out
+
+
+def test_an_interrupted_training_keeps_its_network_and_goes_on_where_it_was(own_folders):
+    def training() -> Training:
+        def objective(model, step, generator):
+            if step == 3 and not (own_folders / "once").exists():
+                (own_folders / "once").touch()
+                os.kill(os.getpid(), signal.SIGINT)
+            return (model.weight - 1).square().mean(), {}
+
+        kind = Kind(
+            "toy", build=lambda: torch.nn.Linear(2, 2), objective=lambda: objective,
+            save=lambda path, model, **meta: torch.save(model.state_dict(), path),
+            load=lambda path: torch.nn.Linear(2, 2),
+        )  # fmt: skip
+        config = TrainConfig(steps=6, batch=1, lr=0.1, ema=0.0, amp="off", warmup=0)
+        return Training(kind, config, {}, seed=0, device="cpu")
+
+    cut = training()
+    assert [step.step for step in watch(cut)] == [1, 2, 3], "the step of the moment is finished"
+    kept = cut.model.weight.detach().clone()
+    again = training()
+    running = iter(again)
+    assert next(running).step == 4, "nothing that was trained is lost"
+    assert not torch.equal(again.model.weight, kept)
+    running.close()
+
+
+# --- the machine ----------------------------------------------------------------------------------------------------
+
+
+def test_a_full_gpu_is_told_with_the_setting_to_lower(monkeypatch):
+    monkeypatch.setattr(machine, "machine", lambda device: "a GPU, 0.1 of 8.0 GB memory free")
+    with pytest.raises(MemoryError, match=r"0.1 of 8.0 GB.*lower stage1.batch, which is 12.*: 6}\), or both$"):
+        with machine.oom_hint("stage1.batch", 12, ", or both"):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    with pytest.raises(RuntimeError, match="else"), machine.oom_hint("stage1.batch", 12):
+        raise RuntimeError("something else")
+
+
+def test_the_machine_is_a_line_with_memory_in_it(monkeypatch):
+    line = machine.machine("cpu")
+    assert line.startswith(f"cpu with {os.cpu_count()} cores, ")
+    free, total = machine.memory_gb()
+    if Path("/proc/meminfo").exists():
+        assert 0 < free < total and f"of {total:.1f} GB" in line
+    monkeypatch.delattr(os, "sysconf")
+    assert machine.machine("cpu").endswith("memory unknown")

@@ -1,5 +1,7 @@
 """Playing: a drawn hole reaches the decoder, settings too, and where nobody can draw a picture stands in."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from bs4 import BeautifulSoup
@@ -9,7 +11,7 @@ from lab5.inpainting.pair import Pair
 from lab5.inpainting.tokenizer import Tokenizer
 from lab5.profiles import configure
 from lab5.show import play as room
-from lab5.show import play
+from lab5.show.play import play
 from lab5.transformer import BidirectionalTransformer
 from lab5.vqgan import VQGAN
 
@@ -35,7 +37,7 @@ def game(pair, data):
 
 
 def test_several_fillings_of_one_hole_go_step_by_step_to_finished_pictures(game, data):
-    game.decode = room.replace(game.decode, paste="poisson")
+    game.decode = replace(game.decode, paste="poisson")
     one = game.fill(samples=3)
     assert list(one.reels) == ["sample 1", "sample 2", "sample 3"]
     assert one.labels == ["t = 0", "t = 1", "t = 2", "t = 3", "finished"]
@@ -75,18 +77,18 @@ def test_whatever_is_touched_fills_anew(game, data, monkeypatch):
     controls.paste.value = False
     assert decoded[-1][0].paste == "none"
     controls.samples.value = 2
-    assert decoded[-1][1] == 2 and "filled 2 times" in controls.said.value
+    assert decoded[-1][1] == 2 and "filled 2 times" in controls.message.value
     assert len(controls.result.children) == 1
     hole = torch.zeros(64, 64, dtype=torch.bool)
     hole[10:20, 10:20] = True
     controls.drawn.value = room._digits(hole)  # as the script in the page does
-    assert torch.equal(decoded[-1][2], hole) and controls.said.value.startswith("2% of the pixels")
+    assert torch.equal(decoded[-1][2], hole) and controls.message.value.startswith("2% of the pixels")
     controls.number.value = 2
     assert torch.equal(decoded[-1][3], data.test[2]) and torch.equal(decoded[-1][2], data.holes[2])
     assert room._digits(data.holes[2]) in controls.board.value
     buttons = {button.description: button for button in controls.box.children[0].children[0].children[2].children}
     buttons["no hole"].click()
-    assert "no hole yet" in controls.said.value and controls.result.children == ()
+    assert "no hole yet" in controls.message.value and controls.result.children == ()
     buttons["another hole"].click()
     assert 0.05 < decoded[-1][2].float().mean() < 0.35 and controls.result.children
     controls.box.children[0].children[1].children[-1].click()
@@ -121,7 +123,7 @@ def test_a_full_gpu_is_told_in_place_of_the_result(game, monkeypatch):
 
     monkeypatch.setattr(game, "fill", full)
     controls.samples.value = 1
-    assert controls.said.value == "lower decode.batch" and controls.result.children == ()
+    assert controls.message.value == "lower decode.batch" and controls.result.children == ()
 
 
 def test_where_a_report_is_made_a_picture_and_a_sentence_stand_in(game, monkeypatch):
@@ -135,8 +137,6 @@ def test_where_a_report_is_made_a_picture_and_a_sentence_stand_in(game, monkeypa
 
 
 def test_photographs_of_which_only_the_outside_is_known_are_left_out(pair, data):
-    from dataclasses import replace
-
     partly = replace(data, whole=torch.tensor([False, False, True]))
     assert torch.equal(play(pair, partly, CONFIG.decode).image, data.test[2])
     none = replace(data, whole=torch.zeros(3, dtype=torch.bool))

@@ -10,7 +10,9 @@ import pytest
 import torch
 from bs4 import BeautifulSoup
 from PIL import Image
+from stubs import named
 
+from lab5.config import DecodeConfig
 from lab5.decoder import DecodeStep, decode_steps
 from lab5.show.figures import mask_pictures
 from lab5.show.scrub import Reel, reel, scrub
@@ -60,8 +62,8 @@ def test_a_token_that_is_masked_again_or_to_the_end_is_fixed_later_or_never():
 def test_a_reel_is_one_image_of_a_decoding(generator):
     tokens, unknown = torch.zeros(2, 256, dtype=torch.int64), torch.zeros(2, 256, dtype=torch.bool)
     unknown[1, :40] = True
-    states = list(decode_steps(lambda x: torch.zeros(*x.shape, 5), tokens, unknown, steps=4, mask_id=5,
-                               generator=generator))  # fmt: skip
+    model = named(lambda x: torch.zeros(*x.shape, 5), mask_id=5)
+    states = list(decode_steps(model, tokens, unknown, DecodeConfig(steps=4), generator=generator))
     asked = []
 
     def decode(filled: torch.Tensor) -> torch.Tensor:
