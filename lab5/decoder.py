@@ -127,7 +127,7 @@ def commit(
     """The state in which all proposals are kept but those at the positions that stay masked."""
     codes, masked = proposal.codes, state.masked
     if decoding.order == "moment":
-        # Where all are committed none was chosen; MaskGIT, whose law this is, has the model's own there.
+        # Where all are committed none was chosen; MaskGIT, whose distribution this is, has the model's own there.
         chosen = masked & ~staying & staying.any(dim=1, keepdim=True)
         sharp = CODES[decoding.codes](logits, moment_temperature(proposal), generator)
         codes = torch.where(chosen, sharp, codes)

@@ -72,7 +72,7 @@ def _factor_of_covariance(covariance: Float[Array, "F F"]) -> Float[Tensor, "F F
 def kid(features_a: Float[Array, "n F"], features_b: Float[Array, "m F"], *, paired: bool = False) -> float:
     """Kernel Inception Distance (Bińkowski et al. 2018): unbiased MMD² under the kernel (x·y/F + 1)³.
 
-    Its mean is 0 for two sets of one law whatever n is, so it may be slightly negative. No subsets are drawn.
+    Its mean is 0 for two sets of one distribution whatever n is, so it may be slightly negative. No subsets are drawn.
 
     That holds for independent sets. Where row i of one was made from row i of the other, say so by `paired`: the
     kernel of such a pair is then left out too (Gretton et al. 2012, eq. 4). A set has distance 0 to itself, and the

@@ -91,7 +91,7 @@ def _bernoulli(
 def _per_token(
     n: int, positions: int, holes: Tensor | None, generator: torch.Generator, low: float = 0.0, high: float = 1.0
 ) -> Tensor:
-    """Each token with a probability of its own. In law it is "bernoulli" of the mean: no image is masked more."""
+    """Each token with a probability of its own. That is "bernoulli" of the mean: no image is masked more."""
     share = _between(low, high, (n, positions), generator)
     return _bernoulli_of(share, torch.rand(n, positions, generator=generator), generator)
 

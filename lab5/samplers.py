@@ -2,8 +2,8 @@
 
 Both are pure functions. One of CODES takes logits to proposed codes. One of ORDERS takes a `Proposal` to a
 score per position, and the highest scores are committed first. Another sampler is another function in its
-table. An order that does not look at the proposed codes chooses then samples: it is the same law as drawing codes
-at the chosen positions only.
+table. An order that does not look at the proposed codes chooses then samples: the result is distributed as if codes
+were drawn at the chosen positions only.
 
 Scores at known positions mean nothing: the decoder overrules them.
 """
@@ -82,7 +82,7 @@ def argmax(logits: Float[Tensor, "B N K"], temperature: float, generator: Genera
 def sample(logits: Float[Tensor, "B N K"], temperature: float, generator: Generators) -> Int[Tensor, "B N"]:
     """A code with probability softmax(logits / temperature); temperature 0 is the argmax.
 
-    The first code whose cumulative probability reaches a uniform number: the same law as the argmax of
+    The first code whose cumulative probability reaches a uniform number: the same distribution as the argmax of
     logits plus Gumbel noise, with one random number per position instead of K.
     """
     if temperature == 0:
@@ -163,9 +163,9 @@ def entropy(proposal: Proposal, generator: Generators) -> Float[Tensor, "B N"]:
 def moment(proposal: Proposal, generator: Generators) -> Float[Tensor, "B N"]:
     """The moment sampler: drawn without replacement in proportion to sum_v p(v)^(1 + 1/temperature).
 
-    MaskGIT's law for few of many positions, with the position chosen before its code (Hayakawa et al. 2025, arXiv
+    MaskGIT's distribution for few of many positions, the position chosen before its code (Hayakawa et al. 2025, arXiv
     2510.04525): the codes of the chosen ones are then drawn at `moment_temperature`, which the decoder sees to. With
-    codes drawn at another temperature than 1 the sum is of q(v) p(v)^(1/temperature), q the law that they follow.
+    codes drawn at another temperature than 1 the sum is of q(v) p(v)^(1/temperature), q being how they are drawn.
     """
     log_p, tau = proposal.log_probabilities, proposal.temperature
     if tau == 0 or proposal.code_temperature == 0:

@@ -14,8 +14,8 @@ import safetensors.torch
 import torch
 
 from lab5 import checkpoint
-from lab5.cli.export import export_transformer, export_vqgan
 from lab5.checkpoint import lab_config, load_transformer, load_vqgan, rename_attention, save_transformer, save_vqgan
+from lab5.cli.export import export_transformer, export_vqgan
 from lab5.config import TransformerConfig, VQGANConfig
 from lab5.runtime.files import load_tensors, save_tensors
 from lab5.transformer import BidirectionalTransformer

@@ -1,4 +1,4 @@
-"""The order of the house: a file imports from its own wing and from what stands to the left, and says what it is for."""
+"""The order of the house: a file imports from its own wing and from what stands to the left, and says what it is."""
 
 import ast
 from pathlib import Path

@@ -33,13 +33,13 @@ from lab5.data import toycats
 from lab5.data.dataset import normalise, open_dataset, open_masked, token_mask
 from lab5.data.holes import fill_holes
 from lab5.decoder import decode_steps
-from lab5.scoring.inception import InceptionFeatures
 from lab5.fid import feature_stats, frechet_distance, frechet_distance_from_stats, kid
-from lab5.scoring.intervals import with_spread
 from lab5.gamma import masked_count
 from lab5.profiles import configure
 from lab5.runtime.files import save_tensors
 from lab5.scoring.classifier import ToyFeatures, load_classifier
+from lab5.scoring.inception import InceptionFeatures
+from lab5.scoring.intervals import with_spread
 from lab5.scoring.scores import hole_psnr_db
 from lab5.transformer import BidirectionalTransformer
 from lab5.vqgan import VQGAN

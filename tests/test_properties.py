@@ -7,14 +7,15 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lab5.data.dataset import pixel_mask, token_mask
+from lab5.config import DecodeConfig
+from lab5.data.dataset import token_mask
 from lab5.decoder import decode_steps
 from lab5.fid import frechet_distance, frechet_distance_from_stats, kid
-from lab5.study.conventions import CONVENTIONS, committed
 from lab5.gamma import SCHEDULES, gamma, masked_count, masked_counts
 from lab5.masking import MASKINGS, read_masking
 from lab5.objectives import epoch_batch
 from lab5.samplers import CODES, ORDERS
+from lab5.study.conventions import CONVENTIONS, committed
 
 tried = settings(max_examples=60, deadline=None, derandomize=True, database=None,
                  suppress_health_check=[HealthCheck.too_slow])  # fmt: skip
@@ -115,8 +116,9 @@ def test_every_masking_hides_something_of_each_image_and_repeats_itself(masking,
 def test_a_hole_in_pixels_and_in_tokens_cover_each_other(seed, share):
     hole = torch.rand(2, 64, 64, generator=seeded(seed)) < share**4
     unknown = token_mask(hole)
-    assert (hole <= pixel_mask(unknown)).all(), "no missing pixel is in a known token"
-    assert torch.equal(token_mask(pixel_mask(unknown)), unknown)
+    pixels = unknown.unflatten(1, (16, 16)).repeat_interleave(4, 1).repeat_interleave(4, 2)
+    assert (hole <= pixels).all(), "no missing pixel is in a known token"
+    assert torch.equal(token_mask(pixels), unknown)
     blocks = hole.unflatten(1, (16, 4)).unflatten(3, (16, 4)).transpose(2, 3).flatten(1, 2).flatten(2)
     assert torch.equal(unknown, blocks.any(2)), "and no known pixel alone makes a token unknown"
 
@@ -152,23 +154,24 @@ class Anything:
 
 @tried
 @given(
-    st.tuples(schedules, st.integers(1, 9), roundings, st.sampled_from(["hole", "current"])),
+    st.tuples(schedules, st.integers(1, 9), roundings),
     st.sampled_from(sorted(CODES)), st.sampled_from(sorted(ORDERS)), st.floats(0, 3), st.floats(0, 9),
     st.floats(0.01, 30), seeds,
 )  # fmt: skip
 def test_a_decoding_fills_the_hole_by_the_plan_and_never_touches_what_is_known(
     plan, codes, order, temperature, choice_temperature, scale, seed
 ):
-    schedule, steps, rounding, base = plan
+    schedule, steps, rounding = plan
     tokens = torch.randint(K, (3, N), generator=seeded(seed))
     unknown = torch.rand(3, N, generator=seeded(seed + 1)) < torch.tensor([[0.0], [0.5], [1.0]])
     before, model = tokens.clone(), Anything(seed, scale)
-    states = list(decode_steps(
-        model, tokens, unknown, schedule=schedule, steps=steps, rounding=rounding, count_base=base, codes=codes,
-        order=order, temperature=temperature, choice_temperature=choice_temperature, generator=seeded(seed),
-    ))  # fmt: skip
+    decoding = DecodeConfig(
+        schedule=schedule, steps=steps, rounding=rounding, codes=codes, order=order, temperature=temperature,
+        choice_temperature=choice_temperature,
+    )  # fmt: skip
+    states = list(decode_steps(model, tokens, unknown, decoding, generator=seeded(seed)))
     assert [state.step for state in states] == list(range(steps + 1)) and torch.equal(tokens, before)
-    counts = masked_counts(schedule, steps, unknown.sum(1), rounding, base)
+    counts = masked_counts(schedule, steps, unknown.sum(1), rounding)
     for earlier, state, count in zip(states, states[1:], counts, strict=False):
         assert torch.equal(state.masked.sum(1), count), "so many stay masked as the schedule says"
         assert (state.masked <= earlier.masked).all(), "and they were before"
@@ -189,8 +192,9 @@ def test_what_lies_under_the_hole_makes_no_difference(seed, steps, order, share)
     unknown = torch.rand(2, N, generator=seeded(seed)) < share
     tokens = torch.randint(K, (2, N), generator=seeded(seed + 1))
     other = torch.where(unknown, torch.randint(K, (2, N), generator=seeded(seed + 2)), tokens)
+    decoding = DecodeConfig(steps=steps, order=order)
     first, second = (
-        list(decode_steps(Anything(seed, 2.0), t, unknown, steps=steps, order=order, generator=seeded(3)))[-1].filled
+        list(decode_steps(Anything(seed, 2.0), t, unknown, decoding, generator=seeded(3)))[-1].filled
         for t in (tokens, other)
     )
     assert torch.equal(first, second)

@@ -51,8 +51,8 @@ CHAIN = """
     from lab5.training.networks import open_pair, token_cache, train_transformer, train_vqgan
     from lab5.show.figures import decode_grid, fid_curve, loss_curve
     from lab5.scoring.scores import Scorer
-    from lab5.study.run import Plan, run_study, write_table
-    from lab5.inpainting.tokenizer import Tokenizer
+    from lab5.study.run import Plan, run_study
+    from lab5.study.tables import result_table
 
     def digest(content):
         return hashlib.sha256(content).hexdigest()[:12]
@@ -80,7 +80,7 @@ CHAIN = """
         "losses": [(step.loss, step.lr, step.metrics) for step in history],
         "figures": [
             drawn(decode_grid({{"filled": pair.tokenizer.decode(states[-1].filled)[:3]}})),
-            drawn(fid_curve([r for result in results for r in result.rows], "stop_at")),
+            drawn(fid_curve(result_table(results), "stop_at")),
             drawn(loss_curve(history, "accuracy", label="accuracy")),
         ],
     }}))
@@ -99,7 +99,6 @@ def test_two_runs_of_the_chain_are_the_same_to_the_last_digit(tmp_path):
         found.append(json.loads(done.stdout.splitlines()[-1]))
     assert found[0] == found[1]
     assert len(found[0]["rows"]) == 8 and len(found[0]["figures"]) == 3
-
 
 
 def without_times(value):

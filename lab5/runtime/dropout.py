@@ -2,7 +2,7 @@
 
 torch draws one random number per element there, which costs more than the attention whose weights it drops: a training
 step at the lab's size takes 1.16 times as long in float32, 1.29 times in bfloat16 (medians of five pairs of steps).
-The distribution is the same but for the probability, which is rounded to 1/65536; the numbers are drawn from torch's own
+The distribution is the same but for the probability, rounded to 1/65536; the numbers are drawn from torch's own
 stream, so a seed gives the same ones again. On a GPU random numbers are cheap, and this is torch's own dropout.
 """
 

@@ -106,7 +106,7 @@ def _kernel(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _frechet(outcome: Outcome, reference: Float[Tensor, "n F"], weights: Float[Tensor, "R n"]) -> Measured:
-    """`fid.frechet_distance`, whose value depends on n: few images are further apart than many of the same law.
+    """`fid.frechet_distance`, whose value depends on n: few images are further apart than many of one kind.
 
     A resample has only some n (1 - 1/e) distinct images, so that resamples are biased, and no interval can be made of
     their percentiles. With S = AᵀA and R = BᵀB, A and B being rows of centred features, Tr sqrt(S R) is the sum of the

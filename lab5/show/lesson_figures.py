@@ -14,14 +14,14 @@ from torch import Tensor
 from lab5.show.figures import CYCLE, INK, PALE, labelled_lines, name_ends, spoken, styled
 
 
-def sampler_laws(
+def sampler_distributions(
     steps: Sequence[int],
     distances: dict[str, dict[str, Sequence[float]]],
     exponents: dict[str, Sequence[tuple[float, float]]],
     *,
     caption: str = "",
 ) -> Figure:
-    """How far each sampler's law is from the truth, and the temperature that hides in choosing after drawing.
+    """How far each sampler's distribution is from the truth, and the temperature that hides in choosing after drawing.
 
     `distances` has a panel per name ("total variation"), in it a line per sampler over the numbers of `steps`.
     `exponents` has points (choice temperature tau, exponent e) per name ("8 positions"), where the codes that are

@@ -1,8 +1,8 @@
 """A world so small that everything about it is known: the proof of the decoder, and a lesson about it.
 
 Few positions, few codes, and a probability for every picture: the marginals that a perfect model would predict are
-sums, and so is the law of what a decoding returns. It shows what the sampler itself does to the distribution, with
-no network to blame.
+sums, and so is the distribution of what a decoding returns. It shows what the sampler itself does to the
+distribution, with no network to blame.
 
 It does not use the decoder, whose results it is there to judge.
 """
@@ -21,8 +21,8 @@ from torch import Tensor
 
 from lab5.gamma import masked_counts
 
-Law = dict[tuple[int, ...], float]
-ENUMERATED = ("random", "confidence", "lab", "max_probability", "margin", "entropy", "moment")  # by `exact_law`
+Distribution = dict[tuple[int, ...], float]
+ENUMERATED = ("random", "confidence", "lab", "max_probability", "margin", "entropy", "moment")
 
 
 class World:
@@ -54,7 +54,7 @@ class World:
         return joint / joint.sum(dim=-1, keepdim=True)
 
     def conditionals(self, tokens: Int[Tensor, "B N"]) -> Float[Tensor, "B N K"]:
-        """The law of each position's code, given the codes that are visible at the *other* positions."""
+        """The distribution of each position's code, given the codes that are visible at the *other* positions."""
         places = (self.codes + 1) ** torch.arange(self.positions).flip(0)
         return self.table[(tokens * places).sum(dim=1)]
 
@@ -97,10 +97,10 @@ def neighbours(rows: int, columns: int, codes: int = 2, coupling: float = 1.0, f
     return World(energy.double().exp().view([codes] * (rows * columns)))
 
 
-# --- the law of a decoding ------------------------------------------------------------------------------------------
+# --- the distribution of a decoding ---------------------------------------------------------------------------------
 
 
-def exact_law(
+def exact_distribution(
     world: World,
     *,
     schedule: str = "cosine",
@@ -110,7 +110,7 @@ def exact_law(
     choice_temperature: float = 4.5,
     tokens: Sequence[int] | None = None,
 ) -> Float[Tensor, "..."]:
-    """The law of what `decode_steps` returns with these settings and the world's perfect model, without sampling.
+    """How what `decode_steps` returns with these settings and the world's perfect model is distributed, unsampled.
 
     All codes that can be drawn are enumerated, and all sets of positions that can be chosen: adding Gumbel noise and
     taking the highest is drawing without replacement, whose probabilities are products (Plackett-Luce). `order` is a
@@ -122,16 +122,16 @@ def exact_law(
         names = ", ".join(ENUMERATED)
         raise ValueError(f"order must be a sequence of positions or one of {names}, but it is {order!r}.")
     start = tuple(tokens) if tokens is not None else (world.mask_id,) * world.positions
-    law: Law = {start: 1.0}
+    distribution: Distribution = {start: 1.0}
     for step, left in enumerate(masked_counts(schedule, steps, start.count(world.mask_id)), start=1):
-        after: Law = defaultdict(float)
-        for before, weight in law.items():
+        after: Distribution = defaultdict(float)
+        for before, weight in distribution.items():
             choice_at = choice_temperature * (1 - step / steps)
             for outcome, chance in _one_step(world, before, left, order, temperature, choice_at):
                 after[outcome] += weight * chance
-        law = after
+        distribution = after
     result = torch.zeros_like(world.probabilities)
-    for picture, weight in law.items():
+    for picture, weight in distribution.items():
         result[picture] = weight
     return result
 
@@ -141,16 +141,16 @@ def _one_step(
 ) -> Iterator[tuple[tuple[int, ...], float]]:
     """What the tokens can become in a step that leaves so many masked, and with which probability."""
     unknown = [n for n, token in enumerate(tokens) if token == world.mask_id]
-    laws = [world.conditionals(torch.tensor([tokens]))[0, n].tolist() for n in unknown]
+    distributions = [world.conditionals(torch.tensor([tokens]))[0, n].tolist() for n in unknown]
     # The moment sampler draws at the temperature that choosing after drawing would amount to, if it chooses.
     exponent = _inverse(at) + (_inverse(choice_at) if order == "moment" and left else 0)
-    drawn = [_power(p, exponent) for p in laws]
+    drawn = [_power(p, exponent) for p in distributions]
     for codes in product(range(world.codes), repeat=len(unknown)):
         chance = math.prod(q[code] for q, code in zip(drawn, codes, strict=True))
         if chance == 0:
             continue
         if isinstance(order, str):
-            scores, noise = _scores(order, laws, codes, at, choice_at)
+            scores, noise = _scores(order, distributions, codes, at, choice_at)
         else:
             scores, noise = [-order.index(n) for n in unknown], 0.0
         for chosen, share in first(scores, noise, len(unknown) - left).items():
@@ -161,26 +161,26 @@ def _one_step(
 
 
 def _scores(
-    order: str, laws: list[list[float]], codes: Sequence[int], at: float, choice_at: float
+    order: str, distributions: list[list[float]], codes: Sequence[int], at: float, choice_at: float
 ) -> tuple[list[float], float]:
     """What the order ranks the positions by, and the temperature of the Gumbel noise on it."""
-    of_the_drawn = [p[code] for p, code in zip(laws, codes, strict=True)]
+    of_the_drawn = [p[code] for p, code in zip(distributions, codes, strict=True)]
     match order:
         case "random":
-            return [0.0 for _ in laws], 1.0
+            return [0.0 for _ in distributions], 1.0
         case "confidence":
             return [math.log(p) for p in of_the_drawn], choice_at
         case "lab":
             return of_the_drawn, choice_at
         case "max_probability":
-            return [max(p) for p in laws], 0.0
+            return [max(p) for p in distributions], 0.0
         case "margin":
-            return [sorted(p)[-1] - sorted(p)[-2] for p in laws], 0.0
+            return [sorted(p)[-1] - sorted(p)[-2] for p in distributions], 0.0
         case "entropy":
-            return [sum(v * math.log(v) for v in p) for p in laws], 0.0
+            return [sum(v * math.log(v) for v in p) for p in distributions], 0.0
     if at == 0 or choice_at == 0:  # moment
-        return [math.log(max(p)) for p in laws], choice_at
-    moments = [sum(q * v ** (1 / choice_at) for q, v in zip(_power(p, 1 / at), p, strict=True)) for p in laws]
+        return [math.log(max(p)) for p in distributions], choice_at
+    moments = [sum(q * v ** (1 / choice_at) for q, v in zip(_power(p, 1 / at), p, strict=True)) for p in distributions]
     return [math.log(moment) for moment in moments], 1.0
 
 
@@ -221,26 +221,26 @@ def first(scores: Sequence[float], noise: float, count: int) -> dict[tuple[int, 
 
 
 def first_committed(probabilities: Sequence[float], positions: int, choice_temperature: float) -> list[float]:
-    """The law of the code that MaskGIT's order commits first, of so many independent positions of one law.
+    """How the code that MaskGIT's order commits first is distributed, of so many independent positions that are alike.
 
     A code is drawn everywhere, and one position is chosen in proportion to p(code)^(1/choice_temperature): exact, by
-    enumeration of how many positions drew each code. With one position nothing is chosen, and the law is p; with many
+    enumeration of how many positions drew each code. With one position nothing is chosen, and it is p; with many
     it tends to p^(1 + 1/choice_temperature) (arXiv 2510.04525).
     """
     weights = _power(probabilities, 1 / choice_temperature)
-    law = [0.0] * len(probabilities)
+    distribution = [0.0] * len(probabilities)
     for counts in _compositions(positions, len(probabilities)):
         ways = math.lgamma(positions + 1) - sum(math.lgamma(n + 1) for n in counts)
         chance = math.exp(ways + sum(n * math.log(p) for n, p in zip(counts, probabilities, strict=True)))
         total = sum(n * w for n, w in zip(counts, weights, strict=True))
         for code, n in enumerate(counts):
-            law[code] += chance * n * weights[code] / total
-    return law
+            distribution[code] += chance * n * weights[code] / total
+    return distribution
 
 
-def hidden_exponent(law: Sequence[float], probabilities: Sequence[float]) -> float:
-    """The exponent e for which `law` comes closest to p^e: the slope of log law over log p."""
-    x, y = (torch.tensor(values, dtype=torch.float64).log() for values in (probabilities, law))
+def hidden_exponent(distribution: Sequence[float], probabilities: Sequence[float]) -> float:
+    """The exponent e for which `distribution` comes closest to p^e: the slope of log distribution over log p."""
+    x, y = (torch.tensor(values, dtype=torch.float64).log() for values in (probabilities, distribution))
     x, y = x - x.mean(), y - y.mean()
     return float((x * y).sum() / (x * x).sum())
 
@@ -255,38 +255,40 @@ def _compositions(total: int, parts: int) -> Iterator[tuple[int, ...]]:
             yield (n, *rest)
 
 
-# --- distances between laws -----------------------------------------------------------------------------------------
+# --- distances between distributions --------------------------------------------------------------------------------
 
 
 def total_variation(a: Float[Tensor, "..."], b: Float[Tensor, "..."]) -> float:
-    """Half the summed differences: 0 for equal laws, 1 for laws with nothing in common."""
+    """Half the summed differences: 0 for equal distributions, 1 for distributions with nothing in common."""
     return float((a - b).abs().sum() / 2)
 
 
 def kl(a: Float[Tensor, "..."], b: Float[Tensor, "..."]) -> float:
     """Kullback-Leibler divergence of b from a in nats, sum a log(a / b); infinite where b lacks what a has."""
-    return max(0.0, float(torch.special.xlogy(a, a / b).sum()))  # equal laws may miss 0 by a rounding
+    return max(0.0, float(torch.special.xlogy(a, a / b).sum()))  # equal distributions may miss 0 by a rounding
 
 
 # --- what a notebook shows ------------------------------------------------------------------------------------------
 
 
-def laws_by_steps(steps: Sequence[int] = range(1, 7), choice_temperature: float = 4.5) -> dict[str, Any]:
-    """Every order's law of a world of 2x3 tokens beside the truth, for each T, and the exponents of what MaskGIT's
-    order commits first of 2, 8 and 128 positions: the arguments of `lessonplots.sampler_laws`."""
+def distributions_by_steps(steps: Sequence[int] = range(1, 7), choice_temperature: float = 4.5) -> dict[str, Any]:
+    """Every order's distribution in a world of 2x3 tokens beside the truth, for each T, and the exponents of what
+    MaskGIT's order commits first of 2, 8 and 128 positions: the arguments of `sampler_distributions`."""
     world, p = neighbours(2, 3), (0.7, 0.3)
     settings = {"schedule": "linear", "choice_temperature": choice_temperature}
-    laws = {order: [exact_law(world, steps=T, order=order, **settings) for T in steps] for order in ENUMERATED}
+    by_order = {
+        order: [exact_distribution(world, steps=T, order=order, **settings) for T in steps] for order in ENUMERATED
+    }
     measures: dict[str, Callable[[Tensor, Tensor], float]] = {
         "total variation from the truth": total_variation,
         "KL divergence of the truth": kl,
-        "diversity: nats more than the truth": lambda true, law: _entropy(law) - _entropy(true),
+        "diversity: nats more than the truth": lambda true, distribution: _entropy(distribution) - _entropy(true),
     }
     temperatures = [choice_temperature * part / 8 for part in range(1, 9)]
     return {
         "steps": steps,
         "distances": {
-            name: {order: [measure(world.probabilities, law) for law in laws[order]] for order in laws}
+            name: {order: [measure(world.probabilities, one) for one in several] for order, several in by_order.items()}
             for name, measure in measures.items()
         },
         "exponents": {
@@ -296,5 +298,5 @@ def laws_by_steps(steps: Sequence[int] = range(1, 7), choice_temperature: float 
     }
 
 
-def _entropy(law: Float[Tensor, "..."]) -> float:
-    return float(torch.special.entr(law).sum())
+def _entropy(distribution: Float[Tensor, "..."]) -> float:
+    return float(torch.special.entr(distribution).sum())

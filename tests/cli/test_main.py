@@ -19,21 +19,23 @@ import torch
 from PIL import Image
 
 from lab5 import checkpoint
-from lab5.cli import doctor, main
+from lab5.cli import doctor
 from lab5.cli import inpaint as inpainting
 from lab5.cli import train as commands
+from lab5.cli.main import main
 from lab5.config import ROOT, TransformerConfig
 from lab5.data.dataset import get_dataset
 from lab5.inpainting.fill import inpaint_images
 from lab5.profiles import configure
 from lab5.report.run import ReportError
-from lab5.runtime import files as durable
+from lab5.runtime import files
 from lab5.runtime.files import load_tensors
 from lab5.scoring.classifier import load_classifier
 from lab5.scoring.scores import Scores
 from lab5.study.claims import CLAIMS
 from lab5.study.plans import CONTROLLED
 from lab5.study.recipes import RECIPES
+from lab5.trainer import TrainStep
 from lab5.training import networks as pipeline
 from lab5.training import session as training
 from lab5.transformer import BidirectionalTransformer
@@ -93,13 +95,13 @@ def never(*_, **__):
     (["fid", "/nowhere", "toycats-test"], "/nowhere is no folder"),
     (["export", "vqgan", "/nowhere.pt", "out.pt"], "there is no checkpoint at /nowhere.pt"),
     (["data", "--data", "/nowhere"], "/nowhere does not exist"),
-    (["study", *TINY, "--set", "study.schedules=cosine,sine"], "study.schedules must be among"),
+    (["study", *TINY, "--set", "study.schedules=cosine,sine"], "study.schedules must be one of linear, cosine"),
 ])  # fmt: skip
 def test_a_mistake_is_one_sentence_on_stderr_and_exit_code_2(words, message, at_home, capsys):
     assert main(words) == 2
-    shown = capsys.readouterr()
-    line = shown.err.splitlines()[-1]
-    assert line.startswith("lab5: ") and message in line and "Traceback" not in shown.err and shown.out == ""
+    printed = capsys.readouterr()
+    line = printed.err.splitlines()[-1]
+    assert line.startswith("lab5: ") and message in line and "Traceback" not in printed.err and printed.out == ""
 
 
 def test_debug_raises_the_error_itself():
@@ -135,21 +137,21 @@ def test_an_error_of_the_program_itself_is_not_hidden(monkeypatch):
 
 
 def test_report_passes_on_its_arguments_and_prints_where_the_index_is(monkeypatch, capsys, tmp_path):
-    seen = {}
+    asked = {}
 
     def run_report(profile, **settings):
-        seen.update(settings, profile=profile)
+        asked.update(settings, profile=profile)
         return tmp_path / "index.html"
 
     monkeypatch.setattr("lab5.report.run.run_report", run_report)
     words = ["--profile", "smoke", "--only", "03", "04", "-p", "seed", "3", "-p", "weights", "trained", "--out"]
     assert main(["report", *words, str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'index.html'}\n"
-    assert seen == {
+    assert asked == {
         "profile": "smoke", "only": ["03", "04"], "parameters": {"seed": "3", "weights": "trained"}, "out": tmp_path,
     }  # fmt: skip
     main(["report"])
-    assert seen == {"profile": "auto", "only": None, "parameters": {}, "out": ROOT / "report"}
+    assert asked == {"profile": "auto", "only": None, "parameters": {}, "out": ROOT / "report"}
 
 
 def test_a_report_that_stopped_is_exit_code_1(monkeypatch, capsys):
@@ -175,7 +177,10 @@ def test_train_hands_over_networks_with_a_record_of_how_they_came_about(home):
     for name, entry in entries.items():
         content = (out / f"{name}.safetensors").read_bytes()
         assert entry["sha256"] == hashlib.sha256(content).hexdigest()
-        assert entry["seed"] == 0 and entry["seconds"] > 0 and entry["config"]["stage1"]["steps"] == 6
+        assert entry["seed"] == 0 and entry["config"]["stage1"]["steps"] == 6
+        runs = [file.parent for file in home.glob(f"runs/{name}-*/{name}.safetensors") if file.read_bytes() == content]
+        history = [TrainStep(*row) for row in json.loads((runs[0] / "history.json").read_text())]
+        assert entry["seconds"] == round(history[-1].seconds, 1) and history[-1].seconds > 0
     assert entries["vqgan"]["quality"]["val_psnr_db"] > 5 and entries["vqgan"]["quality"]["n"] == 8
     assert 0 < entries["transformer"]["quality"]["val_loss"] < 6
     assert 0 <= entries["transformer"]["quality"]["val_accuracy"] < 1
@@ -197,8 +202,8 @@ def test_the_reached_psnr_is_that_of_the_file_on_validation_images(at_home):
 def test_what_is_trained_already_is_reused_and_says_so(at_home, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(training, "fit", never)
     assert main(["train", *TINY, "--out", str(tmp_path)]) == 0
-    shown = capsys.readouterr()
-    assert all(f"{name}: reused" in shown.err for name in NAMES)
+    printed = capsys.readouterr()
+    assert all(f"{name}: reused" in printed.err for name in NAMES)
     for name in NAMES:
         file = f"{name}.safetensors"
         assert (tmp_path / file).read_bytes() == (at_home / "pretrained" / file).read_bytes()
@@ -223,9 +228,9 @@ def test_photographs_go_without_the_classifier_of_toy_cats(at_home, tmp_path, mo
 
 def test_progress_shows_loss_rate_and_time_left_and_stays_off_stdout(capsys):
     assert main(["train", *TINY, "--stage", "vqgan"]) == 0
-    shown = capsys.readouterr()
-    assert re.search(r"vqgan: 100%.*6/6 \[\d+:\d+<\d+:\d+.*loss=\d.*lr=1.0e-05", shown.err)
-    assert shown.out.startswith("vqgan: ") and "val_psnr_db" in shown.out
+    printed = capsys.readouterr()
+    assert re.search(r"vqgan: 100%.*6/6 \[\d+:\d+<\d+:\d+.*loss=\d.*lr=1.0e-05", printed.err)
+    assert printed.out.startswith("vqgan: ") and "val_psnr_db" in printed.out
 
 
 def test_an_interrupted_training_leaves_the_folder_as_it_was_and_goes_on(own_folders, tmp_path, monkeypatch, capsys):
@@ -266,7 +271,7 @@ def test_a_copy_that_fails_leaves_what_was_there(at_home, tmp_path, monkeypatch,
     def full(source, target):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(durable.os, "replace", full)
+    monkeypatch.setattr(files.os, "replace", full)
     assert main(["train", *TINY, "--stage", "vqgan", "--out", str(tmp_path)]) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["vqgan.safetensors"]
     assert (tmp_path / "vqgan.safetensors").read_bytes() == b"old"
@@ -281,9 +286,9 @@ def test_control_c_and_sigterm_end_a_real_process_with_one_line_and_a_saved_stat
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     with subprocess.Popen(words, cwd=ROOT, preexec_fn=heed, **pipes) as process:
-        shown = ""
-        while "loss=" not in shown:  # the training is running
-            shown += process.stderr.read(1)
+        progress = ""
+        while "loss=" not in progress:  # the training is running
+            progress += process.stderr.read(1)
         for _ in range(3):  # one that arrives within a callback of compiled code is lost, and people press again
             process.send_signal(number)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -311,13 +316,13 @@ def test_train_takes_the_labs_flags_and_a_vqgan_that_is_given(at_home, tmp_path,
              "--num_workers", "4", "--device", "cpu"]  # fmt: skip
     assert main(["train", *words, "--out", str(tmp_path)]) == 0
     entry = json.loads((tmp_path / "training.json").read_text())["transformer"]
-    found = entry["config"]["stage2"]
-    assert (found["steps"], found["warmup"], found["batch"], found["accumulate"]) == (3 * 16 // 8, 16 // 8, 4, 2)
-    assert (found["lr"], found["masking"], entry["config"]["data"]["train"]) == (1e-3, "square", 16)
+    stage2 = entry["config"]["stage2"]
+    assert (stage2["steps"], stage2["warmup"], stage2["batch"], stage2["accumulate"]) == (3 * 16 // 8, 16 // 8, 4, 2)
+    assert (stage2["lr"], stage2["masking"], entry["config"]["data"]["train"]) == (1e-3, "square", 16)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["training.json", "transformer.safetensors"]
-    shown = capsys.readouterr()
-    assert "vqgan: " in shown.out and "val_psnr_db" in shown.out
-    translated, needless = [line for line in shown.err.splitlines() if line.startswith("lab5: ")]
+    printed = capsys.readouterr()
+    assert "vqgan: " in printed.out and "val_psnr_db" in printed.out
+    translated, needless = [line for line in printed.err.splitlines() if line.startswith("lab5: ")]
     assert "the lab's flags stand for" in translated and "--num_workers sets nothing here" in needless
     again = translated.partition("stand for ")[2].split()
     monkeypatch.setattr(training, "fit", never)
@@ -364,7 +369,7 @@ def test_a_gpu_whose_memory_is_full_is_told_in_a_sentence(monkeypatch, capsys):
     (["--set", "stage2.lr=1", "--learning-rate", "2"], "stage2.lr is set twice"),
     (["--data", "toycats", "--train_d_path", "{here}/train"], "data.path is set twice"),
     (["--set", "stage2.steps=4", "--epochs", "1"], "stage2.steps is set twice"),
-    (["--scheduler", "cosmic"], "stage2.schedule: unknown learning-rate schedule 'cosmic'; there are"),
+    (["--scheduler", "cosmic"], "stage2.schedule must be one of constant, warmup_cosine"),
     (["--gamma-type", "sine"], "stage2.masking: unknown masking 'sine'; there are"),
     (["--stage", "vqgan", "--vqgan", "a.pt"], "--stage vqgan trains stage one, and --vqgan says"),
     (["--vqgan", "/nowhere.pt"], "there is no checkpoint at /nowhere.pt"),
@@ -532,7 +537,9 @@ def test_study_prints_mean_and_deviation_per_plan_and_keeps_its_results(at_home,
     names = {"rows.csv", "rows-baselines.csv", "rows-effects.csv", "rows-claims.csv"}
     names |= {f"rows-{figure}.{kind}" for figure in ("claims", "schedules") for kind in ("png", "svg")}
     assert {path.name for path in tmp_path.iterdir()} == names
-    assert {row["verdict"] for row in rows_of(tmp_path / "rows-claims.csv")} > {"not measured by this grid"}
+    assert {row["verdict"] for row in rows_of(tmp_path / "rows-claims.csv")} > {"not measured"}
+    (unmeasured,) = (line for line in lines if line[0] == "a loss on all tokens trains better")
+    assert unmeasured[1:] == ["B, C, E", "not measured by this grid", "-"]
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     assert main(words) == 0
     assert capsys.readouterr().out == out, "nothing was decoded anew"
@@ -557,7 +564,7 @@ def test_the_wide_study_runs_and_decides_or_declines_every_claim(at_home, tmp_pa
     assert all((tmp_path / f"wide-{name}.png").stat().st_size > 10_000 for name in figures)
 
 
-# --- data and export --------------------------------------------------------------------------------------------
+# --- data, settings and export -------------------------------------------------------------------------------------
 
 
 def test_data_prints_what_is_in_a_dataset(at_home, capsys):
@@ -566,6 +573,15 @@ def test_data_prints_what_is_in_a_dataset(at_home, capsys):
     assert out.startswith("toycats: toycats\n")
     (used,) = [line.split() for line in out.splitlines() if line.startswith("images used")]
     assert used[-3:] == ["32", "8", "8"]
+
+
+def test_settings_are_those_of_the_profile_with_what_is_changed(at_home, tmp_path, capsys):
+    assert main(["settings", *TINY, "--recipe", "paper", "--set", "decode.batch=7"]) == 0
+    by_name = dict(line.split(" = ", 1) for line in capsys.readouterr().out.splitlines())
+    values = {name: by_name[name].split()[0] for name in ("data.train", "stage2.label_smoothing", "decode.batch")}
+    assert values == {"data.train": "32", "stage2.label_smoothing": "0.1", "decode.batch": "7"}
+    assert main(["settings", "--set", "decode.order=luck"]) == 2
+    assert "decode.order must be one of" in capsys.readouterr().err
 
 
 def test_export_writes_what_the_lab_reads_and_only_once(at_home, tmp_path, capsys):
@@ -607,8 +623,8 @@ def test_doctor_has_a_line_for_everything_and_is_content(at_home, monkeypatch, c
                                            "cache"]  # fmt: skip
     absent = {line[1]: line[0] for line in lines if line[0] != "ok"}
     assert absent | {"browser": "none"} == {"inception": "none", "browser": "none"}, "which are not needed"
-    found = {line[1]: line[2] for line in lines}
-    assert torch.__version__ in found["torch"] and "cached arrays" in found["cache"]
+    sentences = {line[1]: line[2] for line in lines}
+    assert torch.__version__ in sentences["torch"] and "cached arrays" in sentences["cache"]
 
 
 def test_doctor_misses_weights(monkeypatch, capsys, tmp_path):

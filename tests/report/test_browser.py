@@ -122,33 +122,33 @@ def test_the_slider_the_keys_and_play_move_every_picture_together(tmp_path, tour
 
 def test_a_cell_tells_its_token_its_confidence_and_the_step_that_fixed_it(tmp_path, toured):
     page = toured(scrub_page(tmp_path))
-    slider, told = page.get_by_label("Grey squares", exact=True), page.locator(".cell")
+    slider, cells = page.get_by_label("Grey squares", exact=True), page.locator(".cell")
     size = page.locator(".window").nth(0).bounding_box()["width"] / 16
     middle = {"x": 2.5 * size, "y": 0.5 * size}  # of the third cell of the first row, which step 2 fixes
     page.locator(".window").nth(0).hover(position=middle)
-    assert told.all_text_contents() == ["row 1, column 3: masked; fixed at step 2"] * 2
+    assert cells.all_text_contents() == ["row 1, column 3: masked; fixed at step 2"] * 2
     slider.fill("1")
     page.locator(".window").nth(0).hover(position=middle)
-    assert told.nth(1).text_content() == "row 1, column 3: guess 3, confidence 61 %; fixed at step 2"
+    assert cells.nth(1).text_content() == "row 1, column 3: guess 3, confidence 61 %; fixed at step 2"
     page.mouse.move(0, 0)
-    assert told.nth(0).text_content() == ""
+    assert cells.nth(0).text_content() == ""
     page.locator(".window").nth(0).click(position=middle)
     page.mouse.move(0, 0)
     page.keyboard.press("ArrowRight")
-    assert told.nth(0).text_content() == "row 1, column 3: token 2, confidence 61 %; fixed at step 2", "it stays framed"
+    assert cells.nth(0).text_content() == "row 1, column 3: token 2, confidence 61 %; fixed at step 2", "and stays"
     page.keyboard.press("Shift+ArrowRight")
     page.keyboard.press("Shift+ArrowRight")
     page.keyboard.press("Shift+ArrowDown")
-    assert told.nth(0).text_content() == "row 2, column 5: token 20, known from the start"
+    assert cells.nth(0).text_content() == "row 2, column 5: token 20, known from the start"
     page.keyboard.press("Escape")
-    assert told.nth(0).text_content() == ""
+    assert cells.nth(0).text_content() == ""
 
 
 def test_a_hole_is_drawn_and_erased_with_the_mouse(browser, tmp_path):
     from lab5.show.play import _hole, board
 
     html = board(torch.zeros(3, 64, 64, dtype=torch.uint8), torch.zeros(64, 64, dtype=torch.bool))
-    field = '<div class="lab5-hole" style="display:none"><textarea onchange="this.told = this.value"></textarea></div>'
+    field = '<div class="lab5-hole" style="display:none"><textarea onchange="this.drawn = this.value"></textarea></div>'
     (tmp_path / "a.html").write_text(f'<!DOCTYPE html><title>a</title><div class="lab5-play">{html}{field}</div>')
     page = browser.new_page()
     page.goto((tmp_path / "a.html").as_uri())
@@ -159,7 +159,7 @@ def test_a_hole_is_drawn_and_erased_with_the_mouse(browser, tmp_path):
         page.mouse.down()
         page.mouse.move(box["x"] + 4 * last, box["y"] + 4 * row)
         page.mouse.up()
-        return _hole(page.evaluate("document.querySelector('textarea').told"))
+        return _hole(page.evaluate("document.querySelector('textarea').drawn"))
 
     drawn = stroke(32, 16, 48)
     assert drawn[28:36, 16:48].all(), "a brush of eight pixels, without gaps where the mouse was fast"
@@ -264,8 +264,8 @@ def test_nothing_serious_stands_in_the_way_of_anybody(smoke_report, toured, sche
         page = toured(path)
         page.emulate_media(color_scheme=scheme)
         page.add_script_tag(path=Path(axe.origin).with_name("axe.min.js"))
-        found = page.evaluate("async () => (await axe.run()).violations")
-        serious = [(fault["id"], fault["nodes"][0]["html"][:200]) for fault in found
+        violations = page.evaluate("async () => (await axe.run()).violations")
+        serious = [(fault["id"], fault["nodes"][0]["html"][:200]) for fault in violations
                    if fault["impact"] in ("serious", "critical")]  # fmt: skip
         assert serious == [], f"in {path.name}"
 
@@ -277,7 +277,7 @@ def test_nothing_serious_stands_in_the_way_of_anybody(smoke_report, toured, sche
 def jupyterlab(smoke_report, tmp_path_factory) -> Iterator[str]:
     """JupyterLab on a copy of the notebooks, 03 with the smallest profile, as `make lab` starts it; its address.
 
-    The networks that the smoke report has trained are found.
+    The networks that the smoke report has trained are used again.
     """
     home = tmp_path_factory.mktemp("lab")
     shutil.copytree(ROOT / "notebooks", home / "notebooks")
@@ -295,13 +295,13 @@ def jupyterlab(smoke_report, tmp_path_factory) -> Iterator[str]:
              f"--ServerApp.root_dir={home / 'notebooks'}", "--IdentityProvider.token=secret",
              "--LabApp.default_url=/lab/tree/README.md")  # fmt: skip
     folders = {f"JUPYTER_{name}_DIR": str(home / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")}
-    told = {"JUPYTER_CONFIG_PATH": str(ROOT / "notebooks" / ".jupyter"), "PYTHONPATH": str(ROOT),
+    environment = {"JUPYTER_CONFIG_PATH": str(ROOT / "notebooks" / ".jupyter"), "PYTHONPATH": str(ROOT),
             "JUPYTER_PATH": str(Path(sys.prefix) / "share" / "jupyter"), "OMP_NUM_THREADS": "1",
             "LAB5_DATA": str(smoke_report.parent / "data"), "LAB5_REPORT_DIR": str(home / "report"),
             "LAB5_FIGURES_DIR": str(home / "figures")}  # fmt: skip
     with (home / "log").open("w") as log:
         server = subprocess.Popen([sys.executable, "-m", "jupyterlab", *words], stdout=log, stderr=log,
-                                  env=os.environ | folders | told)  # fmt: skip
+                                  env=os.environ | folders | environment)  # fmt: skip
         address = f"http://127.0.0.1:{port}"
         try:
             for _ in range(240):
@@ -353,7 +353,7 @@ def test_notebook_03_runs_in_jupyterlab_its_slider_moves_and_a_drawn_hole_is_fil
     assert slider.input_value() == "1" and window.screenshot() != before
 
     game = page.locator(".lab5-play")
-    canvas, said = game.locator("canvas"), game.locator(".widget-label", has_text="missing")
+    canvas, share_missing = game.locator("canvas"), game.locator(".widget-label", has_text="missing")
     game.get_by_role("button", name="no hole").click()
     game.get_by_text("there is no hole yet").wait_for(timeout=60_000)
     canvas.scroll_into_view_if_needed()
@@ -362,8 +362,8 @@ def test_notebook_03_runs_in_jupyterlab_its_slider_moves_and_a_drawn_hole_is_fil
     page.mouse.down()
     page.mouse.move(box["x"] + 192, box["y"] + 128, steps=4)
     page.mouse.up()
-    said.wait_for(timeout=60_000)
-    share = float(said.text_content().partition("%")[0])
+    share_missing.wait_for(timeout=60_000)
+    share = float(share_missing.text_content().partition("%")[0])
     assert 4 <= share <= 9, "a stroke of 32 pixels by 8"
     assert game.locator(".lab5-scrub.live figure").count() == 3
     page.close()

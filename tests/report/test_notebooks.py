@@ -32,7 +32,7 @@ def test_it_is_stored_without_outputs(path):
 
 
 @each
-def test_its_title_is_a_question_and_the_time_is_said(path):
+def test_its_title_is_a_question_and_the_expected_time_is_below(path):
     first = nbformat.read(path, as_version=4).cells[0]
     assert first.cell_type == "markdown"
     title, *rest = first.source.strip().splitlines()

@@ -192,8 +192,9 @@ def test_parts_of_other_runs_do_not_come_together(write_notebook):
         run(folder, only=["03"])
     run(folder, only=["02"])  # which has no seed
     run(folder, only=["03"], parameters={"seed": "3", "weights": "theirs"})
-    told = json.loads(page(folder, "config.json"))
-    assert told["parameters"] == {"seed": 3, "weights": "theirs"} and "-p seed 3 -p weights theirs" in told["command"]
+    config = json.loads(page(folder, "config.json"))
+    assert config["parameters"] == {"seed": 3, "weights": "theirs"}
+    assert "-p seed 3 -p weights theirs" in config["command"]
     run(folder)
     assert json.loads(page(folder, "config.json"))["parameters"] == {}
 
@@ -233,7 +234,7 @@ def test_a_failure_does_not_tell_where_files_lie(write_notebook, tmp_path, monke
         assert "josé" not in page(folder, name) and "jos\\u00e9" not in page(folder, name), name
 
 
-def test_a_kernel_that_does_not_start_is_told_with_the_page_up_to_there(write_notebook, monkeypatch):
+def test_a_kernel_that_does_not_start_is_reported_with_the_page_up_to_there(write_notebook, monkeypatch):
     def silent(*_, **__):
         raise RuntimeError("Kernel didn't respond in 60 seconds")
 
@@ -350,14 +351,14 @@ def test_a_run_says_what_it_takes_to_make_it_again(write_notebook):
     cells = ("parameters", 'profile = "auto"\nseed = 0\ndataset = "toycats"')
     folder = write_notebook("01_a", ("markdown", "# Is it?"), cells, "print(seed)")
     run(folder, parameters={"seed": "3"})
-    told = json.loads(page(folder, "config.json"))
-    assert told["command"] == "python -m lab5 report --profile smoke -p seed 3"
-    assert told["config"] == json.loads(json.dumps(dataclasses.asdict(configure("smoke", seed=3))))
-    assert told["versions"]["torch"] == torch.__version__.split("+")[0] and told["parameters"] == {"seed": 3}
+    config = json.loads(page(folder, "config.json"))
+    assert config["command"] == "python -m lab5 report --profile smoke -p seed 3"
+    assert config["config"] == json.loads(json.dumps(dataclasses.asdict(configure("smoke", seed=3))))
+    assert config["versions"]["torch"] == torch.__version__.split("+")[0] and config["parameters"] == {"seed": 3}
     metrics = json.loads(page(folder, "metrics.json"))
-    assert metrics["repeat"] == {key: told[key] for key in metrics["repeat"]} and "config" in metrics["repeat"]
+    assert metrics["repeat"] == {key: config[key] for key in metrics["repeat"]} and "config" in metrics["repeat"]
     head = subprocess.run(["git", "-C", str(results.ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
-    assert told.get("commit", "") == head.stdout.strip()
+    assert config.get("commit", "") == head.stdout.strip()
     assert 'href="config.json"' in page(folder, "index.html")
 
 

@@ -24,7 +24,7 @@ from lab5.show.figures import (
     mask_pictures,
     name_ends,
 )
-from lab5.show.lesson_figures import mistakes, pitfall_curves, sampler_laws
+from lab5.show.lesson_figures import mistakes, pitfall_curves, sampler_distributions
 from lab5.show.notebook import show
 from lab5.show.study_figures import VERDICTS, forest, leak_map, loss_against_score, reliability
 from lab5.study.claims import Direction, Verdict
@@ -75,7 +75,9 @@ FIGURES = {
     "fid_curve": lambda: fid_curve(ROWS, "steps", baselines={"do_nothing": 40.0}, caption="n"),
     "attention_map": lambda: attention_map(PICTURES[0], WEIGHTS[:2], 17, titles=["a", "b", "c"], caption="n"),
     "bars": lambda: bars({"ours": 1.5, "telea": 2.5}, xlabel="score", highlight="ours", caption="n"),
-    "sampler_laws": lambda: sampler_laws([1, 2, 4], {"distance": BY_T, "diversity": BY_T}, EXPONENTS, caption="n"),
+    "sampler_distributions": lambda: sampler_distributions(
+        [1, 2, 4], {"distance": BY_T, "diversity": BY_T}, EXPONENTS, caption="n"
+    ),
     "pitfall_curves": lambda: pitfall_curves(RIGHT, MASKED, {"ours": 0.9, "drowned": 0.05}, caption="n"),
     "mistakes": lambda: mistakes(
         {"4 view": ("gap", MANY, FEW), "7 axis": ("loss", torch.tensor([6.9]), torch.tensor([1.4]))}, caption="n"
@@ -292,7 +294,7 @@ def test_names_at_lines_never_cover_each_other_and_keep_the_order_of_the_lines(e
 
 
 def test_the_laws_of_samplers_have_a_panel_per_distance_and_one_of_exponents():
-    figure = sampler_laws([1, 2, 4], {"distance": BY_T, "diversity": BY_T}, EXPONENTS)
+    figure = sampler_distributions([1, 2, 4], {"distance": BY_T, "diversity": BY_T}, EXPONENTS)
     first, second, last = figure.axes
     assert [axis.get_title(loc="left") for axis in figure.axes] == ["Distance", "Diversity", "A hidden temperature"]
     for axis in (first, second):

@@ -15,12 +15,12 @@ from lab5.samplers import halton_order
 from lab5.study.small_world import (
     ENUMERATED,
     World,
-    exact_law,
+    distributions_by_steps,
+    exact_distribution,
     first,
     first_committed,
     hidden_exponent,
     kl,
-    laws_by_steps,
     neighbours,
     total_variation,
 )
@@ -143,7 +143,7 @@ def test_without_noise_the_highest_are_chosen_and_the_last_of_equal_ones():
 @pytest.mark.parametrize("order", [*permutations(range(4)), "random", "max_probability", "margin", "entropy"])
 def test_one_token_at_a_time_is_the_truth_in_any_order_that_does_not_look_at_the_drawn_codes(order):
     for world in (a_world(), neighbours(2, 2)):
-        law = exact_law(world, order=order, **ONE_BY_ONE)
+        law = exact_distribution(world, order=order, **ONE_BY_ONE)
         assert total_variation(law, world.probabilities) < 1e-12
         assert kl(world.probabilities, law) < 1e-12
 
@@ -151,7 +151,7 @@ def test_one_token_at_a_time_is_the_truth_in_any_order_that_does_not_look_at_the
 @pytest.mark.parametrize("order", ENUMERATED)
 def test_one_shot_is_the_product_of_the_marginals(order):
     world = a_world((3, 3, 3))
-    law = exact_law(world, order=order, steps=1)
+    law = exact_distribution(world, order=order, steps=1)
     torch.testing.assert_close(law, marginals_product(world))
     assert total_variation(law, world.probabilities) > 0.1
 
@@ -159,7 +159,7 @@ def test_one_shot_is_the_product_of_the_marginals(order):
 @pytest.mark.parametrize("order", ["confidence", "lab", "moment"])
 def test_looking_at_the_drawn_codes_costs_the_truth_even_one_by_one(order):
     world = neighbours(2, 2)
-    law = exact_law(world, order=order, **ONE_BY_ONE)
+    law = exact_distribution(world, order=order, **ONE_BY_ONE)
     assert total_variation(law, world.probabilities) > 0.01
     entropy = [torch.special.entr(p).sum() for p in (law, world.probabilities)]
     assert entropy[0] < entropy[1], "likely pictures become likelier"
@@ -168,7 +168,7 @@ def test_looking_at_the_drawn_codes_costs_the_truth_even_one_by_one(order):
 def test_more_steps_come_closer_to_the_truth():
     world = neighbours(2, 2, codes=3)
     distances = [
-        total_variation(exact_law(world, schedule="linear", steps=steps, order="random"), world.probabilities)
+        total_variation(exact_distribution(world, schedule="linear", steps=steps, order="random"), world.probabilities)
         for steps in (1, 2, 3, 4)
     ]
     assert distances == sorted(distances, reverse=True) and distances[-1] < 1e-12 < 0.3 < distances[0]
@@ -177,17 +177,17 @@ def test_more_steps_come_closer_to_the_truth():
 @pytest.mark.parametrize("order", ENUMERATED)
 def test_a_law_adds_up_to_one_and_keeps_what_is_known(order):
     world = a_world((3, 3, 3))
-    law = exact_law(world, order=order, steps=2, tokens=[3, 1, 3])
+    law = exact_distribution(world, order=order, steps=2, tokens=[3, 1, 3])
     assert float(law.sum()) == pytest.approx(1)
     assert float(law[:, [0, 2]].sum()) == 0
     if order != "confidence":
         return
-    one_by_one = exact_law(world, order="random", schedule="linear", steps=2, tokens=[3, 1, 3])
+    one_by_one = exact_distribution(world, order="random", schedule="linear", steps=2, tokens=[3, 1, 3])
     assert total_variation(one_by_one, world.given([3, 1, 3])) < 1e-12
 
 
 def test_greedy_codes_leave_one_picture():
-    law = exact_law(a_world(), order="max_probability", temperature=0.0, **ONE_BY_ONE)
+    law = exact_distribution(a_world(), order="max_probability", temperature=0.0, **ONE_BY_ONE)
     assert sorted(law.flatten().tolist())[-2:] == [0.0, 1.0]
 
 
@@ -203,14 +203,14 @@ def test_greedy_codes_leave_one_picture():
 def test_the_decoder_follows_the_exact_law(order, settings):
     world = a_world()
     tokens = decoded(world, 20_000, seeded(1), order=order, **settings)
-    assert_follows(tokens, world, exact_law(world, order=order, **settings))
+    assert_follows(tokens, world, exact_distribution(world, order=order, **settings))
 
 
 @pytest.mark.parametrize("order", ["confidence", "random"])
 def test_with_a_generator_per_image_it_does_too(order):
     world = neighbours(2, 2, coupling=0.5)
     generators = [seeded(i) for i in range(3000)]
-    law = exact_law(world, order=order, **ONE_BY_ONE)
+    law = exact_distribution(world, order=order, **ONE_BY_ONE)
     assert_follows(decoded(world, 3000, generators, order=order, **ONE_BY_ONE), world, law)
 
 
@@ -219,13 +219,13 @@ def test_the_test_can_tell_one_order_from_another():
     tokens = decoded(world, 20_000, seeded(1), order="confidence", **ONE_BY_ONE)
     for other in ("lab", "moment", "random"):
         with pytest.raises(AssertionError):
-            assert_follows(tokens, world, exact_law(world, order=other, **ONE_BY_ONE))
+            assert_follows(tokens, world, exact_distribution(world, order=other, **ONE_BY_ONE))
 
 
 def test_the_halton_order_is_a_mixture_of_its_beginnings():
     world, order = a_world(), halton_order(2)
     settings = {"schedule": "linear", "steps": 2}
-    laws = [exact_law(world, order=order[start:] + order[:start], **settings) for start in range(4)]
+    laws = [exact_distribution(world, order=order[start:] + order[:start], **settings) for start in range(4)]
     tokens = decoded(world, 20_000, seeded(1), order="halton", **settings)
     assert_follows(tokens, world, sum(laws) / 4)
 
@@ -245,7 +245,7 @@ def test_remasking_one_by_one_keeps_the_truth():
     settings = {"schedule": "linear", "steps": 4, "order": "random"}
     exact = decoded(world, 20_000, seeded(2), variants.decode, **settings, remask=0.0)
     assert_follows(exact, world, world.probabilities)
-    one_shot = total_variation(exact_law(world, steps=1), world.probabilities)
+    one_shot = total_variation(exact_distribution(world, steps=1), world.probabilities)
     # Where several go back at once they are drawn together, as in any parallel step: close, but not exact.
     again = world.frequencies(decoded(world, 20_000, seeded(2), variants.decode, **settings, remask=1.0))
     assert total_variation(again, world.probabilities) < one_shot / 3
@@ -327,11 +327,11 @@ def test_distances_are_their_closed_forms():
 
 def test_an_order_that_cannot_be_enumerated_is_refused():
     with pytest.raises(ValueError, match="sequence of positions or one of random, .*but it is 'halton'"):
-        exact_law(a_world(), order="halton")
+        exact_distribution(a_world(), order="halton")
 
 
 def test_laws_by_steps_begin_at_one_law_and_end_where_the_order_is_deaf_to_the_codes():
-    laws = laws_by_steps(steps=(1, 6))
+    laws = distributions_by_steps(steps=(1, 6))
     for by_order in laws["distances"].values():
         one_shot = [curve[0] for curve in by_order.values()]
         assert one_shot == pytest.approx([one_shot[0]] * len(one_shot)), "at T = 1 no order matters"
@@ -341,8 +341,8 @@ def test_laws_by_steps_begin_at_one_law_and_end_where_the_order_is_deaf_to_the_c
         assert ends["confidence"] > 0.01 and ends["moment"] > 0.01
     diversity = laws["distances"]["diversity: nats more than the truth"]
     assert diversity["confidence"][1] < 0 < diversity["confidence"][0]
-    surer = laws_by_steps(steps=(1, 3), choice_temperature=0.5)["distances"]["total variation from the truth"]
-    usual = laws_by_steps(steps=(1, 3))["distances"]["total variation from the truth"]
+    surer = distributions_by_steps(steps=(1, 3), choice_temperature=0.5)["distances"]["total variation from the truth"]
+    usual = distributions_by_steps(steps=(1, 3))["distances"]["total variation from the truth"]
     assert surer["random"] == usual["random"] and surer["confidence"][1] != pytest.approx(usual["confidence"][1])
     for tau, exponent in laws["exponents"]["128 positions"]:
         assert exponent == pytest.approx(1 + 1 / tau, rel=0.03)

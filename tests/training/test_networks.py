@@ -9,15 +9,18 @@ import torch
 from lab5 import checkpoint
 from lab5.config import Config
 from lab5.data.dataset import get_dataset, token_mask
+from lab5.data.holes import fill_holes
 from lab5.data.toycats import ATTRIBUTES
 from lab5.inpainting.pair import load_pair
 from lab5.inpainting.tokenizer import Tokenizer
-from lab5.objectives import MVTMObjective
+from lab5.objectives import MVTMObjective, VQGANObjective
 from lab5.profiles import configure
 from lab5.runtime.files import load_meta
+from lab5.scoring import classifier
 from lab5.scoring.classifier import EncoderFeatures, ToyFeatures, get_features, load_classifier, save_classifier
 from lab5.trainer import TrainStep
 from lab5.training import networks as pipeline
+from lab5.training import session as training
 from lab5.training.networks import (
     open_pair,
     token_cache,
@@ -27,7 +30,6 @@ from lab5.training.networks import (
     training_holes,
     validation,
 )
-from lab5.training import session as training
 from lab5.transformer import BidirectionalTransformer
 from lab5.vqgan import VQGAN
 
@@ -111,7 +113,7 @@ def test_another_setting_is_another_folder(change):
 
 
 def test_a_vqgan_judged_by_another_classifier_is_another_folder(monkeypatch, tmp_path):
-    monkeypatch.setattr(pipeline, "pretrained_folder", lambda: tmp_path)
+    monkeypatch.setattr(classifier, "pretrained_folder", lambda: tmp_path)
     config = tiny(**{"stage1.perceptual": 0.1})
     folders = set()
     for seed in (0, 0, 1):
@@ -119,6 +121,33 @@ def test_a_vqgan_judged_by_another_classifier_is_another_folder(monkeypatch, tmp
         save_classifier(tmp_path / "classifier.safetensors", ToyFeatures({"fur": 3}))
         folders.add(train_vqgan(config, get_dataset(config)).folder)
     assert len(folders) == 2
+
+
+def test_a_perceptual_weight_without_a_network_to_judge_with_is_refused():
+    config = tiny(**{"stage1.perceptual": 0.1})
+    with pytest.raises(ValueError, match="stage1.perceptual needs a network to judge with"):
+        train_vqgan(config, dataclasses.replace(get_dataset(config), attributes={}))
+
+
+@pytest.mark.parametrize(("weights", "judges"), [
+    ({}, set()), ({"stage1.perceptual": 0.1}, {"perceptual"}), ({"stage1.adversarial": 0.2}, {"adversarial"}),
+    ({"stage1.perceptual": 0.1, "stage1.adversarial": 0.2}, {"perceptual", "adversarial"}),
+])  # fmt: skip
+def test_a_vqgan_is_judged_by_those_that_have_a_weight(monkeypatch, weights, judges):
+    asked = {}
+
+    class Remembered(VQGANObjective):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            asked.update(arguments[-1])
+
+    monkeypatch.setattr(pipeline, "VQGANObjective", Remembered)
+    config = tiny(**{"stage1.steps": 2, "stage1.autoencoder_share": 0.0} | weights)
+    run = train_vqgan(config, get_dataset(config)).run()
+    assert {name: weight for name, (weight, _) in asked.items()} == {
+        name.removeprefix("stage1."): weight for name, weight in weights.items()
+    }
+    assert {"perceptual", "adversarial"} & run.history[-1].metrics.keys() == judges
 
 
 def test_settings_of_another_network_change_nothing():
@@ -252,10 +281,11 @@ def test_a_classifier_comes_back_from_its_file_and_other_files_are_refused(tmp_p
 
 def test_toy_cats_are_scored_by_the_classifier_and_photographs_never_by_a_false_fid(monkeypatch, tmp_path, capsys):
     save_classifier(tmp_path / "classifier.safetensors", ToyFeatures({"fur": 3}))
-    monkeypatch.setattr(pipeline, "pretrained_folder", lambda: tmp_path)
+    monkeypatch.setattr(classifier, "pretrained_folder", lambda: tmp_path)
     monkeypatch.setenv("LAB5_INCEPTION_WEIGHTS", str(tmp_path / "none.pth"))
     tokenizer = Tokenizer(small_vqgan())
-    assert isinstance(get_features(tiny(), tokenizer), ToyFeatures)
+    ours = get_features(tiny(), tokenizer)
+    assert isinstance(ours, ToyFeatures) and ours.attributes == {"fur": 3}
     features = get_features(tiny(**{"data.path": "photographs"}), tokenizer)
     assert isinstance(features, EncoderFeatures) and not features.score_name.startswith("FID")
     said = capsys.readouterr().out
@@ -337,15 +367,18 @@ def test_a_transformer_learns_from_hints_of_its_own_images_and_holes(monkeypatch
     seen = []
     true_hints = Tokenizer.hints
 
-    def spy(self, images, holes, fill="navier_stokes"):
-        seen.append((images, holes))
-        return true_hints(self, images, holes, fill)
+    def spy(self, filled, holes):
+        seen.append((filled, holes))
+        return true_hints(self, filled, holes)
 
     monkeypatch.setattr(Tokenizer, "hints", spy)
     run = train_transformer(config, data, tokenizer).run()
     both = torch.cat([data.train, data.train.flip(3)])
-    images = torch.cat([images for images, _ in seen if len(images) == config.stage2.batch])
-    assert len(images) == 20 and (images[:, None] == both).all((2, 3, 4)).any(1).all()
+    of_training = [pair for pair in seen if len(pair[0]) == config.stage2.batch]
+    filled, holes = (torch.cat(parts) for parts in zip(*of_training, strict=True))
+    assert len(filled) == 20 and ((filled[:, None] == both) | holes[:, None, None]).all((2, 3, 4)).any(1).all()
+    assert (holes[:, None] == training_holes(config)).all((2, 3)).any(1).all()
+    assert torch.equal(filled, fill_holes(filled, holes, "navier_stokes")), "nothing of what is under a hole"
     assert bool(run.model.hint_emb.weight.abs().sum() > 0), "it has moved from zero"
 
 
