@@ -70,13 +70,6 @@ def test_rounding_up_keeps_at_most_one_more(schedule, steps, hole, data):
 
 
 @tried
-@given(schedules, st.integers(1, 40), holes, roundings)
-def test_counted_from_the_mask_of_the_moment_no_more_stay_masked(schedule, steps, hole, rounding):
-    current = masked_counts(schedule, steps, hole, rounding, "current")
-    assert current[-1] == 0 and current == sorted(current, reverse=True) and current[0] <= hole
-
-
-@tried
 @given(st.data(), st.integers(1, 20), holes, st.sampled_from(CONVENTIONS), roundings)
 def test_every_convention_commits_the_whole_hole_and_never_takes_back(data, steps, hole, convention, rounding):
     numbers = st.lists(st.floats(0, 5), min_size=steps, max_size=steps)
