@@ -5,14 +5,11 @@ it there. `lab5.profiles` has the values that go together.
 """
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from math import inf
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent  # the checkout, or where the package is installed
 SEEDS = 10**12  # times a million, for a seed of each step and image, it is still a number of 64 bits
 
 
@@ -362,22 +359,3 @@ def _read(text: str, is_tuple: bool) -> Any:
         return json.loads({"True": "true", "False": "false"}.get(text, text))
     except json.JSONDecodeError:
         return text
-
-
-# --- folders --------------------------------------------------------------------------------------------------------
-
-
-def data_folder() -> Path:
-    """Datasets, caches and runs: LAB5_DATA names it; else `data/` of the checkout, or a cache in the home folder."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lab5"
-    return Path(os.environ.get("LAB5_DATA") or (ROOT / "data" if is_checkout() else home))
-
-
-def pretrained_folder() -> Path:
-    """The committed weights for the embedded dataset, which an installed package has within itself."""
-    return ROOT / "data" / "pretrained" if is_checkout() else ROOT / "lab5" / "pretrained"
-
-
-def is_checkout() -> bool:
-    """Whether the package lies in a clone of its repository, with the notebooks beside it."""
-    return (ROOT / "notebooks").is_dir() and (ROOT / "pyproject.toml").is_file()

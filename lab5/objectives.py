@@ -145,8 +145,7 @@ def mvtm_loss(
 
     `masking` is written as `lab5.masking` says, `loss` is a name in LOSSES.
     """
-    cross_entropy = read_loss(loss)
-    return cross_entropy(model, tokens, mvtm_mask(tokens, masking, generator, holes), label_smoothing)[0]
+    return LOSSES[loss](model, tokens, mvtm_mask(tokens, masking, generator, holes), label_smoothing)[0]
 
 
 def masked_cross_entropy(
@@ -190,19 +189,12 @@ LOSSES = {"masked": masked_cross_entropy, "all": all_cross_entropy}
 """Name -> function (model, tokens, masked, label_smoothing, hints) -> loss, accuracy."""
 
 
-def read_loss(name: str) -> Callable[..., tuple[Tensor, Tensor]]:
-    """The function of a name in LOSSES. Raises ValueError for another name."""
-    if name not in LOSSES:
-        raise ValueError(f"unknown loss {name!r}; there are {', '.join(LOSSES)}")
-    return LOSSES[name]
-
-
 class MVTMObjective:
     """Stage two for `fit`: batches of cached tokens, masked anew at every draw.
 
     With `hints`, a function of the numbers of images and of holes, nine of ten images come with a hole, what is
     visible around it, and part of its tokens masked: what decoding will meet. The tenth is masked as without.
-    Raises ValueError for a masking and a loss that there are not.
+    Raises ValueError for a masking that there is not.
     """
 
     def __init__(
@@ -214,7 +206,7 @@ class MVTMObjective:
         hints: Callable[[Tensor, Tensor], Tensor] | None = None,
     ):
         self.tokens, self.config, self.seed, self.holes, self.hints = tokens, config, seed, holes, hints
-        self.masking, self.cross_entropy = read_masking(config.masking), read_loss(config.loss)
+        self.masking, self.cross_entropy = read_masking(config.masking), LOSSES[config.loss]
 
     def __call__(self, model: nn.Module, draw: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         device = next(model.parameters()).device

@@ -18,11 +18,6 @@ from lab5.config import VQGANConfig
 GRID = 16  # tokens on a side
 
 
-class Swish(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return F.silu(x)
-
-
 class GroupNorm(nn.Module):
     """GroupNorm under the lab's key `gn`; with 0 groups the identity.
 
@@ -43,10 +38,10 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.block = nn.Sequential(
             GroupNorm(width_in, groups),
-            Swish(),
+            nn.SiLU(),
             nn.Conv2d(width_in, width_out, 3, padding=1),
             GroupNorm(width_out, groups),
-            Swish(),
+            nn.SiLU(),
             nn.Conv2d(width_out, width_out, 3, padding=1),
         )
         self.channel_up = nn.Conv2d(width_in, width_out, 1) if width_in != width_out else None
@@ -115,7 +110,7 @@ class Encoder(nn.Module):
             layers.append(Down(width))
         layers += _middle(width, config)
         width = config.middle[-1]
-        layers += [GroupNorm(width, config.groups), Swish(), nn.Conv2d(width, config.latent, 3, padding=1)]
+        layers += [GroupNorm(width, config.groups), nn.SiLU(), nn.Conv2d(width, config.latent, 3, padding=1)]
         self.model = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """How many small changes to a module its own tests notice: `python tests/mutation.py gamma [MINUTES]`.
 
+A module of a wing is named with it: `runtime/files`. Its tests are the file of its name, or all of its wing's.
+
 One change at a time, to a copy: a comparison, an operator, a number, a text, a condition, a statement, a keyword left
 out. A change that the tests of the module let pass is printed: it survives. Results are kept in the temporary folder:
 a run that is stopped goes on. The order is random, so that a part of them is a fair sample of all.
@@ -164,18 +166,25 @@ def outcome(folder: Path, test: str, limit: float) -> int | str:
     return "timeout"
 
 
+def tests_of(module: str) -> str:
+    """The file of tests of a module, or where there is none, the folder of its wing's."""
+    wing, _, name = f"tests/{module}".rpartition("/")
+    own = f"{wing}/test_{name}.py"
+    return own if (ROOT / own).exists() or wing == "tests" else wing
+
+
 def main(module: str, minutes: float = 1e6) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     for package in ("cv2", "hypothesis.strategies", "matplotlib", "scipy.stats", "torchvision"):
         importlib.import_module(package)  # once, for all forks
-    folder = Path(tempfile.gettempdir()) / f"mutation-{module}"
+    folder = Path(tempfile.gettempdir()) / f"mutation-{module.replace('/', '-')}"
     shutil.rmtree(folder, ignore_errors=True)
     for part in ("lab5", "tests"):
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", folder)
     (folder / "data").mkdir()
     (folder / "data" / "pretrained").symlink_to(ROOT / "data" / "pretrained")
-    file, test, kept = folder / "lab5" / f"{module}.py", f"tests/test_{module}.py", folder.with_suffix(".json")
+    file, test, kept = folder / "lab5" / f"{module}.py", tests_of(module), folder.with_suffix(".json")
     source = file.read_text(encoding="utf-8")
     tree, lines = ast.parse(source), source.splitlines()
     began = time.monotonic()
@@ -191,7 +200,7 @@ def main(module: str, minutes: float = 1e6) -> None:
     for name, text in todo:
         if name not in found and time.monotonic() - began < 60 * minutes:
             file.write_text(text, encoding="utf-8")
-            for compiled in file.parent.glob(f"__pycache__/{module}.*"):
+            for compiled in file.parent.glob(f"__pycache__/{file.stem}.*"):
                 compiled.unlink()  # two changes within a second may look alike
             found[name] = outcome(folder, test, limit)
             kept.write_text(json.dumps(found, indent=1))

@@ -20,14 +20,13 @@ from lab5.config import (
     allowed,
     check,
     check_stop,
-    data_folder,
     meanings,
-    pretrained_folder,
 )
 from lab5.data.holes import FILLS, PASTES
 from lab5.gamma import SCHEDULES
 from lab5.objectives import LOSSES
 from lab5.profiles import PROFILES, configure
+from lab5.runtime.folders import data_folder, pretrained_folder
 from lab5.samplers import CODES, ORDERS
 from lab5.trainer import OPTIMISERS, learning_rate
 from lab5.variants import BUDGETS

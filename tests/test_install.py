@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lab5.config import ROOT
+from lab5.runtime.folders import ROOT
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]

@@ -22,7 +22,6 @@ from lab5.objectives import (
     masked_cross_entropy,
     mvtm_loss,
     mvtm_mask,
-    read_loss,
     validate,
     vqgan_loss,
 )
@@ -132,7 +131,7 @@ def test_the_mask_id_is_never_a_class(loss):
 
 def test_nothing_is_smoothed_unless_asked_for():
     tokens, masked, model = tokens_of(4), holes_of(4), Stub(lambda shown: torch.randn(4, N, K + 1, generator=seeded(1)))
-    for cross_entropy in (masked_cross_entropy, read_loss("masked"), read_loss("all")):
+    for cross_entropy in (masked_cross_entropy, LOSSES["masked"], LOSSES["all"]):
         assert torch.equal(cross_entropy(model, tokens, masked)[0], cross_entropy(model, tokens, masked, 0.0)[0])
     plain, unsmoothed = (mvtm_loss(model, tokens, generator=seeded(), **more) for more in ({}, {"label_smoothing": 0}))
     assert torch.equal(plain, unsmoothed)

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from lab5.cli.arguments import parser
-from lab5.config import ROOT
 from lab5.profiles import configure
+from lab5.runtime.folders import ROOT
 from lab5.study.recipes import RECIPES
 
 README = ROOT / "README.md"

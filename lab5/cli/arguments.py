@@ -8,8 +8,9 @@ from argparse import SUPPRESS, ArgumentParser
 from pathlib import Path
 from typing import Any
 
-from lab5.config import ROOT, data_folder, is_checkout, meanings
+from lab5.config import meanings
 from lab5.profiles import PROFILES
+from lab5.runtime.folders import ROOT, data_folder, is_checkout
 
 LAB = "the lab's names"
 LAB_ABOUT = "As in the lab's scripts. Each stands for a setting of this package; left out, that of the profile holds."

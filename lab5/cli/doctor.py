@@ -19,8 +19,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from lab5.config import ROOT, data_folder, is_checkout, pretrained_folder
 from lab5.report.pdf import BROWSERS, find_browser
+from lab5.runtime.folders import ROOT, data_folder, is_checkout, pretrained_folder
 
 NETWORKS = ("vqgan", "transformer", "classifier")
 # Builds of OpenCV other than the one that is asked for: each is imported as cv2, and would be overwritten.

@@ -15,11 +15,12 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from lab5.config import Config, data_folder
+from lab5.config import Config
 from lab5.data.archives import SIZE, cached, list_images, read_images
 from lab5.data.dataset import get_dataset
 from lab5.fid import feature_stats, frechet_distance, frechet_distance_from_stats, kid
 from lab5.runtime.files import replacing, weights_hash
+from lab5.runtime.folders import data_folder
 from lab5.scoring.classifier import ToyFeatures, load_classifier
 from lab5.scoring.inception import InceptionFeatures
 from lab5.scoring.intervals import with_spread

@@ -15,8 +15,9 @@ from typing import Any
 
 from lab5.cli import lab_flags
 from lab5.cli.arguments import parser
-from lab5.config import Config, is_checkout
+from lab5.config import Config
 from lab5.profiles import configure
+from lab5.runtime.folders import is_checkout
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -12,11 +12,12 @@ from tqdm import tqdm
 
 from lab5.cli.tables import print_table
 from lab5.cli.train import Networks, choose_pair
-from lab5.config import Config, data_folder
+from lab5.config import Config
 from lab5.data.dataset import get_dataset
 from lab5.data.holes import fill_holes
 from lab5.inpainting.fill import decode_holes, to_pictures
 from lab5.inpainting.pair import Pair
+from lab5.runtime.folders import data_folder
 from lab5.scoring.classifier import get_features
 from lab5.scoring.scores import Scorer
 from lab5.show.figures import decode_grid

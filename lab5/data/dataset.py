@@ -17,10 +17,11 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from lab5.config import Config, data_folder
+from lab5.config import Config
 from lab5.data import toycats
 from lab5.data.archives import GREY, SIZE, Arrays, cached, stamp
 from lab5.data.layouts import dataset_root, read_dataset, read_pairs
+from lab5.runtime.folders import data_folder
 
 BLOCK, GRID = 4, 16  # pixels of a token and tokens of an image, each along a side
 SPLIT_SEEDS = (0, 1000, 2000, 3000)  # of train, val, test and holes, to which the dataset's seed is added

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lab5.checkpoint import load_vqgan
-from lab5.config import DecodeConfig, pretrained_folder
+from lab5.config import DecodeConfig
 from lab5.data.dataset import token_mask
 from lab5.data.holes import fill_holes
 from lab5.data.toycats import random_holes, render
@@ -25,6 +25,7 @@ from lab5.decoder import decode_steps
 from lab5.gamma import gamma, masked_count
 from lab5.inpainting.tokenizer import Tokenizer
 from lab5.pitfalls.training import K, N, seeded
+from lab5.runtime.folders import pretrained_folder
 from lab5.samplers import Proposal, gumbel
 
 Decoding = Callable[..., list[Tensor]]

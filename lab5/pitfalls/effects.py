@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lab5.checkpoint import load_transformer, load_vqgan
-from lab5.config import pretrained_folder
 from lab5.data.dataset import token_mask
 from lab5.data.holes import fill_holes
 from lab5.data.toycats import random_holes, render
@@ -21,6 +20,7 @@ from lab5.inpainting.pair import Pair
 from lab5.inpainting.tokenizer import Tokenizer
 from lab5.pitfalls import decoding, training
 from lab5.pitfalls.catalogue import PITFALLS
+from lab5.runtime.folders import pretrained_folder
 from lab5.samplers import ORDERS
 from lab5.scoring.scores import Scorer
 

@@ -14,7 +14,7 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
-from lab5.config import ROOT
+from lab5.runtime.folders import ROOT
 
 
 def execute(

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lab5.config import ROOT
 from lab5.profiles import configure
+from lab5.runtime.folders import ROOT
 
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "matplotlib", "papermill", "nbconvert")
 SETTINGS = {"seed": "seed", "dataset": "data.path", "schedule": "decode.schedule"}  # of notebooks' parameters

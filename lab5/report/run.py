@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 
 import nbformat
 
-from lab5.config import ROOT, Config, changed, is_checkout
+from lab5.config import Config, changed
 from lab5.profiles import configure
 from lab5.report import pages
 from lab5.report.execute import execute
 from lab5.report.pdf import print_pdf
 from lab5.report.provenance import private_texts, provenance, replace_private, without_folder
 from lab5.runtime.files import InUseError, locked
+from lab5.runtime.folders import ROOT, is_checkout
 from lab5.show.notebook import copy_figures, read_metrics, write_json, write_metrics
 
 CELL_SECONDS = {"smoke": 600, "quick": 3600, "cats-cpu": 4 * 3600, "full": 48 * 3600}  # a cell that runs longer hangs

@@ -14,11 +14,11 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
-from lab5.config import ROOT
 from lab5.profiles import configure
 from lab5.report.pages import COVER, duration, number, picture, write_page
 from lab5.report.provenance import without_folder
 from lab5.report.run import make_plan
+from lab5.runtime.folders import ROOT
 from lab5.show.notebook import read_metrics
 
 TRAINED_BY = ("seed", "dataset")  # runs that agree in these share trained networks: only one of them may train

@@ -22,8 +22,8 @@ from matplotlib import pyplot, rc_context
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from lab5.config import ROOT
 from lab5.runtime.files import write
+from lab5.runtime.folders import ROOT
 from lab5.show.scrub import is_live
 from lab5.trainer import TrainStep
 

@@ -169,7 +169,7 @@ def scrub(
 
 
 def _mask_film(reel: Reel) -> UInt8[Tensor, "S 3 16 16"]:
-    """In the tones of `plots.mask_pictures`."""
+    """In the tones of `figures.mask_pictures`."""
     index = reel.masked.long() + reel.masked[0].long()
     return TONES[index].unflatten(1, (16, 16)).permute(0, 3, 1, 2)
 

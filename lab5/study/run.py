@@ -14,10 +14,11 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lab5.config import DecodeConfig, data_folder
+from lab5.config import DecodeConfig
 from lab5.inpainting.fill import decode_holes, to_pictures
 from lab5.inpainting.pair import Pair
 from lab5.runtime.files import load_tensors, save_tensors
+from lab5.runtime.folders import data_folder
 from lab5.runtime.processes import run_parallel
 from lab5.scoring.resampling import Outcome
 from lab5.scoring.scores import Scorer

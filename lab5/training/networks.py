@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lab5 import checkpoint
-from lab5.config import Config, data_folder, pretrained_folder
+from lab5.config import Config
 from lab5.data.dataset import Dataset, token_mask
 from lab5.data.holes import fill_holes
 from lab5.data.toycats import ATTRIBUTES, random_holes, render
 from lab5.inpainting.pair import Pair, load_pair, make_pair, weights_digest
 from lab5.inpainting.tokenizer import Tokenizer, reconstruction_psnr_db
 from lab5.objectives import MVTMObjective, VQGANObjective, validate
+from lab5.runtime.folders import data_folder, pretrained_folder
 from lab5.scoring.classifier import AttributeObjective, ToyFeatures, load_classifier, save_classifier
 from lab5.training.critics import PatchCritic, PerceptualDistance
 from lab5.training.session import Given, Kind, Training

@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from lab5.config import TrainConfig, data_folder
+from lab5.config import TrainConfig
 from lab5.runtime.files import load_meta, locked, write
+from lab5.runtime.folders import data_folder
 from lab5.runtime.states import differences, state_files
 from lab5.trainer import Objective, TrainStep, fit
 

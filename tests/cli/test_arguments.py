@@ -8,7 +8,7 @@ import pytest
 
 from lab5.cli.arguments import parser
 from lab5.cli.main import COMMANDS, main
-from lab5.config import ROOT
+from lab5.runtime.folders import ROOT
 
 # LAB_CONTRACT section 3: the lab's three scripts and what solutions have added.
 LAB_FLAGS = {

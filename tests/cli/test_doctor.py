@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import pytest
 
 from lab5.cli import doctor
-from lab5.config import ROOT
 from lab5.runtime import machine
+from lab5.runtime.folders import ROOT
 
 
 def finding(topic: str, dataset: str = "toycats") -> doctor.Finding:

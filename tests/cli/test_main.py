@@ -23,13 +23,14 @@ from lab5.cli import doctor
 from lab5.cli import inpaint as inpainting
 from lab5.cli import train as commands
 from lab5.cli.main import main
-from lab5.config import ROOT, TransformerConfig
+from lab5.config import TransformerConfig
 from lab5.data.dataset import get_dataset
 from lab5.inpainting.fill import inpaint_images
 from lab5.profiles import configure
 from lab5.report.run import ReportError
 from lab5.runtime import files
 from lab5.runtime.files import load_tensors
+from lab5.runtime.folders import ROOT
 from lab5.scoring.classifier import load_classifier
 from lab5.scoring.scores import Scores
 from lab5.study.claims import CLAIMS

@@ -5,13 +5,13 @@ import torch
 from torch.nn import functional as F
 
 from lab5.checkpoint import load_transformer, load_vqgan
-from lab5.config import pretrained_folder
 from lab5.data.dataset import open_dataset, token_mask
 from lab5.data.holes import fill_holes, paste_known
 from lab5.inpainting.fill import decode_holes, inpaint_images
 from lab5.inpainting.pair import Pair
 from lab5.inpainting.tokenizer import Tokenizer
 from lab5.profiles import configure
+from lab5.runtime.folders import pretrained_folder
 from lab5.scoring.classifier import load_classifier
 from lab5.scoring.scores import Scorer, hole_psnr_db, psnr_db
 

@@ -20,9 +20,9 @@ import torch
 from bs4 import BeautifulSoup
 from PIL import Image
 
-from lab5.config import ROOT
 from lab5.report.pdf import find_browser
 from lab5.report.run import run_report
+from lab5.runtime.folders import ROOT
 
 CHROMIUM = find_browser()
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lab5.config import ROOT
+from lab5.runtime.folders import ROOT
 from lab5.runtime.processes import run_parallel
 
 

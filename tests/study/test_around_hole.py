@@ -8,12 +8,13 @@ import torch
 from scipy.ndimage import distance_transform_cdt
 
 from lab5.checkpoint import load_vqgan
-from lab5.config import DecodeConfig, pretrained_folder
+from lab5.config import DecodeConfig
 from lab5.data.dataset import token_mask
 from lab5.data.holes import FILLS, PASTES, dilate, paste_known, rings
 from lab5.data.toycats import random_holes, render
 from lab5.inpainting.tokenizer import Tokenizer
 from lab5.profiles import INPAINTING, configure
+from lab5.runtime.folders import pretrained_folder
 from lab5.scoring.scores import across_edge, seam
 from lab5.study.around_hole import AROUND, around_grid, leak
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 from stubs import Blocks, cats, untrained_pair
 
-from lab5.config import ROOT, DecodeConfig
+from lab5.config import DecodeConfig
 from lab5.inpainting.fill import decode_holes, inpaint_images
 from lab5.inpainting.pair import Pair
 from lab5.runtime.files import save_tensors
+from lab5.runtime.folders import ROOT
 from lab5.scoring.scores import Scorer
 from lab5.study import run as study_module
 from lab5.study.run import GIVEN, Plan, Point, by_point, len_study, ordered, run_study

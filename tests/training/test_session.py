@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from lab5 import checkpoint
-from lab5.config import TrainConfig, data_folder
+from lab5.config import TrainConfig
 from lab5.runtime.files import load_meta, load_tensors, save_tensors
+from lab5.runtime.folders import data_folder
 from lab5.runtime.states import state_files
 from lab5.trainer import TrainStep
 from lab5.training import session as training
