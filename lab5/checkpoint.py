@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from lab5.config import TransformerConfig, VQGANConfig, changed, check
+from lab5.config import TransformerConfig, VQGANConfig, changed, check, flat
 from lab5.runtime.files import State, existing_file, load_tensors, save_tensors
 from lab5.runtime.pickles import check_weights, is_pickle, printable, unpickle
 from lab5.transformer import BidirectionalTransformer
@@ -73,15 +73,10 @@ def _ours(path: str | Path, config_class: type) -> tuple[State, Any]:
     except (AttributeError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} has a {config_class.__name__} of another version: {printable(error)}") from error
     # Building takes time that grows with the blocks, each of which has tensors: a header may ask for a million.
-    if (blocks := _blocks(config)) > len(state):
-        raise ValueError(f"{path} has only {len(state)} tensors for the {blocks} blocks of its {config_class.__name__}")
+    deep = config.layers if isinstance(config, TransformerConfig) else len(flat((config.encoder, config.decoder)))
+    if deep > len(state):
+        raise ValueError(f"{path} has only {len(state)} tensors for the {deep} blocks of its {config_class.__name__}")
     return state, config
-
-
-def _blocks(config: TransformerConfig | VQGANConfig) -> int:
-    if isinstance(config, TransformerConfig):
-        return config.layers
-    return sum(map(len, (config.middle, *config.encoder, *config.decoder)))
 
 
 def with_weights(build: Callable[[], Model], state: State, path: str | Path) -> Model:

@@ -95,8 +95,7 @@ class TrainConfig:
     clip: float = setting(1.0, "most that the norm of the gradient may be; 0 = off", least=0)
     ema: float = share(0.999, "decay of the averaged weights; 0 = off")
     amp: str = setting("bf16", "mixed precision", choices=("bf16", "fp16", "off"))
-    optimiser: str = setting("adamw", "whose weight decay shrinks the weights, or is part of the gradient",
-                             choices=("adamw", "adam"))  # fmt: skip
+    optimiser: str = setting("adamw", "decays weights themselves, or in the gradient", choices=("adamw", "adam"))
     milestones: tuple[int, ...] = count((1000,), "steps after which multi_step decays")
     decay_every: int = count(1000, "steps between the decays of step")
     decay: float = setting(0.1, "factor of the learning rate at each decay", above=0, below=1)
@@ -163,21 +162,15 @@ class DecodeConfig:
     )  # fmt: skip
     temperature: float = setting(1.0, "of the codes", least=0)
     choice_temperature: float = setting(4.5, "of the order: noise on the scores", least=0)
-    fill: str = setting(
-        "grey", "what the encoder sees in the hole", choices=("grey", "mean", "telea", "navier_stokes")
-    )
+    fill: str = setting("grey", "what the encoder sees in a hole", choices=("grey", "mean", "telea", "navier_stokes"))
     hints: bool = setting(False, "show what is visible of half-hidden tokens to a transformer that learned to use it")
     evidence: float = setting(0.0, "weight of the visible pixels of half-hidden tokens; 0 = they are unseen", least=0)
     passes: int = count(1, "2 = once more, from the visible pixels together with the first result")
-    paste: str = setting(
-        "none", "known pixels of the photograph over the result", choices=("none", "hard", "blurred", "poisson")
-    )
+    paste: str = setting("none", "known pixels over the result", choices=("none", "hard", "blurred", "poisson"))
     batch: int = count(32, "images at a time; it does not change them")
     temperature_end: float = setting(-1.0, "of the codes at step T, reached in a line; below 0 = as at the first")
     choice_temperature_end: float = setting(0.0, "of the order at step T, reached in a line", least=0)
-    rounding: str = setting(
-        "floor", "of the tokens still masked; ceil as in the paper and the lab's text", choices=("floor", "ceil")
-    )
+    rounding: str = setting("floor", "of the tokens still masked; ceil as in the paper", choices=("floor", "ceil"))
     budget: str = setting(
         "schedule", "tokens in a step: the schedule's, or as many as are safe within limit",
         choices=("schedule", "entropy", "threshold"),

@@ -8,7 +8,6 @@ A model is anything that maps tokens to logits. `lab5.variants` has loops that g
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import fields
 from typing import Any, NamedTuple
 
 import torch
@@ -165,13 +164,10 @@ def inpaint(
 ) -> Int[Tensor, "B N"]:
     """The tokens with the hole filled: the last state of `decode_steps` under these `settings` of DecodeConfig.
 
-    Raises ValueError for a setting that there is not, and as `decode_steps` does.
+    Raises TypeError for a setting that there is not, and as `decode_steps` does.
     """
-    known = [field.name for field in fields(DecodeConfig)]
-    if unknown_names := settings.keys() - set(known):
-        raise ValueError(f"there is no setting {min(unknown_names)!r} of decoding; there are {', '.join(known)}")
-    settings["stop_at"] = settings.get("stop_at") or 0
-    for state in decode_steps(model, tokens, unknown, DecodeConfig(**settings), generator=generator, prior=prior):
+    decoding = DecodeConfig(**settings | {"stop_at": settings.get("stop_at") or 0})  # None means all steps too
+    for state in decode_steps(model, tokens, unknown, decoding, generator=generator, prior=prior):
         filled = state.filled
     return filled
 

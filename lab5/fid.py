@@ -20,9 +20,6 @@ from torch import Tensor
 Array = np.ndarray | Tensor
 
 
-# --- distances ------------------------------------------------------------------------------------------------
-
-
 def frechet_distance(features_a: Float[Array, "n F"], features_b: Float[Array, "m F"]) -> float:
     """Squared Fréchet distance between the Gaussians fitted to two sets of features (Heusel et al. 2017, eq. 6).
 
@@ -123,9 +120,3 @@ class Features(Protocol):
     score_name: str
 
     def features(self, images: Float[Tensor, "n 3 64 64"]) -> Float[Tensor, "n F"]: ...
-
-
-def check_unit_range(images: Tensor) -> None:
-    low, high = images.aminmax()
-    if low < 0 or high > 1:
-        raise ValueError(f"images must be in [0,1] for features; found {low.item():.3g} to {high.item():.3g}")

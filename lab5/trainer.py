@@ -106,11 +106,11 @@ def fit(
     Raises FloatingPointError, with the step and the learning rate, for a loss or gradient that is not finite,
     MemoryError where a batch is too large, ValueError for a state of other settings, and OSError for a full disk.
     """
+    _check_schedule(config)
     device = next(model.parameters()).device
     average = AveragedModel(model, multi_avg_fn=_averaging(config)) if config.ema else None
     scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16")
     parts = Parts(model, average, _optimiser(model, config, device), scaler, objective)
-    _check_schedule(config)
     own = {"seed": seed, "parameters": sum(p.numel() for p in model.parameters()), "training": asdict(config)}
     if config.compile and device.type == "cuda":
         compile_parts(model)
@@ -189,10 +189,7 @@ def _step(parts: Parts, config: TrainConfig, step: int, lr: float, seed: int) ->
 
 def autocast(amp: str, device: torch.device):
     """The autocast region of a setting "bf16", "fp16" or "off"."""
-    kinds = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.bfloat16}
-    if amp not in kinds:
-        raise ValueError(f"unknown mixed precision {amp!r}; there are bf16, fp16 and off")
-    return torch.autocast(device.type, kinds[amp], enabled=amp != "off")
+    return torch.autocast(device.type, torch.float16 if amp == "fp16" else torch.bfloat16, enabled=amp != "off")
 
 
 def _optimiser(model: nn.Module, config: TrainConfig, device: torch.device) -> torch.optim.Optimizer:

@@ -13,21 +13,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lab5 import decoder
 from lab5.config import DecodeConfig
-from lab5.decoder import (
-    DecodeStep,
-    Model,
-    ask,
-    begin,
-    code_logits,
-    commit,
-    ended,
-    follow_schedule,
-    plan,
-    propose,
-    rank,
-    temperatures,
-)
+from lab5.decoder import DecodeStep, Model
 from lab5.gamma import ROUND_OFF
 from lab5.samplers import CODES, Generators, Proposal, lowest, uniform
 
@@ -42,8 +30,8 @@ def decode(
     prior: Float[Tensor, "B N K"] | None = None,
 ) -> Iterator[DecodeStep]:
     """`decoder.decode_steps` under any settings: its states, and one more for each of `decoding.rounds`."""
-    state = begin(model, tokens, unknown, decoding, generator, prior)
-    follow = follow_schedule
+    state = decoder.begin(model, tokens, unknown, decoding, generator, prior)
+    follow = decoder.follow_schedule
     if decoding.budget != "schedule":
         follow = follow_budget
     elif decoding.remask:
@@ -61,12 +49,12 @@ def follow_budget(
     """In at most T steps, of which the last commits the rest."""
     yield state
     for step in range(1, 1 + (decoding.stop_at or decoding.steps)):
-        logits = code_logits(model, state, prior)
-        proposal = propose(logits, state, decoding, generator)
-        scores = rank(proposal, state, decoding, generator)
+        logits = decoder.code_logits(model, state, prior)
+        proposal = decoder.propose(logits, state, decoding, generator)
+        scores = decoder.rank(proposal, state, decoding, generator)
         left = still_masked(proposal, scores, state.masked, decoding) * (step < decoding.steps)
-        state = commit(logits, proposal, state, lowest(scores, left), decoding, generator)
-        yield (state := ended(state, decoding))
+        state = decoder.commit(logits, proposal, state, lowest(scores, left), decoding, generator)
+        yield (state := decoder.ended(state, decoding))
 
 
 def still_masked(
@@ -114,14 +102,14 @@ def follow_remasking(
 ) -> Iterator[DecodeStep]:
     """As many more are committed as are taken back, so that the schedule's counts hold."""
     yield state
-    for left in plan(decoding, state):
-        logits = code_logits(model, state, prior)
-        proposal = propose(logits, state, decoding, generator)
-        scores = rank(proposal, state, decoding, generator)
+    for left in decoder.plan(decoding, state):
+        logits = decoder.code_logits(model, state, prior)
+        proposal = decoder.propose(logits, state, decoding, generator)
+        scores = decoder.rank(proposal, state, decoding, generator)
         back = taken_back(state.unknown & ~state.masked, left, decoding.remask, generator)
-        state = commit(logits, proposal, state, lowest(scores, left - back.sum(dim=1)), decoding, generator)
+        state = decoder.commit(logits, proposal, state, lowest(scores, left - back.sum(dim=1)), decoding, generator)
         state = state._replace(tokens=state.tokens.masked_fill(back, logits.shape[-1]), masked=state.masked | back)
-        yield (state := ended(state, decoding))
+        yield (state := decoder.ended(state, decoding))
 
 
 def taken_back(
@@ -147,13 +135,13 @@ def correct(
     """The states, then `decoding.rounds` more: each masks the doubtful share of the hole and decodes it at once."""
     for state in states:
         yield state
-    at = temperatures(decoding, 1.0)[0]
+    at = decoder.temperatures(decoding, 1.0)[0]
     for _ in range(decoding.rounds):
         tokens, confidence = state.tokens, state.confidence
         if state.unknown.any():
-            log_probabilities = ask(model, tokens, prior).log_softmax(dim=-1)
+            log_probabilities = decoder.ask(model, tokens, prior).log_softmax(dim=-1)
             again = doubtful(log_probabilities, tokens, state.unknown, decoding.redo)
-            logits = ask(model, tokens.masked_fill(again, log_probabilities.shape[-1]), prior)
+            logits = decoder.ask(model, tokens.masked_fill(again, log_probabilities.shape[-1]), prior)
             codes = CODES[decoding.codes](logits, at, generator)
             redone = logits.log_softmax(dim=-1).gather(-1, codes[..., None]).squeeze(-1)
             tokens, confidence = torch.where(again, codes, tokens), torch.where(again, redone, confidence)

@@ -5,7 +5,6 @@ from dataclasses import FrozenInstanceError, asdict, fields, is_dataclass, repla
 import pytest
 import torch
 
-from lab5 import config as config_module
 from lab5 import trainer
 from lab5.config import (
     ClassifierConfig,
@@ -26,6 +25,7 @@ from lab5.data.holes import FILLS, PASTES
 from lab5.gamma import SCHEDULES
 from lab5.objectives import LOSSES
 from lab5.profiles import PROFILES, configure
+from lab5.runtime import folders
 from lab5.runtime.folders import data_folder, pretrained_folder
 from lab5.samplers import CODES, ORDERS
 from lab5.trainer import OPTIMISERS, learning_rate
@@ -356,5 +356,5 @@ def test_data_can_live_elsewhere_but_the_committed_weights_cannot(monkeypatch, t
     monkeypatch.setenv("LAB5_DATA", str(tmp_path))
     assert data_folder() == tmp_path
     monkeypatch.delenv("LAB5_DATA")
-    assert data_folder() == config_module.ROOT / "data"
-    assert pretrained_folder() == config_module.ROOT / "data" / "pretrained"
+    assert data_folder() == folders.ROOT / "data"
+    assert pretrained_folder() == folders.ROOT / "data" / "pretrained"

@@ -14,12 +14,12 @@ from torch.nn import functional as F
 from lab5.checkpoint import with_weights
 from lab5.config import Config
 from lab5.data.dataset import normalise
-from lab5.fid import Features, check_unit_range
+from lab5.fid import Features
 from lab5.inpainting.tokenizer import Tokenizer
 from lab5.objectives import epoch_batch
 from lab5.runtime.files import load_tensors, save_tensors
 from lab5.runtime.folders import pretrained_folder
-from lab5.scoring.inception import InceptionFeatures
+from lab5.scoring.inception import InceptionFeatures, check_unit_range
 from lab5.vqgan import VQGAN
 
 # --- stand-ins: not FID ---------------------------------------------------------------------------------------

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from lab5.fid import check_unit_range
-
 INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
 INCEPTION_HASH = "6726825d"  # start of the file's sha256
 INCEPTION_URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{INCEPTION_FILE}"
@@ -116,3 +114,9 @@ def _fold(network: nn.Module) -> nn.Module:
         if isinstance(getattr(block, "bn", None), nn.BatchNorm2d):
             block.conv, block.bn = fuse_conv_bn_eval(block.conv, block.bn), nn.Identity()
     return network
+
+
+def check_unit_range(images: Tensor) -> None:
+    low, high = images.aminmax()
+    if low < 0 or high > 1:
+        raise ValueError(f"images must be in [0,1] for features; found {low.item():.3g} to {high.item():.3g}")
