@@ -29,10 +29,10 @@ def scaled_dot_product_attention(
     Returns the averages and the weights, whose rows sum to 1. `dropout` is the probability with which a
     weight is left out of the average (those returned are whole); the caller sets it to 0 outside training.
     """
-    # A sum of d products of unit variance has variance d; divided by √d, the softmax starts unfrozen.
-    scores = query / math.sqrt(query.shape[-1]) @ key.transpose(-2, -1)
+    # A sum of d products of unit variance has variance d; divided by √d, the softmax starts unfrozen. Try it without.
+    scores = query / math.sqrt(query.shape[-1]) @ key.transpose(-2, -1)  # (N, d) x (d, M) -> (N, M)
     weights = scores.softmax(dim=-1)  # over the keys
-    return drop_out(weights, dropout) @ value, weights
+    return drop_out(weights, dropout) @ value, weights  # (N, M) x (M, e) -> (N, e)
 
 
 class MultiHeadAttention(nn.Module):
@@ -59,15 +59,15 @@ class MultiHeadAttention(nn.Module):
         self, x: Float[Tensor, "B N D"], return_weights: bool = False
     ) -> Float[Tensor, "B N D"] | tuple[Float[Tensor, "B N D"], Float[Tensor, "B heads N N"]]:
         """The attended x; with `return_weights` also the weights (B, heads, from N, to N), by hand."""
-        query = self._split(self.query(x))
+        query = self._split(self.query(x))  # (B, N, D) -> (B, heads, N, d)
         key = self._split(self.key(x))
         value = self._split(self.value(x))
         dropout = self.dropout if self.training else 0.0
         if self.fused and not return_weights and (dropout == 0 or x.device.type != "cpu"):
             attended = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
             return self.out(_join(attended))
-        attended, weights = scaled_dot_product_attention(query, key, value, dropout)
-        output = self.out(_join(attended))
+        attended, weights = scaled_dot_product_attention(query, key, value, dropout)  # weights (B, heads, N, N)
+        output = self.out(_join(attended))  # (B, heads, N, d) -> (B, N, D)
         return (output, weights) if return_weights else output
 
     def _split(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B heads N d"]:

@@ -69,8 +69,8 @@ def follow_schedule(
 ) -> Iterator[DecodeStep]:
     """The loop: ask the model, take a step, until the plan is done."""
     yield state
-    for left in plan(decoding, state):
-        logits = code_logits(model, state, prior)  # (B, N, K)
+    for left in plan(decoding, state):  # (B,) for each step; try another schedule and look at these
+        logits = code_logits(model, state, prior)  # (B, N) -> (B, N, K)
         state = decode_step(logits, state, left, decoding, generator)
         yield (state := ended(state, decoding))
 
@@ -84,7 +84,7 @@ def decode_step(
 ) -> DecodeStep:
     """One step: propose a code everywhere, commit the surest, and mask `left` positions of each image again."""
     proposal = propose(logits, state, decoding, generator)
-    scores = rank(proposal, state, decoding, generator)  # (B, N)
+    scores = rank(proposal, state, decoding, generator)  # (B, N), the highest committed first
     return commit(logits, proposal, state, lowest(scores, left), decoding, generator)
 
 
@@ -100,7 +100,7 @@ def propose(
     """A code for every position, and what an order may look at, at the temperatures of the next step."""
     share = (state.step + 1) / decoding.steps
     temperature, choice_temperature = temperatures(decoding, share)
-    codes = CODES[decoding.codes](logits, temperature, generator)  # (B, N)
+    codes = CODES[decoding.codes](logits, temperature, generator)  # (B, N, K) -> (B, N)
     once = state.once
     if decoding.order in ONCE and once is None:
         once = uniform((len(codes),), generator, codes.device)

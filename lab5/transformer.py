@@ -93,13 +93,13 @@ class BidirectionalTransformer(nn.Module):
         `tokens[where]`: a loss on masked tokens needs no more. Raises ValueError for tokens of another length than
         the position table's and, on a CPU, for tokens outside 0..K.
         """
-        x = self._embed(tokens, hints)
+        x = self._embed(tokens, hints)  # (B, N) -> (B, N, D)
         for block in self.blocks:
             x = block(x)
         bias = self.bias
         if where is not None:
-            x, bias = x[where], bias[where.nonzero()[:, 1]]
-        return F.linear(self.Token_Prediction(x), self.tok_emb.weight) + bias
+            x, bias = x[where], bias[where.nonzero()[:, 1]]  # (B, N, D) -> (M, D)
+        return F.linear(self.Token_Prediction(x), self.tok_emb.weight) + bias  # (..., D) -> (..., K + 1)
 
     @torch.no_grad()
     def attention_weights(

@@ -417,12 +417,6 @@ def test_a_transformer_that_the_lab_would_compute_otherwise_is_not_exported(tmp_
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("words", [{"layout": "packed"}, {"wrapper": "state"}])
-def test_unknown_layouts_of_an_export_are_refused(tmp_path, transformer, words):
-    with pytest.raises(ValueError, match="layouts separate, fused and wrappers none, transformer_state_dict, model"):
-        export_transformer(tmp_path / "t.pt", transformer, **words)
-
-
 def test_an_exported_vqgan_is_the_courses_format(tmp_path):
     model = VQGAN(VQGANConfig())
     export_vqgan(tmp_path / "VQGAN.pt", model)

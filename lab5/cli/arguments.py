@@ -1,7 +1,8 @@
 """The words of the command line: what each command takes, with its defaults and its --help.
 
-An option is a row: its flag, its metavar ("" for a switch) and what it does, with whatever argparse is to know beside.
-Flags of the lab say the setting that they stand for, in the words of its field in `lab5.config`.
+An option is a row: its flag, its metavar ("" for a switch), from which its type follows, and what it does, with
+whatever else argparse is to know. Flags of the lab say the setting that they stand for, in the words of its field in
+`lab5.config`.
 """
 
 from argparse import SUPPRESS, ArgumentParser
@@ -12,11 +13,12 @@ from lab5.config import meanings
 from lab5.profiles import PROFILES
 from lab5.runtime.folders import ROOT, data_folder, is_checkout
 
+TYPES = {"FILE": Path, "FOLDER": Path, "N": int, "SEED": int, "E": int, "P": float}  # of other metavars: text
+
 LAB = "the lab's names"
 LAB_ABOUT = "As in the lab's scripts. Each stands for a setting of this package; left out, that of the profile holds."
-NEEDLESS = "accepted; sets nothing, and says what happens instead"
 
-# Flags of the lab that are a setting by another name.
+# Flags of the lab that are a setting by another name; the parsed value has the name of the setting.
 TRAIN = {
     "--device": "device",
     "--batch-size": "stage2.batch",
@@ -32,32 +34,36 @@ INPAINT = {
     "--sweet-spot": "decode.stop_at",
     "--mask-func": "decode.schedule",
 }
+# Flags of the lab that have no counterpart, and what this package does instead.
+SAVING = "the state of a training is saved every two minutes and whenever it stops; the file of the network, at its end"
+NEEDLESS = {
+    "--true-scheduling": "the schedule always takes shares of the hole as it was",
+    "--num_workers": "images are decoded once and kept in memory, so no process loads them",
+    "--save-per-epoch": SAVING,
+    "--ckpt-interval": SAVING,
+}
 
 
 def parser() -> ArgumentParser:
     """The parser of all commands."""
     top = ArgumentParser(prog="python -m lab5", description="Teach, train and measure MaskGIT inpainting.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    debug = _parent()
+    debug = ArgumentParser(add_help=False)
     _add(debug, "--debug", "", "show the traceback of an error (default: one sentence)")
-    profile = _parent(debug)
-    names = ", ".join(PROFILES)
-    _add(profile, "--profile", "NAME", f"size of the run: {names}, or auto: full on a GPU, quick without one (default: "
-         "auto)", default="auto")  # fmt: skip
-    settings = _parent(profile)
-    _add(settings, "--set", "KEY=VALUE", "change a setting of the profile, such as decode.steps=12 or seed=3; may be "
-         "repeated; the command settings lists them (default: none)", action="append", default=[])  # fmt: skip
+    profile = ArgumentParser(add_help=False, parents=[debug])
+    _add(profile, "--profile", "NAME", f"size of the run: {', '.join(PROFILES)}, or auto: full on a GPU, quick without "
+         "one (default: auto)", default="auto")  # fmt: skip
+    settings = ArgumentParser(add_help=False, parents=[profile])
+    _add(settings, "--set", "KEY=VALUE", "change a setting, such as decode.steps=12 or seed=3; may be repeated; the "
+         "command settings lists them (default: none)", action="append", default=[])  # fmt: skip
     _add(settings, "--data", "PATH", "toycats, the lab's zip or folder, or any folder of images, with masks in masks/: "
          "255 = known, 0 = missing (default: as the profile, which is toycats)")  # fmt: skip
-    _add(settings, "--recipe", "NAME", "settings of a report, of the paper or of this project, as listed in "
-         "lab5/study/recipes.py (default: none)")  # fmt: skip
-    pair = _parent(settings)
+    _add(settings, "--recipe", "NAME", "settings of a report, see lab5/study/recipes.py (default: none)")
+    pair = ArgumentParser(add_help=False, parents=[settings])
     _add(pair, "--weights", None, "the committed networks, or those of the profile, trained first if need be (default: "
          "pretrained)", choices=("pretrained", "trained"), default="pretrained")  # fmt: skip
-    _add(pair, "--vqgan", "FILE", "stage one of a transformer, a file of lab5 or the course's VQGAN.pt (default: what "
-         "LAB5_VQGAN names)", type=Path)  # fmt: skip
-    _add(pair, "--transformer", "FILE", "stage two, a file of lab5 or of the lab, in place of the weights above "
-         "(default: none)", type=Path)  # fmt: skip
+    _add(pair, "--vqgan", "FILE", "stage one, of lab5 or the course's VQGAN.pt (default: what LAB5_VQGAN names)")
+    _add(pair, "--transformer", "FILE", "stage two, of lab5 or of the lab, in place of those weights (default: none)")
 
     def command(name: str, parent: ArgumentParser, short: str, about: str) -> ArgumentParser:
         return commands.add_parser(name, parents=[parent], help=short, description=about)
@@ -86,91 +92,76 @@ def parser() -> ArgumentParser:
     command("settings", settings, "every setting and what it means",
             "List every setting with its value in a profile, the values that it may have, and what it means.")
     doctor = command("doctor", debug, "what this machine has and lacks",
-                     "Say what this machine has and what is missing: one line each; exit code 1 if something needed is "
-                     "missing.")  # fmt: skip
+                     "Say in a line each what this machine has and what is missing; exit code 1 if it is needed.")
     _add(doctor, "--data", "PATH", "a dataset to look for (default: toycats)", default="toycats")
     return top
 
 
-def _parent(*parents: ArgumentParser) -> ArgumentParser:
-    return ArgumentParser(add_help=False, parents=list(parents))
-
-
 def _add(parser: Any, flag: str, metavar: Any, about: str, **more: Any) -> None:
-    """One option; a switch where the metavar is empty."""
+    """One option, which may have two flags; a switch where the metavar is empty."""
     if metavar == "":
         parser.add_argument(flag, action="store_true", help=about)
     else:
-        parser.add_argument(*flag.split(), metavar=metavar, help=about, **more)
+        parser.add_argument(*flag.split(), metavar=metavar, type=TYPES.get(metavar), help=about, **more)
 
 
 def _report(parser: ArgumentParser) -> None:
     out = ROOT / "report" if is_checkout() else Path("report")
     _add(parser, "--only", "START", "only notebooks whose names begin so, such as 03; the rest of an earlier report "
          "stays (default: all)", nargs="+")  # fmt: skip
-    _add(parser, "-p", ("NAME", "VALUE"), "a value for a parameter that notebooks declare; may be repeated (default: "
-         "as in the notebooks)", dest="parameter", nargs=2, action="append", default=[])  # fmt: skip
+    _add(parser, "-p", ("NAME", "VALUE"), "a parameter that notebooks declare; may be repeated (default: as they say)",
+         dest="parameter", nargs=2, action="append", default=[])  # fmt: skip
     _add(parser, "--data", "PATH", "dataset for the notebooks; photographs are filled by networks trained on them "
          "(default: toycats)")  # fmt: skip
     _add(parser, "--grid", "NAME=VALUES", "a report for every combination, such as seed=0,1,2 schedule=cosine,linear, "
          "in folders within --out, and a page that compares them (default: one report)", nargs="+")  # fmt: skip
-    _add(parser, "--jobs", "N", "reports of a grid at once (default: one for each two cores, one alone on a GPU)",
-         type=int, default=0)  # fmt: skip
-    _add(parser, "--out", "FOLDER", f"where to write (default: {out})", type=Path, default=out)
+    _add(parser, "--jobs", "N", "reports of a grid at once (default: one per two cores, one alone on a GPU)", default=0)
+    _add(parser, "--out", "FOLDER", f"where to write (default: {out})", default=out)
 
 
 def _train(parser: ArgumentParser) -> None:
-    stages = ("vqgan", "transformer", "classifier", "all")
     _add(parser, "--stage", None, "what to train; transformer and classifier need the vqgan, which comes before them "
-         "(default: all)", choices=stages, default="all")  # fmt: skip
-    _add(parser, "--vqgan", "FILE", "a stage one that is trained already, such as the course's VQGAN.pt (default: it "
-         "is trained here)", type=Path)  # fmt: skip
-    _add(parser, "--out", "FOLDER", "copy the finished networks there, with training.json beside them (default: they "
-         "stay in data/runs)", type=Path)  # fmt: skip
+         "(default: all)", choices=("vqgan", "transformer", "classifier", "all"), default="all")  # fmt: skip
+    _add(parser, "--vqgan", "FILE", "a trained stage one, such as the course's VQGAN.pt (default: it is trained here)")
+    _add(parser, "--out", "FOLDER", "copy the networks there, with training.json (default: they stay in data/runs)")
     _add(parser, "--log", "FOLDER", "also write losses and learning rates there, for TensorBoard, or Weights & Biases "
-         "offline, to show; needs the package tensorboard (default: none)", type=Path)  # fmt: skip
+         "offline, to show; needs the package tensorboard (default: none)")  # fmt: skip
     lab = _lab(parser, TRAIN)
-    _add(lab, "--train_d_path", "FOLDER", "= --data: the folder that holds this one and that of --val_d_path",
-         type=Path)  # fmt: skip
-    _add(lab, "--val_d_path", "FOLDER", "= --data, likewise", type=Path)
-    _add(lab, "--partial", "P", "= data.train: this share of the training images", type=float)
-    _add(lab, "--epochs", "E", "= stage2.steps: E times the distinct training images, over B times A", type=int)
+    _add(lab, "--train_d_path", "FOLDER", "= --data: the folder that holds this one and that of --val_d_path")
+    _add(lab, "--val_d_path", "FOLDER", "= --data, likewise")
+    _add(lab, "--partial", "P", "= data.train: this share of the training images")
+    _add(lab, "--epochs", "E", "= stage2.steps: E times the distinct training images, over B times A")
     _add(lab, "--scheduler", "NAME", "= stage2.schedule: cosine, linear, constant; what follows the warm-up")
-    _add(lab, "--warmup-epochs", "E", "= stage2.warmup; without it a warm-up takes at most a tenth of --epochs",
-         type=int)  # fmt: skip
+    _add(lab, "--warmup-epochs", "E", "= stage2.warmup; without it a warm-up takes at most a tenth of --epochs")
     _add(lab, "--betas", "B", "= stage2.betas, two numbers", nargs="+")
-    _add(lab, "--checkpoint-path", "FILE", "= stage2.start: the transformer to begin with; results go to --out",
-         type=Path)  # fmt: skip
-    _add(lab, "--start-from-epoch", "E", "= fewer stage2.steps: of --epochs, those after the first E", type=int)
+    _add(lab, "--checkpoint-path", "FILE", "= stage2.start: the transformer to begin with; results go to --out")
+    _add(lab, "--start-from-epoch", "E", "= fewer stage2.steps: of --epochs, those after the first E")
     _add(lab, "--resume", "FILE", "= stage2.start; without FILE nothing: a run that was cut short goes on by itself",
          nargs="?", const=True)  # fmt: skip
-    for flags in ("--num_workers --num-workers", "--save-per-epoch", "--ckpt-interval"):
-        _add(lab, flags, "N", NEEDLESS, type=int)
+    _add_needless(lab, "--num_workers --num-workers", "--save-per-epoch", "--ckpt-interval")
 
 
 def _inpaint(parser: ArgumentParser) -> None:
     out = data_folder() / "runs" / "inpainted"
     _add(parser, "--split", None, "test images, or validation images with holes drawn for them, in val_results "
          "(default: test)", choices=("test", "val"), default="test")  # fmt: skip
-    _add(parser, "--n", "N", "only the first N images (default: all)", type=int)
-    _add(parser, "--seed", "SEED", "of the decoding (default: the setting seed, 0)", type=int)
-    _add(parser, "--out", "FOLDER", f"where to put test_results (default: {out})", type=Path, default=out)
+    _add(parser, "--n", "N", "only the first N images (default: all)")
+    _add(parser, "--seed", "SEED", "of the decoding (default: the setting seed, 0)")
+    _add(parser, "--out", "FOLDER", f"where to put test_results (default: {out})", default=out)
     _add(parser, "--overwrite", "", "replace results that are there (default: refuse)")
     _add(parser, "--show-steps", "N", "of the first N images (all without N) also mask_scheduling/test_X.png, the "
          "masked tokens after every step in black, and imga/test_X.png, the input and the picture after every step "
-         "(default: none)", nargs="?", type=int, const=None, default=0)  # fmt: skip
+         "(default: none)", nargs="?", const=None, default=0)  # fmt: skip
     _add(parser, "--paste", "NAME", "= decode.paste: known pixels back over the result, hard, blurred or poisson, in "
          "test_results_pasted; the lab forbids it for the images that it scores (default: none)")  # fmt: skip
     lab = _lab(parser, INPAINT)
-    _add(lab, "--load-transformer-ckpt-path", "FILE", "= --transformer", type=Path, dest="transformer",
-         default=SUPPRESS)  # fmt: skip
-    _add(lab, "--test-maskedimage-path", "FOLDER", "the test images, with --test-mask-path, in place of --data's",
-         type=Path)  # fmt: skip
-    _add(lab, "--test-mask-path", "FOLDER", "their masks, paired by number", type=Path)
-    _add(lab, "--partial", "P", "= --n: this share of the test images", type=float)
-    _add(lab, "--output-path", "FOLDER", "= --out", type=Path, dest="out", default=SUPPRESS)
-    _add(lab, "--true-scheduling", "", NEEDLESS)
-    _add(lab, "--num_workers --num-workers", "N", NEEDLESS, type=int)
+    _add(lab, "--load-transformer-ckpt-path", "FILE", "= --transformer", dest="transformer", default=SUPPRESS)
+    _add(lab, "--test-maskedimage-path", "FOLDER", "the test images, with --test-mask-path, in place of --data's")
+    _add(lab, "--test-mask-path", "FOLDER", "their masks, paired by number")
+    _add(lab, "--partial", "P", "= --n: this share of the test images")
+    _add(lab, "--output-path", "FOLDER", "= --out", dest="out", default=SUPPRESS)
+    _add(lab, "--true-scheduling", "", f"sets nothing: {NEEDLESS['--true-scheduling']}")
+    _add_needless(lab, "--num_workers --num-workers")
 
 
 def _fid(parser: ArgumentParser) -> None:
@@ -178,18 +169,16 @@ def _fid(parser: ArgumentParser) -> None:
     parser.add_argument("second", nargs="?", metavar="SECOND", help="the reference, whose features stay in data/cache")
     _add(parser, "--features", None, "Inception, which alone makes it FID, or the toy-attribute classifier (default: "
          "inception)", choices=("inception", "toy"), default="inception")  # fmt: skip
-    _add(parser, "--weights", "FILE", "the Inception weights (default: what LAB5_INCEPTION_WEIGHTS names, then torch "
-         "hub's cache)", type=Path)  # fmt: skip
+    _add(parser, "--weights", "FILE", "Inception's (default: what LAB5_INCEPTION_WEIGHTS names, then torch hub's cache)")
     _add(parser, "--download", "", "fetch the Inception weights if they are nowhere (default: refuse)")
-    _add(parser, "--n", "N", "only the first N images of each set (default: all)", type=int)
-    _add(parser, "--save-stats", "FILE", "write mu, sigma and n of SECOND, or of FIRST where it is alone, into an .npz "
-         "file (default: none)", type=Path)  # fmt: skip
+    _add(parser, "--n", "N", "only the first N images of each set (default: all)")
+    _add(parser, "--save-stats", "FILE", "write mu, sigma and n of SECOND, or of a lone FIRST, into an .npz (default: none)")
     lab = _lab(parser, {"--device": "device"}, config=False)
-    _add(lab, "--predicted-path", "FOLDER", "= FIRST")
-    _add(lab, "--gtcsv-path", "FILE", "= SECOND, a .csv or any other set")
-    _add(lab, "--batch-size", "B", "images at a time, 16; it does not change the result", type=int)
-    _add(lab, "--dims", "F", "2048, the features that define FID; others are refused", type=int)
-    _add(lab, "--num-workers --num_workers", "N", NEEDLESS, type=int)
+    _add(lab, "--predicted-path", "SET", "= FIRST")
+    _add(lab, "--gtcsv-path", "SET", "= SECOND, a .csv or any other set")
+    _add(lab, "--batch-size", "N", "images at a time, 16; it does not change the result")
+    _add(lab, "--dims", "N", "2048, the features that define FID; others are refused")
+    _add_needless(lab, "--num_workers --num-workers")
 
 
 def _study(parser: ArgumentParser) -> None:
@@ -198,10 +187,10 @@ def _study(parser: ArgumentParser) -> None:
          "done around the hole, recipes and trainings, which takes up to an hour in the quick profile; claims: what "
          "the reports claim alone, on twice as many images as there (default: quick)",
          choices=("quick", "wide", "claims"), default="quick")  # fmt: skip
-    _add(parser, "--seeds", "N", "decodings of each plan (default: as the profile)", type=int)
-    _add(parser, "--jobs", "N", "processes that share the work, and the threads (default: 1)", type=int, default=1)
+    _add(parser, "--seeds", "N", "decodings of each plan (default: as the profile)")
+    _add(parser, "--jobs", "N", "processes that share the work, and the threads (default: 1)", default=1)
     _add(parser, "--table", "FILE", "the rows as a CSV file; with FILE = x.csv there are also x-effects.csv and "
-         f"x-claims.csv (default: {table})", type=Path)  # fmt: skip
+         f"x-claims.csv (default: {table})")  # fmt: skip
 
 
 def _export(parser: ArgumentParser) -> None:
@@ -219,10 +208,16 @@ def _lab(parser: ArgumentParser, settings: dict[str, str], config: bool = True) 
     """A group for flags under the lab's names, with those that are `settings` by another name."""
     group, fields = parser.add_argument_group(LAB, LAB_ABOUT), meanings()
     for flag, name in settings.items():
-        kind = type(fields[name].default)
-        letter = flag.strip("-").split("-")[-1][0].upper()
-        _add(group, flag, letter, f"= {name}: {fields[name].metadata['about']}".replace("%", "%%"), type=kind)
+        group.add_argument(
+            flag, dest=name, metavar=flag.split("-")[-1][0].upper(), type=type(fields[name].default),
+            help=f"= {name}: {fields[name].metadata['about']}".replace("%", "%%"),
+        )  # fmt: skip
     if config:
         _add(group, "--MaskGitConfig", "FILE", "= transformer.*, vqgan.codes and others, as read from the lab's "
-             "MaskGit.yml: sizes of the transformer, number of codes, choice_temperature, gamma_type", type=Path)
+             "MaskGit.yml: sizes of the transformer, number of codes, choice_temperature, gamma_type")  # fmt: skip
     return group
+
+
+def _add_needless(lab: Any, *flags: str) -> None:
+    for flag in flags:
+        _add(lab, flag, "N", f"sets nothing: {NEEDLESS[flag.split()[0]]}")

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lab5.report.pdf import BROWSERS, find_browser
+from lab5.runtime import machine
 from lab5.runtime.folders import ROOT, data_folder, is_checkout, pretrained_folder
 
-NETWORKS = ("vqgan", "transformer", "classifier")
 # Builds of OpenCV other than the one that is asked for: each is imported as cv2, and would be overwritten.
 OTHER_OPENCV = ("opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless")
 MEMORY_GB, DISK_GB = 2.0, 2.0  # what a run of profile quick takes, and some room
@@ -39,12 +39,12 @@ class Finding(NamedTuple):
 
 def examine(dataset: str = "toycats") -> bool:
     """Print a line per finding; is everything there that is needed? `dataset` is one that a run would be given."""
-    findings = []
+    missing = False
     for finding in _findings(dataset):
-        findings.append(finding)
         word = "ok" if finding.found else "MISSING" if finding.needed else "none"
         print(f"{word:<8}{finding.topic:<13}{finding.text}", flush=True)
-    return all(finding.found or not finding.needed for finding in findings)
+        missing |= word == "MISSING"
+    return not missing
 
 
 def _findings(dataset: str) -> Iterator[Finding]:
@@ -55,7 +55,7 @@ def _findings(dataset: str) -> Iterator[Finding]:
     yield _device()
     yield _memory()
     yield _disk()
-    for name in NETWORKS:
+    for name in ("vqgan", "transformer", "classifier"):
         yield _weights(name)
     yield _dataset(dataset)
     yield _inception()
@@ -68,25 +68,18 @@ def _findings(dataset: str) -> Iterator[Finding]:
 
 def _packages() -> Finding:
     """What is installed, against requirements.txt in a checkout, and in an installed lab5 against what it requires."""
-    needed = _needed()
+    pinned = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines() if is_checkout() else _required()
+    if not (needed := _by_name(pinned)):
+        return Finding("packages", True, "unknown: there is no checkout, and lab5 is not installed")
     installed = _installed(needed)
     if missing := [name for name in needed if name not in installed]:
-        asked = "-r requirements.txt" if is_checkout() else " ".join(f"'{needed[name]}'" for name in missing)
-        how = f"{'make setup, or ' if is_checkout() else ''}pip install {asked}"
-        return Finding("packages", False, f"{', '.join(missing)}: {how}")
+        wanted = " ".join(f"'{needed[name]}'" for name in missing)
+        command = "make setup, or pip install -r requirements.txt" if is_checkout() else f"pip install {wanted}"
+        return Finding("packages", False, f"{', '.join(missing)}: {command}")
     other = [f"{name} {version} instead of {needed[name]}" for name, version in installed.items()
              if not _fits(version, needed[name])]  # fmt: skip
-    if not needed:
-        return Finding("packages", True, "unknown: there is no requirements.txt, and lab5 is not installed")
     wanted = "as pinned" if is_checkout() else "as lab5 requires"
     return Finding("packages", True, f"all {len(needed)}, " + (f"but {', '.join(other)}" if other else wanted))
-
-
-def _needed() -> dict[str, str]:
-    """Each package that is needed, and how pip is asked for it: `numpy==2.4.6`."""
-    if is_checkout():
-        return _by_name((ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines())
-    return _by_name(_required())
 
 
 def _required(extra: str = "") -> list[str]:
@@ -102,8 +95,8 @@ def _required(extra: str = "") -> list[str]:
 
 
 def _by_name(lines: list[str]) -> dict[str, str]:
-    """Requirements under the names of the packages; comments are none."""
-    return {found[1]: line.strip() for line in lines if (found := re.match(r"([A-Za-z0-9][\w.-]*)\s*[=>]=", line))}
+    """Lines such as `numpy==2.4.6` under the names of their packages; comments are left out."""
+    return {name[1]: line.strip() for line in lines if (name := re.match(r"([A-Za-z0-9][\w.-]*)\s*[=>]=", line))}
 
 
 def _installed(names: Iterable[str]) -> dict[str, str]:
@@ -119,9 +112,9 @@ def _installed(names: Iterable[str]) -> dict[str, str]:
 
 def _fits(version: str, requirement: str) -> bool:
     """Whether `2.4.6` is what `numpy==2.4.6` or `numpy>=2` asks for; 2.11.0+cu130 is a build of 2.11.0."""
-    here, wanted = ([int(n) for n in re.findall(r"\d+", text.split("+")[0])]
+    installed, wanted = ([int(n) for n in re.findall(r"\d+", text.split("+")[0])]
                     for text in (version, re.split("[=>]=", requirement)[1]))  # fmt: skip
-    return here >= wanted if ">=" in requirement else here == wanted
+    return installed >= wanted if ">=" in requirement else installed == wanted
 
 
 def install_missing() -> None:
@@ -132,10 +125,10 @@ def install_missing() -> None:
     """
     widgets = {name: line for name, line in _by_name(_required("notebooks")).items() if name == "ipywidgets"}
     needed = _by_name(_required()) | widgets  # the other packages of that extra run the kernel that this is called in
-    here = _installed(needed)
+    installed = _installed(needed)
     if _installed(OTHER_OPENCV):
         needed.pop("opencv-python-headless", None)
-    if not (missing := [line for name, line in needed.items() if name not in here]):
+    if not (missing := [line for name, line in needed.items() if name not in installed]):
         return
     print(f"installing {', '.join(missing)}")
     with tempfile.TemporaryDirectory() as folder:
@@ -154,13 +147,9 @@ def install_missing() -> None:
 
 
 def _everything() -> dict[str, str]:
-    """Every installed package with its version; of two with one name, the one that is imported."""
-    versions: dict[str, str] = {}
-    for found in importlib.metadata.distributions():
-        name, version = found.metadata["Name"], found.version
-        if name and version and re.fullmatch(r"[\w.!+-]+", version) and version[0].isdigit():
-            versions.setdefault(name, version)
-    return versions
+    """Every installed package with its version; of two with one name, the one that is imported, which comes first."""
+    packages = [(package.metadata["Name"], package.version) for package in importlib.metadata.distributions()]
+    return {name: version for name, version in reversed(packages) if name and re.match(r"\d[\w.!+-]*$", version or "")}
 
 
 def _why(log: Path) -> str:
@@ -184,8 +173,8 @@ def _torch() -> Finding:
         import torchvision
     except Exception as error:  # missing, broken, or builds that do not belong together
         return Finding("torch", False, f"torch with torchvision cannot be imported: {error}")
-    versions = f"{torch.__version__} with torchvision {torchvision.__version__}, {torch.get_num_threads()} threads"
-    return Finding("torch", True, versions)
+    text = f"{torch.__version__} with torchvision {torchvision.__version__}, {torch.get_num_threads()} threads"
+    return Finding("torch", True, text)
 
 
 def _device() -> Finding:
@@ -195,8 +184,8 @@ def _device() -> Finding:
         if torch.cuda.is_available():
             torch.empty(1, device="cuda")  # a driver that is too old is found out here
             size = torch.cuda.get_device_properties(0).total_memory / 2**30
-            name = f"{torch.cuda.get_device_name(0)} with {size:.0f} GB"
-            return Finding("device", True, f"{name}, so profile auto is full")
+            text = f"{torch.cuda.get_device_name(0)} with {size:.0f} GB, so profile auto is full"
+            return Finding("device", True, text)
     except ImportError:
         return Finding("device", False, "unknown without torch")
     except RuntimeError as error:
@@ -206,25 +195,21 @@ def _device() -> Finding:
 
 
 def _memory() -> Finding:
-    try:
-        from lab5.runtime.machine import memory, memory_gb
-    except ImportError as error:  # of torch, which computes there
-        return Finding("memory", True, f"unknown: {error}")
-    free, total = memory_gb()
+    free, total = machine.memory_gb()
     if total and free < MEMORY_GB:
-        return Finding("memory", False, f"{memory()}; profile quick takes {MEMORY_GB:g} GB: close other programs")
-    return Finding("memory", True, memory())
+        text = f"{machine.memory()}; profile quick takes {MEMORY_GB:g} GB: close other programs"
+        return Finding("memory", False, text)
+    return Finding("memory", True, machine.memory())
 
 
 def _disk() -> Finding:
     folder = data_folder()
     existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())
-    writable = existing.is_dir() and os.access(existing, os.W_OK)
-    if not writable:
+    if not (existing.is_dir() and os.access(existing, os.W_OK)):
         return Finding("disk", False, f"{existing} cannot be written to; LAB5_DATA names another folder than {folder}")
     free = shutil.disk_usage(existing).free / 2**30
-    enough = "" if free >= DISK_GB else f"; a run takes {DISK_GB:g} GB: make room, or name another folder in LAB5_DATA"
-    return Finding("disk", not enough, f"{free:.1f} GB free for {folder}{enough}")
+    advice = f"; a run takes {DISK_GB:g} GB: make room, or name another folder in LAB5_DATA" if free < DISK_GB else ""
+    return Finding("disk", not advice, f"{free:.1f} GB free for {folder}{advice}")
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
@@ -234,8 +219,7 @@ def _weights(name: str) -> Finding:
     file, notes = pretrained_folder() / f"{name}.safetensors", pretrained_folder() / "training.json"
     again = "git checkout brings it back" if is_checkout() else "install lab5 again"
     if not file.is_file():
-        made = "make pretrained trains it" if is_checkout() else again
-        return Finding(name, False, f"no {file}; {made}")
+        return Finding(name, False, f"no {file}; {'make pretrained trains it' if is_checkout() else again}")
     try:
         expected = json.loads(notes.read_text(encoding="utf-8"))[name]["sha256"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -263,17 +247,17 @@ def _inception() -> Finding:
 
         return Finding("inception", True, f"photographs are scored by {InceptionFeatures().score_name}")
     except FileNotFoundError:
-        found = "no weights, so photographs are not scored by FID; LAB5_INCEPTION_WEIGHTS can name the file"
-        return Finding("inception", False, found, needed=False)
+        text = "no weights, so photographs are not scored by FID; LAB5_INCEPTION_WEIGHTS can name the file"
+        return Finding("inception", False, text, needed=False)
     except Exception as error:  # other weights, or a package that is missing
         return Finding("inception", False, str(error), needed=False)
 
 
 def _browser() -> Finding:
-    if (found := find_browser()) is None:
-        without = f"none of {', '.join(BROWSERS[:3])}, so there is no report.pdf; LAB5_BROWSER can name another one"
-        return Finding("browser", False, without, needed=False)
-    return Finding("browser", True, f"{found} prints report.pdf")
+    if (browser := find_browser()) is None:
+        text = f"none of {', '.join(BROWSERS[:3])}, so there is no report.pdf; LAB5_BROWSER can name another one"
+        return Finding("browser", False, text, needed=False)
+    return Finding("browser", True, f"{browser} prints report.pdf")
 
 
 def _cache() -> Finding:

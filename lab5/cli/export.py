@@ -10,11 +10,8 @@ from torch import nn
 from lab5.checkpoint import ATTENTION, load_transformer, load_vqgan
 from lab5.config import TransformerConfig, VQGANConfig
 from lab5.runtime.files import State, write
-from lab5.runtime.pickles import WRAPPERS
 from lab5.transformer import BidirectionalTransformer
 from lab5.vqgan import VQGAN
-
-LAYOUTS = ("separate", "fused")  # of the attention in what is exported
 
 
 def export(network: str, file: Path, out: Path, *, layout: str, wrapper: str, overwrite: bool) -> None:
@@ -31,7 +28,7 @@ def export(network: str, file: Path, out: Path, *, layout: str, wrapper: str, ov
 
 
 def export_transformer(
-    path: str | Path, model: BidirectionalTransformer, *, layout: str = "separate", wrapper: str = "none"
+    path: Path, model: BidirectionalTransformer, *, layout: str = "separate", wrapper: str = "none"
 ) -> None:
     """Stage two for the lab's own code: a PyTorch file with a state dict under its names.
 
@@ -41,30 +38,29 @@ def export_transformer(
     Raises ValueError for a network that the lab's code would read as another: it has 16 heads, is post-norm, and
     knows nothing of hints. Sizes may differ, because its MaskGit.yml names them.
     """
-    if layout not in LAYOUTS or wrapper not in ("none", *WRAPPERS):
-        known = f"layouts {', '.join(LAYOUTS)} and wrappers none, {', '.join(WRAPPERS)}"
-        raise ValueError(f"there are {known}, not {layout!r} and {wrapper!r}")
-    named_by_the_lab = ("codes", "width", "layers", "hidden", "dropout", "attention_dropout")
-    ours, lab = asdict(model.config), asdict(TransformerConfig())
-    if differ := [name for name in lab if name not in named_by_the_lab and ours[name] != lab[name]]:
-        others = ", ".join(f"{name} = {ours[name]} where the lab has {lab[name]}" for name in differ)
-        raise ValueError(f"the lab's code would compute something else with this transformer: {others}")
+    sizes = {"codes", "width", "layers", "hidden", "dropout", "attention_dropout"}
+    if differ := _differences(model.config, TransformerConfig(), sizes):
+        raise ValueError(f"the lab's code would compute something else with this transformer: {differ}")
     state = _detached(model)
     if layout == "fused":
         state = fuse_attention(state)
     _pickle(path, state if wrapper == "none" else {wrapper: state})
 
 
-def export_vqgan(path: str | Path, model: VQGAN) -> None:
+def export_vqgan(path: Path, model: VQGAN) -> None:
     """Stage one for the lab's own code, as the course's VQGAN.pt is: a bare state dict of 315 tensors.
 
     Raises ValueError for a network of another shape than the lab's.
     """
-    ours, lab = asdict(model.config), asdict(VQGANConfig())
-    if differ := [name for name in lab if ours[name] != lab[name]]:
-        others = ", ".join(f"{name} = {ours[name]} where the lab has {lab[name]}" for name in differ)
-        raise ValueError(f"the lab's code has no place for this VQGAN: {others}")
+    if differ := _differences(model.config, VQGANConfig(), set()):
+        raise ValueError(f"the lab's code has no place for this VQGAN: {differ}")
     _pickle(path, _detached(model))
+
+
+def _differences(ours: TransformerConfig | VQGANConfig, lab: TransformerConfig | VQGANConfig, free: set[str]) -> str:
+    """The fields in which a network is not the lab's, in words, but for those that are free."""
+    pairs = {name: (getattr(ours, name), value) for name, value in asdict(lab).items() if name not in free}
+    return ", ".join(f"{name} = {a} where the lab has {b}" for name, (a, b) in pairs.items() if a != b)
 
 
 def fuse_attention(state: State) -> State:
@@ -87,7 +83,7 @@ def _detached(model: nn.Module) -> State:
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
 
 
-def _pickle(path: str | Path, content: dict) -> None:
+def _pickle(path: Path, content: dict) -> None:
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    write(Path(path), buffer.getvalue())
+    write(path, buffer.getvalue())

@@ -46,34 +46,34 @@ def fid(
 ) -> None:  # fmt: skip
     """Print the Fréchet distance and the KID of two sets, the second being the reference, or save its statistics.
 
-    `features` is "inception" or "toy". The toy test images are cut to the number of the other set; other sets of
-    unequal numbers are refused, because the distance grows as n falls.
+    The toy test images are cut to the number of the other set; other sets of unequal numbers are refused, because the
+    distance grows as n falls.
     """
     if save_stats is not None and (save_stats.suffix != ".npz" or save_stats.exists()):
         problem = "is there already" if save_stats.exists() else "ends otherwise"
         raise ValueError(f"--save-stats writes a new file that ends in .npz, but {save_stats} {problem}")
-    if batch is not None and batch < 1:
-        raise ValueError(f"--batch-size must be at least 1, not {batch}")
+    for flag, value in (("--n", n), ("--batch-size", batch)):
+        if value is not None and value < 1:
+            raise ValueError(f"{flag} must be at least 1, not {value}")
     sets = [_cut(_open(name, config), n) for name in names]
     if len(sets) == 2:
         sets = _equal(*sets)
     if save_stats is not None and sets[-1].images is None:
         raise ValueError(f"--save-stats needs images, but {sets[-1].name} is a file of statistics itself")
-    if all(side.images is None for side in sets):
-        return _print_distance(sets, [side.stats for side in sets], None)
-    for side in sets:
-        _check_images(side, features)
-    network = load_classifier() if features == "toy" else InceptionFeatures(weights, download=download)
-    network = network.to(config.device)
-    places = ["first", "reference"] if len(sets) == 2 else ["reference"]
+    network = None
+    if any(side.images is not None for side in sets):
+        _check_images(sets, features)
+        network = load_classifier() if features == "toy" else InceptionFeatures(weights, download=download)
+        network = network.to(config.device)
     sides = [
-        side.stats if side.images is None else _features(side, network, batch, keep=place == "reference")
-        for side, place in zip(sets, places, strict=True)
+        side.stats if side.images is None else _features(side, network, batch, keep=side is sets[-1]) for side in sets
     ]
     if len(sets) == 2:
         _print_distance(sets, sides, network)
     if save_stats is not None:
-        _write_stats(save_stats, sides[-1])
+        mean, covariance = feature_stats(sides[-1])
+        with replacing(save_stats) as file:
+            np.savez(file, mu=mean.numpy(), sigma=covariance.numpy(), n=len(sides[-1]))
         print(f"{save_stats}: mu, sigma and n = {sets[-1].n} of {sets[-1].name}, {network.score_name}")
 
 
@@ -106,14 +106,14 @@ def _print_distance(sets: list[ImageSet], sides: list, network: Network | None) 
 
 
 def _features(side: ImageSet, network: Network, batch: int | None, keep: bool) -> Float[Tensor, "n F"]:
-    """Features of a set of images; those of the reference are kept, and found again while nothing has changed."""
-    kept = True
+    """Features of a set of images; those to keep are found again while neither images nor network have changed."""
+    computed = False
 
     def compute() -> dict[str, np.ndarray]:
-        nonlocal kept
-        kept = False
-        more = {} if batch is None else {"batch": batch}
-        return {"features": network.features(side.images.float() / 255, **more).numpy()}
+        nonlocal computed
+        computed = True
+        sizes = {} if batch is None else {"batch": batch}
+        return {"features": network.features(side.images.float() / 255, **sizes).numpy()}
 
     if not keep:
         return torch.from_numpy(compute()["features"])
@@ -121,7 +121,7 @@ def _features(side: ImageSet, network: Network, batch: int | None, keep: bool) -
     images.update(side.images.contiguous().numpy())
     key = ["features", images.hexdigest(), _weights_hash(network)]
     features = torch.from_numpy(cached(data_folder() / "cache", key, compute)["features"])
-    if kept:
+    if not computed:
         print(f"features of {side.name}: found on disk", file=sys.stderr)
     return features
 
@@ -129,12 +129,6 @@ def _features(side: ImageSet, network: Network, batch: int | None, keep: bool) -
 def _weights_hash(network: Network) -> str:
     """Of Inception, that of its file."""
     return network.weights_hash if isinstance(network, InceptionFeatures) else weights_hash(network)
-
-
-def _write_stats(path: Path, features: Float[Tensor, "n F"]) -> None:
-    mean, covariance = feature_stats(features)
-    with replacing(path) as file:
-        np.savez(file, mu=mean.numpy(), sigma=covariance.numpy(), n=len(features))
 
 
 # --- the sets ---------------------------------------------------------------------------------------------------
@@ -161,8 +155,6 @@ def _open(name: str, config: Config) -> ImageSet:
 
 
 def _cut(side: ImageSet, n: int | None) -> ImageSet:
-    if n is not None and n < 1:
-        raise ValueError(f"--n must be at least 1, not {n}")
     if side.images is None or n is None:
         return side
     return ImageSet(side.name, len(side.images[:n]), side.images[:n])
@@ -182,13 +174,12 @@ def _equal(first: ImageSet, second: ImageSet) -> list[ImageSet]:
     return [first, second]
 
 
-def _check_images(side: ImageSet, features: str) -> None:
-    if side.images is None:
-        return
-    if len(side.images) < 4:
-        raise ValueError(f"a set needs at least 4 images, found {len(side.images)} in {side.name}")
-    if features == "toy" and side.images.shape[2:] != (SIZE, SIZE):
-        raise ValueError("toy features are those of 64x64 images; other sizes need --features inception")
+def _check_images(sets: list[ImageSet], features: str) -> None:
+    for name, _, images, _ in sets:
+        if images is not None and len(images) < 4:
+            raise ValueError(f"a set needs at least 4 images, found {len(images)} in {name}")
+        if images is not None and features == "toy" and images.shape[2:] != (SIZE, SIZE):
+            raise ValueError("toy features are those of 64x64 images; other sizes need --features inception")
 
 
 def _folder_images(folder: Path) -> UInt8[Tensor, "n 3 H W"]:

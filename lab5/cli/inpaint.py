@@ -16,16 +16,8 @@ from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
-from lab5.cli.tables import (
-    Picture,
-    draw_masks,
-    draw_steps,
-    existing,
-    print_table,
-    remove_pictures,
-    to_image,
-    write_pictures,
-)
+from lab5.cli import tables
+from lab5.cli.tables import Picture, to_image
 from lab5.cli.train import Networks, choose_pair
 from lab5.config import SEEDS, Config, DecodeConfig
 from lab5.data.dataset import Dataset, get_dataset, open_masked
@@ -40,15 +32,13 @@ from lab5.training.networks import VAL_HOLES
 
 STEPS = ("mask_scheduling", "imga")
 
-Folders = tuple[Path | None, Path | None]
-
 
 class Job(NamedTuple):
     """Which images are filled, and where they go."""
 
     out: Path
     split: str = "test"  # or "val", with holes drawn for them
-    folders: Folders = (None, None)  # the lab's two folders of test images and masks, in place of a split
+    folders: tuple[Path | None, Path | None] = (None, None)  # the lab's, of test images and masks
     n: int | None = None  # only so many of the first
     share: float | None = None  # or this share of them
     seed: int | None = None
@@ -56,14 +46,18 @@ class Job(NamedTuple):
     overwrite: bool = False  # results that are in `out` already are replaced with it and refused without
 
 
-def inpaint(config: Config, job: Job, networks: Networks = Networks()) -> None:  # noqa: B008, it cannot be changed
+def inpaint(config: Config, job: Job, networks: Networks) -> None:
     """Fill the holes of the images, write the pictures, and print their scores where the truth is known."""
     decode, seed, out = config.decode, config.seed if job.seed is None else job.seed, job.out
     if not 0 <= seed <= SEEDS:
         raise ValueError(f"--seed must lie in 0..{SEEDS}, not {seed}")
+    if job.show_steps is not None and job.show_steps < 0:
+        raise ValueError(f"--show-steps takes the number of images to show, at least 1, not {job.show_steps}")
     results = f"{job.split}_results{'' if decode.paste == 'none' else '_pasted'}"
-    there = _check_output(out, results, job.show_steps, job.overwrite)
-    data = _open_images(config, job.split, job.folders)
+    earlier = tables.existing(out, [results] if job.show_steps == 0 else [results, *STEPS])
+    if earlier and not job.overwrite:
+        raise ValueError(f"{earlier} holds results already: choose another --out, or replace them with --overwrite")
+    data = _open_images(config, job)
     n = _how_many(len(data.test), job.split, job.n, job.share)
     pair = choose_pair(config, data, networks)
     scorer, known = None, int(data.whole[:n].sum())
@@ -74,9 +68,9 @@ def inpaint(config: Config, job: Job, networks: Networks = Networks()) -> None: 
     out.mkdir(parents=True, exist_ok=True)  # complain now, not after the decoding
     filled = _fill(pair, data, n, decoding, decode)
     drawn = n if job.show_steps is None else min(job.show_steps, n)
-    write_pictures(out, chain(_results_of(filled, results), _steps_of(filled, pair, drawn)))
-    if there and not drawn:  # the steps of another decoding than the results would be beside them
-        remove_pictures(out, STEPS)
+    tables.write_pictures(out, chain(_results_of(filled, results), _steps_of(filled, pair, drawn)))
+    if earlier and not drawn:  # the steps of another decoding than the results would be beside them
+        tables.remove_pictures(out, STEPS)
     print(f"{n} pictures in {out / results}: weights {pair.weights}, seed {seed}, device {config.device}")
     if job.split == "test" and n == len(data.test) < (given := data.given.get("test", 0)):
         print(f"these are the first {n} of {given} test images: --set data.test={given} takes all")
@@ -89,48 +83,31 @@ def inpaint(config: Config, job: Job, networks: Networks = Networks()) -> None: 
         _print_scores(scorer, filled, pair)
 
 
-# --- what is refused --------------------------------------------------------------------------------------------
-
-
-def _check_output(out: Path, results: str, show_steps: int | None, overwrite: bool) -> bool:
-    """Whether there are results to be replaced."""
-    if show_steps is not None and show_steps < 0:
-        raise ValueError(f"--show-steps takes the number of images to show, at least 1, not {show_steps}")
-    folders = [results] if show_steps == 0 else [results, *STEPS]
-    there = existing(out, folders)
-    if there and not overwrite:
-        raise ValueError(f"{there} holds results already: choose another --out, or replace them with --overwrite")
-    return there is not None
-
-
 # --- which images -----------------------------------------------------------------------------------------------
 
 
-def _open_images(config: Config, split: str, folders: Folders) -> Dataset:
-    """A dataset whose test images are those to fill."""
-    if folders != (None, None):
-        return _open_folders(folders, split)
-    data = get_dataset(config)
-    if split == "test":
-        return data
+def _open_images(config: Config, job: Job) -> Dataset:
+    """A dataset whose test images are those to fill; of the lab's two folders nothing is known under the hole."""
+    if job.folders == (None, None):
+        data = get_dataset(config)
+        return data if job.split == "test" else _validation_as_test(data)
+    masked, masks = job.folders
+    if masked is None or masks is None:
+        raise ValueError("--test-maskedimage-path and --test-mask-path belong together: give both folders, or --data")
+    if job.split != "test":
+        raise ValueError(f"--split {job.split} takes its images from --data, not from --test-maskedimage-path")
+    images, holes, numbers = open_masked(masked, masks)
+    unknown, none = torch.zeros(len(images), dtype=torch.bool), images[:0]
+    return Dataset(masked.name, none, none, images, holes, unknown, unknown, {}, {}, tuple(numbers))
+
+
+def _validation_as_test(data: Dataset) -> Dataset:
     n = len(data.val)
     everything = torch.ones(n, dtype=torch.bool)
     return replace(
         data, test=data.val, holes=random_holes(VAL_HOLES, n), whole=everything, leaked=~everything,
         attributes={}, hidden={}, numbers=tuple(range(n)),
     )  # fmt: skip
-
-
-def _open_folders(folders: Folders, split: str) -> Dataset:
-    """The lab's two test folders, of whose images nothing is known under the hole."""
-    masked, masks = folders
-    if masked is None or masks is None:
-        raise ValueError("--test-maskedimage-path and --test-mask-path belong together: give both folders, or --data")
-    if split != "test":
-        raise ValueError(f"--split {split} takes its images from --data, not from --test-maskedimage-path")
-    images, holes, numbers = open_masked(masked, masks)
-    unknown, none = torch.zeros(len(images), dtype=torch.bool), images[:0]
-    return Dataset(masked.name, none, none, images, holes, unknown, unknown, {}, {}, tuple(numbers))
 
 
 def _how_many(there: int, split: str, n: int | None, share: float | None) -> int:
@@ -177,15 +154,15 @@ def _results_of(filled: Filled, folder: str) -> Iterator[Picture]:
 
 def _steps_of(filled: Filled, pair: Pair, count: int) -> Iterator[Picture]:
     """Masks and pictures of every step, each as if the decoding had ended there, for the first images."""
+    of_masks, of_images = STEPS
     for i, number in enumerate(filled.numbers[:count]):
         pictures = filled.plain[i][None]
         if (before := len(filled.tokens) - 1) > 0:
             image, hole = (x[i].expand(before, *x[i].shape) for x in (filled.images, filled.holes))
             earlier = to_pictures(pair.tokenizer, filled.tokens[:-1, i], image, hole, filled.decode)
             pictures = torch.cat([earlier, pictures])
-        of_masks, of_images = STEPS
-        yield Picture(f"{of_masks}/test_{number}.png", draw_masks(filled.masked[:, i]))
-        yield Picture(f"{of_images}/test_{number}.png", draw_steps(filled.images[i], pictures))
+        yield Picture(f"{of_masks}/test_{number}.png", tables.draw_masks(filled.masked[:, i]))
+        yield Picture(f"{of_images}/test_{number}.png", tables.draw_steps(filled.images[i], pictures))
 
 
 def _describe(decode: DecodeConfig) -> str:
@@ -200,7 +177,7 @@ def _print_scores(scorer: Scorer, filled: Filled, pair: Pair) -> None:
     methods = {f"this run{filled.pasted and ', pasted'}": filled.pictures[scorer.places]}
     methods |= baselines(scorer.truth, scorer.holes, pair.tokenizer)
     scores = {method: scorer.by_group(pictures) for method, pictures in methods.items()}
-    print_table([
+    tables.print_table([
         {"images": group, "method": method} | groups[group]._asdict()
         for group in scorer.groups for method, groups in scores.items()
     ])  # fmt: skip

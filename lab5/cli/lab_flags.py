@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lab5.cli.arguments import INPAINT, TRAIN
+from lab5.cli.arguments import INPAINT, NEEDLESS, TRAIN
 from lab5.config import Config, TransformerConfig
 
 Settings = dict[str, Any]
@@ -19,16 +19,15 @@ Settings = dict[str, Any]
 # What solutions call the falls of the learning rate; our own names are understood too.
 SCHEDULERS = {"cosine": "warmup_cosine", "linear": "warmup_linear", "constant": "constant", "none": "constant"}
 
-SAVING = "the state of a training is saved every two minutes and whenever it stops; the file of the network, at its end"
-INSTEAD = {
-    "true_scheduling": ("--true-scheduling", "the schedule always takes shares of the hole as it was"),
-    "num_workers": ("--num_workers", "images are decoded once and kept in memory, so no process loads them"),
-    "save_per_epoch": ("--save-per-epoch", SAVING),
-    "ckpt_interval": ("--ckpt-interval", SAVING),
+# What entries of MaskGit.yml stand for.
+ENTRIES = {
+    "dim": ["transformer.width"],
+    "n_layers": ["transformer.layers"],
+    "hidden_dim": ["transformer.hidden"],
+    "num_codebook_vectors": ["vqgan.codes", "transformer.codes"],
+    "choice_temperature": ["decode.choice_temperature"],
+    "gamma_type": ["stage2.masking", "decode.schedule"],
 }
-
-# What MaskGit.yml calls the sizes of the transformer.
-TRANSFORMER_PARAM = {"dim": "width", "n_layers": "layers", "hidden_dim": "hidden"}
 
 
 # --- flags ------------------------------------------------------------------------------------------------------
@@ -36,19 +35,21 @@ TRANSFORMER_PARAM = {"dim": "width", "n_layers": "layers", "hidden_dim": "hidden
 
 def settings(args: Namespace) -> Settings:
     """What the given flags of `train` or `inpaint` stand for. Raises ValueError for values that mean nothing."""
-    names = TRAIN if args.command == "train" else INPAINT
-    given = {name: getattr(args, flag.strip("-").replace("-", "_")) for flag, name in names.items()}
-    settings = {name: value for name, value in given.items() if value is not None}
-    _check_share(args.partial)
+    names = (TRAIN if args.command == "train" else INPAINT).values()
+    settings = {name: value for name in names if (value := vars(args)[name]) is not None}
+    if args.partial is not None and not 0 < args.partial <= 1:
+        raise ValueError(f"--partial must lie above 0 and be at most 1, the share of images to use, not {args.partial}")
     if args.command == "inpaint":
-        _check_sweet_spot(args)
+        # The setting knows 0 as "all the steps"; as a sweet spot it would be a silent no-op.
+        spot, steps = settings.get("decode.stop_at"), settings.get("decode.steps")
+        if spot is not None and not 1 <= spot <= (steps or spot):
+            end = f"{steps}, which is --total-iter" if steps else "T, the number of steps"
+            raise ValueError(f"--sweet-spot must lie in 1..{end}, not {spot}; leave it out to take all the steps")
         return settings
-    if args.learning_rate is not None and not args.learning_rate > 0:
-        raise ValueError(f"--learning-rate must be above 0, not {args.learning_rate}")
     if args.scheduler is not None:
         settings["stage2.schedule"] = SCHEDULERS.get(args.scheduler, args.scheduler.replace("-", "_"))
     if args.betas is not None:
-        settings["stage2.betas"] = _betas(args.betas)
+        settings["stage2.betas"] = _betas(" ".join(args.betas))
     if args.train_d_path is not None or args.val_d_path is not None:
         settings["data.path"] = str(_dataset_root(args.train_d_path, args.val_d_path))
     if (start := _start(args)) is not None:
@@ -59,7 +60,8 @@ def settings(args: Namespace) -> Settings:
 def notes(args: Namespace) -> list[str]:
     """A sentence for every given flag that sets nothing here."""
     given = vars(args)
-    lines = [f"{flag} sets nothing here: {why}" for name, (flag, why) in INSTEAD.items() if given.get(name)]
+    lines = [f"{flag} sets nothing here: {why}" for flag, why in NEEDLESS.items()
+             if given.get(flag.strip("-").replace("-", "_"))]  # fmt: skip
     if given.get("resume") is True and args.checkpoint_path is None:
         lines.append("--resume sets nothing here: a training that was cut short goes on by itself, if called as before")
     if given.get("MaskGitConfig") and (unread := _read_config(args.MaskGitConfig)[2]):
@@ -67,27 +69,12 @@ def notes(args: Namespace) -> list[str]:
     return lines
 
 
-def _check_share(partial: float | None) -> None:
-    if partial is not None and not 0 < partial <= 1:
-        raise ValueError(f"--partial must lie above 0 and be at most 1, the share of the images to use, not {partial}")
-
-
-def _check_sweet_spot(args: Namespace) -> None:
-    """The setting `decode.stop_at` knows 0 as "all the steps"; as a sweet spot it would be a silent no-op."""
-    spot, steps = args.sweet_spot, args.total_iter
-    if spot is not None and not 1 <= spot <= (steps or spot):
-        end = "T, the number of steps" if steps is None else f"{steps}, which is --total-iter"
-        raise ValueError(f"--sweet-spot must lie in 1..{end}, not {spot}; leave it out to take all the steps")
-
-
-def _betas(words: list[str]) -> tuple[float, float]:
-    """Two numbers, in two words or in one with a comma."""
+def _betas(text: str) -> tuple[float, ...]:
+    """Two numbers, with or without a comma and brackets; the setting says which numbers it takes."""
     try:
-        first, second = (float(word) for word in " ".join(words).replace(",", " ").strip("() ").split())
+        first, second = (float(word) for word in text.replace(",", " ").strip("() ").split())
     except ValueError:
-        first = second = -1.0
-    if not (0 <= first < 1 and 0 <= second < 1):
-        raise ValueError(f"--betas takes two numbers from 0 to below 1, such as 0.9 0.96, not {' '.join(words)!r}")
+        raise ValueError(f"--betas takes two numbers, such as 0.9 0.96, not {text!r}") from None
     return first, second
 
 
@@ -109,23 +96,15 @@ def _dataset_root(train: Path | None, val: Path | None) -> Path:
 
 def _start(args: Namespace) -> str | None:
     """The file of a transformer to begin with, by whatever flag it was named."""
-    files = {str(file) for file in (args.checkpoint_path, args.resume) if file not in (None, True)}
+    files = sorted({str(file) for file in (args.checkpoint_path, args.resume) if file not in (None, True)})
     if len(files) > 1:
-        raise ValueError(f"--checkpoint-path and --resume name two files, {' and '.join(sorted(files))}: give one")
-    if not files:
-        if args.start_from_epoch:
-            raise ValueError(
-                f"--start-from-epoch {args.start_from_epoch} needs the --checkpoint-path that was trained so far; "
-                "a training of this package that was cut short goes on by itself"
-            )
-        return None
-    (file,) = files
-    if not Path(file).is_file():
+        raise ValueError(f"--checkpoint-path and --resume name two files, {' and '.join(files)}: give one")
+    if args.start_from_epoch and not files:
         raise ValueError(
-            f"there is no checkpoint at {file} to begin with; the networks that are trained here go to --out, and a "
-            "training that was cut short goes on by itself"
+            f"--start-from-epoch {args.start_from_epoch} needs the --checkpoint-path that was trained so far; "
+            "a training of this package that was cut short goes on by itself"
         )
-    return file
+    return files[0] if files else None
 
 
 def fid_sets(args: Namespace) -> list[str]:
@@ -133,10 +112,12 @@ def fid_sets(args: Namespace) -> list[str]:
     if args.dims not in (None, 2048):
         raise ValueError(f"--dims must be 2048, the features that define FID, not {args.dims}")
     sets = []
-    for name, word, flag in (("FIRST", args.first, "predicted_path"), ("SECOND", args.second, "gtcsv_path")):
-        by_flag = getattr(args, flag)
+    for name, word, flag, by_flag in (
+        ("FIRST", args.first, "--predicted-path", args.predicted_path),
+        ("SECOND", args.second, "--gtcsv-path", args.gtcsv_path),
+    ):
         if word is not None and by_flag is not None:
-            raise ValueError(f"{name} is given twice, as {word} and by --{flag.replace('_', '-')}: give one of them")
+            raise ValueError(f"{name} is given twice, as {word} and by {flag}: give one of them")
         sets.append(by_flag if word is None else word)
     if sets[0] is not None and sets[1] is None and args.save_stats is not None:
         return sets[:1]
@@ -204,36 +185,26 @@ def _read_config(path: Path) -> tuple[Settings, Path | None, list[str]]:
     """
     content = _load_yaml(path)
     content = dict(content.get("model_param", content))
-    param, vq = (_section(path, content, name) for name in ("Transformer_param", "VQ_Configs"))
-    for where in (content, param):
-        if (tokens := where.pop("num_image_tokens", 256)) != 256:
-            raise ValueError(f"{path}: num_image_tokens must be 256, because an image is 16x16 tokens, not {tokens!r}")
-    settings: Settings = {}
-    if param:
-        settings |= {f"transformer.{name}": value for name, value in asdict(TransformerConfig()).items()}
-        sizes = {name: ours for name, ours in TRANSFORMER_PARAM.items() if name in param}
-        settings |= {f"transformer.{ours}": param.pop(name) for name, ours in sizes.items()}
-    codes = [where.pop("num_codebook_vectors") for where in (content, param) if "num_codebook_vectors" in where]
-    if len(codes) == 2 and codes[0] != codes[1]:
-        raise ValueError(f"{path}: num_codebook_vectors is both {codes[0]} and {codes[1]}")
-    if codes:
-        settings |= {"vqgan.codes": codes[0], "transformer.codes": codes[0]}
-    if "choice_temperature" in content:
-        settings["decode.choice_temperature"] = content.pop("choice_temperature")
-    if "gamma_type" in content:
-        settings |= dict.fromkeys(("stage2.masking", "decode.schedule"), content.pop("gamma_type"))
-    checkpoint = vq.pop("VQ_CKPT_path", None)
-    file = Path(checkpoint) if isinstance(checkpoint, str) and Path(checkpoint).is_file() else None
-    unread = {"VQ_CKPT_path": checkpoint} if checkpoint is not None and file is None else {}
-    vq.pop("VQ_config_path", None)  # the lab's network, which is the only one that its files can hold
-    return settings, file, [str(name) for name in content | param | vq | unread]
-
-
-def _section(path: Path, content: dict, name: str) -> dict:
-    section = content.pop(name, {})
-    if not isinstance(section, dict):
-        raise ValueError(f"{path}: {name} must be a section with entries of its own, not {section!r}")
-    return dict(section)
+    sections = {name: content.pop(name, {}) for name in ("Transformer_param", "VQ_Configs")}
+    entries: dict[str, Any] = {}
+    for where, section in {"model_param": content, **sections}.items():
+        if not isinstance(section, dict):
+            raise ValueError(f"{path}: {where} must be a section with entries of its own, not {section!r}")
+        for name, value in section.items():
+            if entries.setdefault(name, value) != value:
+                raise ValueError(f"{path}: {name} is both {entries[name]} and {value}")
+    if (tokens := entries.pop("num_image_tokens", 256)) != 256:
+        raise ValueError(f"{path}: num_image_tokens must be 256, because an image is 16x16 tokens, not {tokens!r}")
+    lab = asdict(TransformerConfig()) if sections["Transformer_param"] else {}
+    settings = {f"transformer.{name}": value for name, value in lab.items()}
+    for name, ours in ENTRIES.items():
+        if name in entries:
+            settings |= dict.fromkeys(ours, entries.pop(name))
+    entries.pop("VQ_config_path", None)  # the lab's network, which is the only one that its files can hold
+    file = Path(str(entries.get("VQ_CKPT_path")))
+    if file.is_file():
+        entries.pop("VQ_CKPT_path")
+    return settings, file if file.is_file() else None, [str(name) for name in entries]
 
 
 def _load_yaml(path: Path) -> dict:

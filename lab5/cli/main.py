@@ -19,6 +19,9 @@ from lab5.config import Config
 from lab5.profiles import configure
 from lab5.runtime.folders import is_checkout
 
+# What stops a command without being a mistake of the program: it is told in one sentence.
+BAD_INPUT = (ValueError, OSError, ImportError, FloatingPointError, MemoryError)
+
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. With --debug errors are raised, otherwise they are one sentence."""
@@ -26,30 +29,20 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         return COMMANDS[args.command](args) or 0
     except KeyboardInterrupt as stop:
-        code = 143 if stop.args == ("SIGTERM",) else 130
-        return _complain("interrupted; given again, the command goes on from the last saved state of a training", code)
-    except ImportError as error:
-        if args.debug:
+        _say("interrupted; given again, the command goes on from the last saved state of a training")
+        return 143 if stop.args == ("SIGTERM",) else 130
+    except Exception as error:
+        # torch's error by its name: to import torch takes seconds that --help does not need
+        gpu_is_full = type(error).__name__ == "OutOfMemoryError"
+        if args.debug or isinstance(error, BrokenPipeError) or not (gpu_is_full or isinstance(error, BAD_INPUT)):
             raise
-        return _complain(f"{error}; python -m lab5 doctor says what is missing", 2)
-    except BrokenPipeError:
-        raise
-    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
-        if args.debug:
-            raise
-        return _complain(error, 2)
-    except RuntimeError as error:  # torch's, by name: to import it takes seconds that --help does not need
-        if args.debug or type(error).__name__ != "OutOfMemoryError":
-            raise
-        return _complain(f"the GPU's memory is full, a smaller batch takes less: {error}", 2)
+        before = "the GPU's memory is full, a smaller batch takes less: " if gpu_is_full else ""
+        after = "; python -m lab5 doctor says what is missing" if isinstance(error, ImportError) else ""
+        _say(f"{before}{error}{after}")
+        return 2
 
 
-def _complain(error: Exception | str, code: int) -> int:
-    _say(error)
-    return code
-
-
-def _say(line: Exception | str) -> None:
+def _say(line: object) -> None:
     print(f"lab5: {' '.join(str(line).split())}", file=sys.stderr)
 
 
@@ -61,49 +54,45 @@ def _report(args: Namespace) -> int:
         missing = "which an installed lab5 does not have: clone the repository"
         raise ValueError(f"report runs the notebooks of a checkout, {missing}")
     from lab5.report.run import ReportError, run_report
+    from lab5.report.sweep import read_grid, run_sweep
 
+    parameters = dict(args.parameter)
+    if args.data is not None:
+        parameters = {"dataset": args.data} | parameters
+    if parameters.get("dataset", "toycats") != "toycats":
+        parameters = {"weights": "trained"} | parameters  # the committed pair knows toy cats alone
     if args.grid:
-        return _sweep(args)
+        grid = read_grid(args.grid)
+        overview, failed = run_sweep(
+            args.profile, grid, out=args.out, only=args.only, parameters=parameters, jobs=args.jobs
+        )
+        print(overview)
+        if failed:
+            _say("; ".join(failed))
+        return 1 if failed else 0
     try:
-        print(run_report(args.profile, only=args.only, parameters=_parameters(args), out=args.out))
+        print(run_report(args.profile, only=args.only, parameters=parameters, out=args.out))
     except ReportError as error:
         if args.debug:
             raise
-        return _complain(error, 1)
+        _say(error)
+        return 1
     return 0
 
 
-def _sweep(args: Namespace) -> int:
-    from lab5.report.sweep import read_grid, run_sweep
-
-    grid = read_grid(args.grid)
-    overview, failed = run_sweep(
-        args.profile, grid, out=args.out, only=args.only, parameters=_parameters(args), jobs=args.jobs
-    )
-    print(overview)
-    return _complain("; ".join(failed), 1) if failed else 0
-
-
-def _parameters(args: Namespace) -> dict[str, str]:
-    """Those of the notebooks; the committed pair knows toy cats alone, so photographs need a trained one."""
-    given = dict(args.parameter)
-    if args.data is not None:
-        given = {"dataset": args.data} | given
-    return given if given.get("dataset", "toycats") == "toycats" else {"weights": "trained"} | given
-
-
 def _train(args: Namespace) -> None:
-    from lab5.cli import train as commands
+    from lab5.cli.train import train
+    from lab5.data.dataset import get_dataset
 
     given, lab = _given(args), lab_flags.settings(args)
     config = _configure(args, given, lab)
     if lab_flags.counts_images(args):
-        lab |= lab_flags.in_steps(args, given, config, commands.count_train_images(config))
+        lab |= lab_flags.in_steps(args, given, config, len(get_dataset(config).train))
         if "data.train" in lab:
             given.pop("data.train", None)  # it was the number of which --partial is a share
         config = _configure(args, given, lab)
     _translate(args, lab)
-    commands.train(config, args.stage, args.out, lab_flags.stage_one(args), args.log)
+    train(config, args.stage, args.out, lab_flags.stage_one(args), args.log)
 
 
 def _inpaint(args: Namespace) -> None:
@@ -133,8 +122,7 @@ def _fid(args: Namespace) -> None:
 def _study(args: Namespace) -> None:
     from lab5.cli.study import study
 
-    config = _configure(args, _given(args), {})
-    study(config, args.table, grid=args.grid, jobs=args.jobs, networks=_networks(args))
+    study(_configure(args, _given(args)), args.table, grid=args.grid, jobs=args.jobs, networks=_networks(args))
 
 
 def _export(args: Namespace) -> None:
@@ -144,15 +132,19 @@ def _export(args: Namespace) -> None:
 
 
 def _data(args: Namespace) -> None:
-    from lab5.cli.train import show_data
+    from lab5.cli.tables import print_table
+    from lab5.data.dataset import get_dataset, summary
 
-    show_data(_configure(args, _given(args), {}))
+    config = _configure(args, _given(args))
+    data = get_dataset(config)
+    print(f"{data.name}: {config.data.path}")
+    print_table(summary(data))
 
 
 def _settings(args: Namespace) -> None:
     from lab5.cli.tables import print_settings
 
-    print_settings(_configure(args, _given(args), {}))
+    print_settings(_configure(args, _given(args)))
 
 
 def _doctor(args: Namespace) -> int:
@@ -193,11 +185,12 @@ def _given(args: Namespace) -> dict[str, Any]:
     return given
 
 
-def _configure(args: Namespace, given: dict[str, Any], lab: dict[str, Any]) -> Config:
+def _configure(args: Namespace, given: dict[str, Any], lab: dict[str, Any] | None = None) -> Config:
     """The profile with what the lab's file says, what is set by name, and what the lab's flags stand for.
 
     The device is refused here if it is not there, and the threads are set here and nowhere else.
     """
+    lab = lab or {}
     if twice := sorted(given.keys() & lab.keys()):
         raise ValueError(f"{twice[0]} is set twice, by its own name and by one of the lab's flags: give one of them")
     settings = lab_flags.settings_of_file(args) | given | lab
@@ -232,9 +225,12 @@ def _networks(args: Namespace) -> Any:
     return Networks(args.weights, lab_flags.stage_one(args), args.transformer)
 
 
+# --- the program ------------------------------------------------------------------------------------------------
+
+
 def run() -> None:
-    """The program: `main`, with SIGTERM as Ctrl-C."""
-    signal.signal(signal.SIGTERM, terminate)
+    """`main`, with SIGTERM as Ctrl-C, so that what is under way ends cleanly."""
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         sys.exit(main())
     except BrokenPipeError:  # whoever reads the lines has had enough, as in `| head`
@@ -242,6 +238,5 @@ def run() -> None:
         sys.exit(1)
 
 
-def terminate(*_: object) -> None:
-    """As Ctrl-C does, so that what is under way ends cleanly; without it SIGTERM ends Python at once."""
+def _terminate(*_: object) -> None:
     raise KeyboardInterrupt("SIGTERM")

@@ -24,7 +24,6 @@ from lab5.show.figures import decode_grid
 from lab5.show.study_figures import save_figure, study_figures
 from lab5.study import plans, tables
 from lab5.study.networks import train_all
-from lab5.study.plans import Grid
 from lab5.study.recipes import RECIPES
 from lab5.study.run import CODE, GIVEN, Result, kept_results, len_study, ordered, run_study
 from lab5.study.tables import Findings
@@ -43,11 +42,10 @@ def study(config: Config, file: Path | None, *, grid: str, jobs: int, networks: 
         raise ValueError(f"a study needs at least {LEAST} test images whose truth is known; {data.name} has {known}")
     pair = choose_pair(config, data, networks)
     features = get_features(config, pair.tokenizer)
-    parts = {
-        "quick": lambda: [plans.quick(config.study, config.decode)],
-        "wide": lambda: plans.wide(config),
-        "claims": lambda: [plans.claims(config)],
-    }[grid]()
+    if grid == "wide":
+        parts = plans.wide(config)
+    else:
+        parts = [plans.quick(config.study, config.decode) if grid == "quick" else plans.claims(config)]
     pairs = {GIVEN: pair}
     wanted = [network for part in parts for network in part.networks]
     trainings = train_all(config, data, pair.tokenizer, wanted, jobs)
@@ -56,17 +54,21 @@ def study(config: Config, file: Path | None, *, grid: str, jobs: int, networks: 
     findings: list[Findings] = []
     results: list[Result] = []
     for part in parts:
-        scorer = Scorer(data, features, config.study.images * part.images, tokenizer=pair.tokenizer)
-        if (asked := config.study.images * part.images) > (there := len(scorer.truth)):
-            print(f"{asked} images asked for, {there} are there: data.test has more of them", file=sys.stderr)
-        decoded = _decoded(part, pairs, scorer, config.study.seeds, jobs)
+        images = config.study.images * part.images
+        scorer = Scorer(data, features, images, tokenizer=pair.tokenizer)
+        if images > (known := len(scorer.truth)):
+            print(f"{images} images asked for, {known} are there: data.test has more of them", file=sys.stderr)
+        seeds = config.study.seeds
+        running = run_study(pairs, scorer, part.plans, seeds=seeds, folder=kept_results(), jobs=jobs)
+        bar = tqdm(running, total=len_study(part.plans, seeds), desc=f"decodings of {len(scorer.truth)} images")
+        decoded = ordered(list(bar), part.plans)
         findings.append(tables.find(part, decoded, scorer, pair))
         results += decoded
     made_by = {"score_name": scorer.score_name, "weights": pair.weights, "profile": config.profile}
     made_by |= {"device": config.device, "code": CODE}
     beside = {
-        "baselines": pd.concat([tables.baseline_table(one) for one in findings]),
-        "effects": pd.concat([tables.effect_table(one) for one in findings]),
+        "baselines": pd.concat([tables.baseline_table(part) for part in findings]),
+        "effects": pd.concat([tables.effect_table(part) for part in findings]),
         "claims": tables.claim_table(*findings),
         "networks": tables.network_table(wanted, pairs, results, data, config.stage2.steps),
     }
@@ -86,17 +88,9 @@ def study(config: Config, file: Path | None, *, grid: str, jobs: int, networks: 
     print(f"{file}: {len(table)} rows; beside it {names}")
 
 
-def _decoded(part: Grid, pairs: dict[str, Pair], scorer: Scorer, seeds: int, jobs: int) -> list[Result]:
-    """What a part of the study decodes, in its order."""
-    running = run_study(pairs, scorer, part.plans, seeds=seeds, folder=kept_results(), jobs=jobs)
-    total = len_study(part.plans, seeds)
-    results = list(tqdm(running, total=total, desc=f"decodings of {len(scorer.truth)} images"))
-    return ordered(results, part.plans)
-
-
-def _recipes(pairs: dict[str, Pair], scorer: Scorer, image: int = 0, at: Sequence[int] = (1, 4, 8)) -> Figure:
+def _recipes(pairs: dict[str, Pair], scorer: Scorer) -> Figure:
     """One hole by every recipe, with its own decoding but for the lab's three schedules in eight steps."""
-    one = scorer.truth[image][None], scorer.holes[image][None]
+    one, at = (scorer.truth[:1], scorer.holes[:1]), (1, 4, 8)
     given, truth = fill_holes(*one, "grey"), one[0]
     rows = {}
     for name, recipe in RECIPES.items():
@@ -107,9 +101,8 @@ def _recipes(pairs: dict[str, Pair], scorer: Scorer, image: int = 0, at: Sequenc
             pictures += [to_pictures(pairs[name].tokenizer, state.filled, *one, decode) for state in states]
         rows[name] = torch.cat([given, *pictures, truth])
     titles = ["given", *(f"{schedule}\nt = {t}" for schedule in plans.LAB_SCHEDULES for t in at), "truth"]
-    number = int(scorer.places[image])
-    caption = f"test image {number} of {scorer.dataset}, every recipe's own decoding in {max(at)} steps, seed 0"
-    return decode_grid(rows, titles, caption=caption)
+    image = f"test image {int(scorer.places[0])} of {scorer.dataset}"
+    return decode_grid(rows, titles, caption=f"{image}, every recipe's own decoding in {max(at)} steps, seed 0")
 
 
 def _print(

@@ -1,5 +1,4 @@
-"""What the command line hands over: tables on stdout, and pictures in files that appear whole or not at all.
-"""
+"""What the command line hands over: tables on stdout, and pictures in files that appear whole or not at all."""
 
 import os
 import tempfile
@@ -13,6 +12,7 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
+from torchvision.utils import make_grid
 
 from lab5.config import Config, all_settings, allowed, meanings
 
@@ -42,9 +42,9 @@ def _cell(value: Any) -> str:
 def print_settings(config: Config) -> None:
     """Every setting: its value in `config`, what it means, and the values that it may have."""
     values = all_settings(config)
-    for name, one in meanings().items():
-        limits = allowed(one)
-        print(f"{f'{name} = {values[name]}':<36} {one.metadata['about']}{limits and f' ({limits})'}")
+    for name, field in meanings().items():
+        limits = allowed(field)
+        print(f"{f'{name} = {values[name]}':<36} {field.metadata['about']}{limits and f' ({limits})'}")
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------
@@ -57,18 +57,12 @@ def to_image(picture: UInt8[Tensor, "3 H W"]) -> Image.Image:
 def draw_masks(masked: Bool[Tensor, "t 256"]) -> Image.Image:
     """The lab's mask_scheduling: a frame of 16x16 per step, 10 a row, black = still masked."""
     frames = (~masked).to(torch.uint8).mul(255).view(-1, 1, 16, 16).expand(-1, 3, -1, -1)
-    return to_image(_grid(frames, MASKS_A_ROW))
+    return to_image(make_grid(frames, nrow=MASKS_A_ROW))
 
 
 def draw_steps(masked_input: UInt8[Tensor, "3 64 64"], pictures: UInt8[Tensor, "t 3 64 64"]) -> Image.Image:
     """The lab's imga: the input with its grey hole, then the picture of every step, 7 a row."""
-    return to_image(_grid(torch.cat([masked_input[None], pictures]), STEPS_A_ROW))
-
-
-def _grid(frames: UInt8[Tensor, "t 3 h w"], a_row: int) -> Tensor:
-    from torchvision.utils import make_grid  # takes a second to import
-
-    return make_grid(frames, nrow=a_row)
+    return to_image(make_grid(torch.cat([masked_input[None], pictures]), nrow=STEPS_A_ROW))
 
 
 def existing(out: Path, folders: Iterable[str]) -> Path | None:

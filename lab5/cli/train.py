@@ -1,7 +1,6 @@
-"""The commands train and data, from settings to files and lines of text.
+"""The command train, and the networks that the commands inpaint and study decode with.
 
-Results are printed on stdout, progress on stderr. Files appear whole or not at all. Bad input raises ValueError
-or FileNotFoundError, with one sentence, before anything is computed where that is possible.
+Bad input raises ValueError or FileNotFoundError, with one sentence, before anything is computed where possible.
 """
 
 import dataclasses
@@ -9,16 +8,15 @@ import hashlib
 import json
 import sys
 import textwrap
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from tqdm import tqdm
 
-from lab5.cli.tables import print_table
 from lab5.config import Config
 from lab5.data.dataset import Dataset, get_dataset
-from lab5.data.dataset import summary as data_summary
 from lab5.data.toycats import render
 from lab5.inpainting.pair import Pair, load_pair
 from lab5.inpainting.tokenizer import Tokenizer, reconstruction_psnr_db
@@ -27,23 +25,11 @@ from lab5.objectives import validate
 from lab5.runtime.files import write
 from lab5.scoring.classifier import ToyFeatures
 from lab5.trainer import learning_rate
-from lab5.training.networks import (
-    given_vqgan,
-    load_start,
-    open_pair,
-    train_classifier,
-    train_transformer,
-    train_vqgan,
-    validation,
-)
+from lab5.training import networks
 from lab5.training.session import Given, Training, logged
 
-# --- train ------------------------------------------------------------------------------------------------------------
 
-
-def train(
-    config: Config, stage: str, out: Path | None, vqgan: Path | None = None, log: Path | None = None
-) -> None:
+def train(config: Config, stage: str, out: Path | None, vqgan: Path | None, log: Path | None) -> None:
     """Train the "vqgan", with it the "transformer" or the "classifier", or "all"; or find them trained.
 
     A `vqgan` that is given takes the place of the one that would be trained. Each is measured on images it has not
@@ -51,22 +37,22 @@ def train(
     "all" goes without the classifier, which reads toy cats.
     """
     _check_training(config, stage, vqgan)
-    given = None if vqgan is None else given_vqgan(config, vqgan)
+    given = None if vqgan is None else networks.given_vqgan(config, vqgan)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)  # complain now, not after the training
         _read_entries(out)
     data = get_dataset(config)
-    trained = [watched(train_vqgan(config, data), log) if given is None else given]
+    trained = [watched(networks.train_vqgan(config, data), log) if given is None else given]
     tokenizer = Tokenizer(trained[0].model)
     psnr = reconstruction_psnr_db(tokenizer.vqgan, data.val)
     quality: dict[str, dict[str, float]] = {"vqgan": {"val_psnr_db": psnr, "n": len(data.val)}}
     if stage in ("transformer", "all"):
-        trained.append(watched(train_transformer(config, data, tokenizer), log))
-        tokens, *rest = validation(tokenizer, data, bool(config.transformer.hints))
+        trained.append(watched(networks.train_transformer(config, data, tokenizer), log))
+        tokens, *rest = networks.validation(tokenizer, data, bool(config.transformer.hints))
         scores = validate(trained[-1].model, tokens, *rest)
         quality["transformer"] = {f"val_{name}": value for name, value in scores.items()} | {"n": len(tokens)}
     if stage == "classifier" or stage == "all" and data.attributes:
-        trained.append(watched(train_classifier(config, tokenizer), log))
+        trained.append(watched(networks.train_classifier(config, tokenizer), log))
         quality["classifier"] = attribute_accuracy(trained[-1].model)
     for training in trained:
         print(f"{training.name}: {training.file}")
@@ -80,26 +66,19 @@ def _check_training(config: Config, stage: str, vqgan: Path | None) -> None:
     """What would otherwise be refused only when the stages before it are trained."""
     if vqgan is not None and stage == "vqgan":
         raise ValueError("--stage vqgan trains stage one, and --vqgan says that it is trained already: give one")
-    for section in ("stage1", "stage2", "classifier"):
+    checks = {f"{name}.schedule": partial(learning_rate, getattr(config, name), 1)
+              for name in ("stage1", "stage2", "classifier")}  # fmt: skip
+    checks["stage2.masking"] = partial(read_masking, config.stage2.masking)
+    for setting, check in checks.items():
         try:
-            learning_rate(getattr(config, section), 1)
+            check()
         except ValueError as error:
-            raise ValueError(f"{section}.schedule: {error}") from error
-    if stage in ("transformer", "all"):
-        try:
-            read_masking(config.stage2.masking)
-        except ValueError as error:
-            raise ValueError(f"stage2.masking: {error}") from error
-        if config.stage2.start:
-            load_start(config)
+            raise ValueError(f"{setting}: {error}") from error
+    if config.stage2.start:
+        networks.load_start(config)
 
 
-def count_train_images(config: Config) -> int:
-    """The distinct images that there are to train on."""
-    return len(get_dataset(config).train)
-
-
-def watched(training: Training | Given, log: Path | None = None) -> Training | Given:
+def watched(training: Training | Given, log: Path | None) -> Training | Given:
     """Train behind a progress bar, or say that there was nothing to train; `log` is a folder for TensorBoard."""
     if training.reused:
         print(f"{training.name}: reused, trained before with the same settings", file=sys.stderr)
@@ -107,19 +86,17 @@ def watched(training: Training | Given, log: Path | None = None) -> Training | G
     steps = training if log is None else logged(training, log / training.name)
     with tqdm(total=len(training), desc=training.name, unit="step", mininterval=1) as bar:
         for step in steps:
-            if bar.n == 0:
-                bar.initial = bar.n = step.step - 1  # a run that was cut short begins further on
             bar.set_postfix(loss=f"{step.loss:.4f}", lr=f"{step.lr:.1e}", refresh=False)
-            bar.update()
+            bar.update(step.step - bar.n)  # a run that was cut short begins further on
     return training
 
 
-def attribute_accuracy(classifier: ToyFeatures, n: int = 512) -> dict[str, float]:
-    """The share of n unseen cats of whom an attribute is read rightly, for each, and the mean of all."""
-    cats = render(4_000_000, n)
+def attribute_accuracy(classifier: ToyFeatures) -> dict[str, float]:
+    """The share of unseen cats of whom an attribute is read rightly, for each attribute, and the mean of all."""
+    cats = render(4_000_000, 512)
     read = classifier.predict(cats.images.float() / 255)
     right = {name: (read[name] == classes).float().mean().item() for name, classes in cats.attributes.items()}
-    return right | {"mean": sum(right.values()) / len(right), "n": n}
+    return right | {"mean": sum(right.values()) / len(right), "n": len(cats.images)}
 
 
 def _hand_over(trained: list[Training], quality: dict[str, dict[str, float]], config: Config, out: Path) -> None:
@@ -149,9 +126,6 @@ def _read_entries(out: Path) -> dict[str, Any]:
         raise ValueError(f"{file} is not JSON any more (line {error.lineno}): remove it and run again") from error
 
 
-# --- the networks that decode -----------------------------------------------------------------------------------
-
-
 class Networks(NamedTuple):
     """Which networks decode: two files, the "pretrained" pair, or the one that the profile has "trained"."""
 
@@ -160,27 +134,13 @@ class Networks(NamedTuple):
     transformer: Path | None = None
 
 
-def choose_pair(config: Config, data: Dataset, networks: Networks) -> Pair:
+def choose_pair(config: Config, data: Dataset, chosen: Networks) -> Pair:
     """The networks for the images of `data`; the profile's are trained on the run's own dataset, if need be."""
-    weights, vqgan, transformer = networks
+    weights, vqgan, transformer = chosen
     if (vqgan is None) != (transformer is None):
         raise ValueError(
             "--vqgan and --transformer belong together: give both files, or neither; LAB5_VQGAN can name the vqgan"
         )
     if vqgan is not None and transformer is not None:
         return load_pair(config, vqgan, transformer, transformer.stem)
-    if weights == "trained":  # here, where progress is shown; open_pair then finds them
-        data = get_dataset(config)
-        tokenizer = Tokenizer(watched(train_vqgan(config, data)).model)
-        watched(train_transformer(config, data, tokenizer))
-    return open_pair(config, data, weights)
-
-
-# --- data --------------------------------------------------------------------------------------------
-
-
-def show_data(config: Config) -> None:
-    """Print what the dataset holds, once it has been opened and verified."""
-    data = get_dataset(config)
-    print(f"{data.name}: {config.data.path}")
-    print_table(data_summary(data))
+    return networks.open_pair(config, get_dataset(config) if weights == "trained" else data, weights)

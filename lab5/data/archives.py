@@ -47,7 +47,7 @@ def list_images(path: Path) -> tuple[list[str], list]:
         _check_letters(path, names)
     else:
         names = _zip_names(path)
-    images = [name for name in names if PurePosixPath(name).suffix.lower() in SUFFIXES and not _is_hidden(name)]
+    images = [name for name in names if _is_image(name) and not _is_hidden(name)]
     if not images:
         archives = [name for name in names if name.lower().endswith(".zip")]
         hint = f"; the archive {archives[0]} in it has to be named itself" if archives else ""
@@ -101,18 +101,22 @@ def _zip_names(path: Path) -> list[str]:
             raise ValueError(f"{name} in {path} is a symbolic link; an archive has to hold the files themselves")
         if entry.flag_bits & 1:
             raise ValueError(f"{name} in {path} is encrypted: unpack the archive and name the folder")
-        if entry.file_size > MAX_BYTES and PurePosixPath(name).suffix.lower() in SUFFIXES:
+        if entry.file_size > MAX_BYTES and _is_image(name):
             unpacked = f"{entry.file_size // 10**6} MB, more than the {MAX_BYTES // 10**6} MB that are read"
             raise ValueError(f"{name} in {path} unpacks to {unpacked}")
-    total = sum(entry.file_size for entry in entries if PurePosixPath(entry.filename).suffix.lower() in SUFFIXES)
-    if total > MAX_TOTAL and total > MAX_RATIO * path.stat().st_size:
-        times = total // path.stat().st_size
-        raise ValueError(f"the pictures in {path} unpack to {total // 10**6} MB, {times} times what the archive takes")
+    total, stored = sum(entry.file_size for entry in entries if _is_image(entry.filename)), path.stat().st_size
+    if total > MAX_TOTAL and total > MAX_RATIO * stored:
+        unpacked = f"{total // 10**6} MB, {total // stored} times what the archive takes"
+        raise ValueError(f"the pictures in {path} unpack to {unpacked}")
     names = [entry.filename for entry in entries if not entry.filename.endswith("/")]  # is_dir() fails on an empty one
     name, times = Counter(names).most_common(1)[0] if names else ("", 0)
     if times > 1:
         raise ValueError(f"{path} holds {name} {times} times; which one is meant cannot be told")
     return names
+
+
+def _is_image(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in SUFFIXES
 
 
 def _is_hidden(name: str) -> bool:
@@ -131,8 +135,13 @@ def read_images(path: Path, names: list[str]) -> Iterator[tuple[str, Image.Image
             try:
                 content = archive.read(name) if archive else (path / name).read_bytes()
                 image = Image.open(io.BytesIO(content), formats=FORMATS)
-                problem = _problem(image)
-                if not problem:
+                if image.width * image.height > MAX_PIXELS:
+                    problem = TOO_LARGE
+                # A JPEG file may carry a second view of its picture, as phones write them (MPO): the first is taken.
+                elif image.format != "MPO" and (frames := getattr(image, "n_frames", 1)) > 1:
+                    problem = f"is an animation of {frames} frames, not one picture"
+                else:
+                    problem = ""
                     image.load()
             except Image.DecompressionBombError as error:
                 problem, cause = TOO_LARGE, error
@@ -141,16 +150,6 @@ def read_images(path: Path, names: list[str]) -> Iterator[tuple[str, Image.Image
             if problem:
                 raise ValueError(f"{name} in {path} {problem}") from cause
             yield name, image
-
-
-def _problem(image: Image.Image) -> str:
-    """What is wrong with a picture that has been opened but not decoded yet, or nothing."""
-    if image.width * image.height > MAX_PIXELS:
-        return TOO_LARGE
-    # A JPEG file may carry a second view of the same picture, as phones write them (MPO): the first is the picture.
-    if image.format != "MPO" and (frames := getattr(image, "n_frames", 1)) > 1:
-        return f"is an animation of {frames} frames, not one picture"
-    return ""
 
 
 # --- the cache --------------------------------------------------------------------------------------------------

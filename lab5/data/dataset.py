@@ -8,7 +8,7 @@ Images are uint8 RGB until `normalise`; True in a hole or a mask always means "m
 """
 
 import hashlib
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,29 +37,25 @@ class Stats(NamedTuple):
     std: tuple[float, float, float]
 
 
-# The lab normalises its training images by one pair, and its test images and every output by another. They
-# differ by about 1 % of a standard deviation. Whoever wants the lab's own tokens of a test image passes
-# TEST_STATS; everything else uses one pair, so that denormalise undoes normalise.
+# The lab normalises its training images by this pair, and its test images and every output by another, about 1 % of a
+# standard deviation away. One for all, so that denormalise undoes normalise.
 TRAIN_STATS = Stats((0.4816, 0.4324, 0.3845), (0.2602, 0.2518, 0.2537))
-TEST_STATS = Stats((0.4868, 0.4341, 0.3844), (0.2620, 0.2527, 0.2543))
 
 
-def normalise(
-    images: UInt8[Tensor, "*B 3 H W"] | Float[Tensor, "*B 3 H W"], stats: Stats = TRAIN_STATS
-) -> Float[Tensor, "*B 3 H W"]:
+def normalise(images: UInt8[Tensor, "*B 3 H W"] | Float[Tensor, "*B 3 H W"]) -> Float[Tensor, "*B 3 H W"]:
     """Bytes, or floats in [0,1], to the units of the VQGAN: (image - mean) / std, per channel."""
     if images.dtype == torch.uint8:
         images = images.float().div_(255)
     elif images.numel() and (images.min() < 0 or images.max() > 1):
         low, high = images.min().item(), images.max().item()
         raise ValueError(f"images to normalise must be bytes or in [0,1]; found {low:.3g} to {high:.3g}")
-    mean, std = (images.new_tensor(values)[:, None, None] for values in stats)
+    mean, std = (images.new_tensor(values)[:, None, None] for values in TRAIN_STATS)
     return (images - mean).div_(std)
 
 
-def denormalise(images: Float[Tensor, "*B 3 H W"], stats: Stats = TRAIN_STATS) -> Float[Tensor, "*B 3 H W"]:
+def denormalise(images: Float[Tensor, "*B 3 H W"]) -> Float[Tensor, "*B 3 H W"]:
     """The VQGAN's units back to [0,1]; what lies outside is clamped."""
-    mean, std = (images.new_tensor(values)[:, None, None] for values in stats)
+    mean, std = (images.new_tensor(values)[:, None, None] for values in TRAIN_STATS)
     return (images * std + mean).clamp(0, 1)
 
 
@@ -146,9 +142,11 @@ def _open_toycats(sizes: dict[str, int], seed: int, cache: Path) -> Dataset:
     arrays = {name: torch.from_numpy(array) for name, array in rendered.items()}
     attributes = {split: {name: arrays[f"{split}.{name}"] for name in toycats.ATTRIBUTES} for split in sizes}
     hidden = {name.removeprefix("hidden."): array for name, array in arrays.items() if name.startswith("hidden.")}
-    images, everything = [arrays[split] for split in sizes], torch.ones(sizes["test"], dtype=torch.bool)
-    cats = Dataset("toycats", *images, arrays["holes"], everything, ~everything, attributes, hidden)
-    return replace(cats, numbers=tuple(range(sizes["test"])), given=dict(sizes))
+    images, all_of_them = [arrays[split] for split in sizes], torch.ones(sizes["test"], dtype=torch.bool)
+    numbers = tuple(range(sizes["test"]))
+    return Dataset(
+        "toycats", *images, arrays["holes"], all_of_them, ~all_of_them, attributes, hidden, numbers, dict(sizes)
+    )
 
 
 def _open_lab(name: str, arrays: Arrays, sizes: dict[str, int]) -> Dataset:
@@ -158,9 +156,8 @@ def _open_lab(name: str, arrays: Arrays, sizes: dict[str, int]) -> Dataset:
     )
     whole, in_train, kept = original >= 0, (original >= 0) & (original < len(train)), train[: sizes["train"]]
     test[in_train], test[whole & ~in_train] = train[original[in_train]], val[original[whole & ~in_train] - len(train)]
-    leaked = whole & (original < len(kept))
-    dataset = Dataset(name, kept, val[: sizes["val"]], test, holes, whole, leaked, {}, {})
-    return replace(dataset, numbers=tuple(numbers.tolist()), given=_given(arrays))
+    leaked, numbers = whole & (original < len(kept)), tuple(numbers.tolist())
+    return Dataset(name, kept, val[: sizes["val"]], test, holes, whole, leaked, {}, {}, numbers, _given(arrays))
 
 
 def _open_own(name: str, arrays: Arrays, sizes: dict[str, int], seed: int) -> Dataset:
@@ -173,9 +170,8 @@ def _open_own(name: str, arrays: Arrays, sizes: dict[str, int], seed: int) -> Da
         test, rest = rest[:tenth][: sizes["test"]], rest[tenth:]
         holes = toycats.random_holes(SPLIT_SEEDS[3] + seed, len(test))
         whole = torch.ones(len(test), dtype=torch.bool)
-    leaked = torch.zeros(len(test), dtype=torch.bool)
-    dataset = Dataset(name, rest[: sizes["train"]], val, test, holes, whole, leaked, {}, {})
-    return replace(dataset, numbers=tuple(range(len(test))), given=_given(arrays))
+    train, leaked, numbers = rest[: sizes["train"]], torch.zeros(len(test), dtype=torch.bool), tuple(range(len(test)))
+    return Dataset(name, train, val, test, holes, whole, leaked, {}, {}, numbers, _given(arrays))
 
 
 def _given(arrays: Arrays) -> dict[str, int]:

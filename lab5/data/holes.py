@@ -8,7 +8,6 @@ should be the photograph's. Whoever pastes says so.
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -69,10 +68,6 @@ def fill_holes(
 # --- pastes: known pixels over a result -----------------------------------------------------------------------------
 
 
-def _none(pictures: Tensor, images: Tensor, holes: Tensor) -> Tensor:
-    return pictures
-
-
 def _hard(pictures: Tensor, images: Tensor, holes: Tensor) -> Tensor:
     """Every known pixel is the image's."""
     return torch.where(holes[:, None], pictures, images)
@@ -96,23 +91,22 @@ def _poisson(pictures: Tensor, images: Tensor, holes: Tensor) -> Tensor:
 def _cloned(picture: UInt8[Tensor, "3 H W"], image: UInt8[Tensor, "3 H W"], hole: Bool[Tensor, "H W"]) -> Tensor:
     if not hole.any() or hole.all():
         return torch.where(hole, picture, image)
-    equations = _equations(hole.numpy().tobytes(), *hole.shape)
+    laplace, solve = _equations(hole.numpy().tobytes(), *hole.shape)
     missing = hole.numpy().ravel()
     result, known = (x.double().flatten(1).numpy().T for x in (picture, image))
-    right = equations.laplace @ result - equations.laplace[:, ~missing] @ known[~missing]
+    right = laplace @ result - laplace[:, ~missing] @ known[~missing]
     filled = np.where(missing[:, None], 0, known)
-    filled[missing] = equations.solve(right)
+    filled[missing] = solve(right)
     return torch.from_numpy(filled.T).round().clamp(0, 255).to(torch.uint8).reshape(picture.shape)
 
 
-class _Equations(NamedTuple):
-    laplace: sparse.csr_array  # (pixels of the hole, all pixels)
-    solve: Callable[[np.ndarray], np.ndarray]  # right-hand sides (pixels of the hole, channels) to values
-
-
 @lru_cache(maxsize=512)  # a study fills the same holes again and again
-def _equations(hole: bytes, height: int, width: int) -> _Equations:
-    """For each pixel p of the hole, with neighbours q: sum of (f_p - f_q) = sum of (picture_p - picture_q)."""
+def _equations(hole: bytes, height: int, width: int) -> tuple[sparse.csr_array, Callable[[np.ndarray], np.ndarray]]:
+    """For each pixel p of the hole, with neighbours q: sum of (f_p - f_q) = sum of (picture_p - picture_q).
+
+    The left side as a matrix (pixels of the hole, all pixels), and what solves it for right sides (pixels of the hole,
+    channels).
+    """
     missing = np.frombuffer(hole, dtype=bool)
     place = np.arange(height * width).reshape(height, width)
     pairs = [(place[:, 1:], place[:, :-1]), (place[1:], place[:-1])]
@@ -122,11 +116,11 @@ def _equations(hole: bytes, height: int, width: int) -> _Equations:
     ones = np.ones(len(p))
     square = sparse.csr_array((np.r_[ones, -ones], (np.r_[p, p], np.r_[p, q])), shape=(missing.size, missing.size))
     laplace = square[missing]
-    return _Equations(laplace, splu(laplace[:, missing].tocsc()).solve)
+    return laplace, splu(laplace[:, missing].tocsc()).solve
 
 
 PASTES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "none": _none,
+    "none": lambda pictures, images, holes: pictures,
     "hard": _hard,
     "blurred": _blurred,
     "poisson": _poisson,
@@ -134,10 +128,7 @@ PASTES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 
 
 def paste_known(
-    pictures: UInt8[Tensor, "n 3 H W"],
-    images: UInt8[Tensor, "n 3 H W"],
-    holes: Bool[Tensor, "n H W"],
-    paste: str,
+    pictures: UInt8[Tensor, "n 3 H W"], images: UInt8[Tensor, "n 3 H W"], holes: Bool[Tensor, "n H W"], paste: str
 ) -> UInt8[Tensor, "n 3 H W"]:
     """`pictures` with the known pixels of `images` by a name in PASTES. Pixels of `images` in a hole are not read."""
     if paste not in PASTES:
@@ -152,10 +143,8 @@ def dilate(unknown: Bool[Tensor, "B 256"], rings: int) -> Bool[Tensor, "B 256"]:
     """`unknown` grown by whole rings of tokens, corners included; 0 leaves it as it is.
 
     What is added is hidden although all its pixels are there: MaskGIT's editing demo and MAGE's author give up one
-    ring, because the tokens next to a hole tell of it. Raises ValueError for less than 0 rings.
+    ring, because the tokens next to a hole tell of it.
     """
-    if rings < 0:
-        raise ValueError(f"a mask can grow by 0 rings of tokens or more, not by {rings}")
     grid = unknown.unflatten(1, (1, GRID, GRID)).float()
     return max_pool2d(grid, 2 * rings + 1, stride=1, padding=rings).flatten(1).bool()
 

@@ -1,7 +1,7 @@
 """The embedded dataset: procedural cat faces whose every attribute is known, and the lab's kind of holes, by seed.
 
 `chimera=True` draws the left and the right half of a face from different attributes. Such cats are for training
-the attribute classifier (`lab5.fid`), which thereby learns to read the left eye from the left eye.
+the attribute classifier (`lab5.scoring.classifier`), which thereby learns to read the left eye from the left eye.
 """
 
 from typing import NamedTuple
@@ -10,31 +10,22 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from lab5.data.painter import (
-    BACKGROUNDS,
-    EARS,
-    EYES,
-    FURS,
-    GAZES,
-    LIDS,
-    LIGHTS,
-    MOUTHS,
-    PATTERNS,
-    SIZE,
-    head_axes,
-    paint,
-)
+from lab5.data import painter
+from lab5.data.painter import SIZE, head_axes, paint
 
 VERSION = 1  # counts up whenever the cats or the holes of a seed would come out differently
 WALK = 3280  # steps of the walk that makes a hole
 BATCH = 32  # images painted at a time: the planes stay in the processor's cache
-SIDED = {"pattern": PATTERNS, "ear": EARS, "eye": tuple(EYES), "lid": LIDS, "gaze": GAZES}
+SIDED = {
+    "pattern": painter.PATTERNS, "ear": painter.EARS, "eye": tuple(painter.EYES), "lid": painter.LIDS,
+    "gaze": painter.GAZES,
+}  # fmt: skip
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
-    "fur": tuple(FURS),
-    "background": tuple(BACKGROUNDS),
-    "light": LIGHTS,
-    "mouth": MOUTHS,
+    "fur": tuple(painter.FURS),
+    "background": tuple(painter.BACKGROUNDS),
+    "light": painter.LIGHTS,
+    "mouth": painter.MOUTHS,
     "whiskers": ("none", "long"),
 } | {
     f"{name}_{side}": values for name, values in SIDED.items() for side in ("left", "right")
@@ -52,8 +43,6 @@ class ToyCats(NamedTuple):
 
 def render(seed: int, n: int, chimera: bool = False) -> ToyCats:
     """Paint `n` cats; the same seed gives the same cats, and the first ones do not depend on `n`."""
-    if n < 1:
-        raise ValueError(f"a toy dataset needs at least 1 image, not {n}")
     generator = torch.Generator().manual_seed(seed)
     images, classes, poses = [], [], []
     for start in range(0, n, BATCH):
@@ -68,9 +57,8 @@ def render(seed: int, n: int, chimera: bool = False) -> ToyCats:
         images.append(paint(drawn, pose)[:keep])
         classes.append({name: value[:keep] for name, value in drawn.items()})
         poses.append(pose[:keep])
-    return ToyCats(
-        torch.cat(images), {name: torch.cat([c[name] for c in classes]) for name in ATTRIBUTES}, torch.cat(poses)
-    )
+    attributes = {name: torch.cat([part[name] for part in classes]) for name in ATTRIBUTES}
+    return ToyCats(torch.cat(images), attributes, torch.cat(poses))
 
 
 def random_holes(seed: int, n: int) -> Bool[Tensor, "n 64 64"]:
@@ -79,8 +67,6 @@ def random_holes(seed: int, n: int) -> Bool[Tensor, "n 64 64"]:
     With WALK steps from a uniform start this reproduces the lab's masks: their area, the tokens they touch
     and where they lie (LAB masks: 20.8 % of the pixels, 85.0 of the 256 tokens).
     """
-    if n < 1:
-        raise ValueError(f"a set of holes needs at least 1, not {n}")
     generator = torch.Generator().manual_seed(seed)
     holes = []
     for start in range(0, n, 256):  # drawn in full chunks, so the first holes do not depend on n

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from lab5.checkpoint import load_vqgan
 from lab5.config import DecodeConfig
-from lab5.data.dataset import token_mask
-from lab5.data.holes import fill_holes
+from lab5.data.dataset import BLOCK, GRID, token_mask
+from lab5.data.holes import fill_holes, rings
 from lab5.data.toycats import random_holes, render
 from lab5.decoder import decode_steps
 from lab5.gamma import gamma, masked_count
@@ -187,10 +187,8 @@ def check_mask_id_is_no_class(decode: Decoding) -> None:
 def rank_correlation(order: Callable[..., Tensor], temperature: float) -> float:
     """Spearman's, of the scores and the probabilities, which are spread as a trained model's: more low than high."""
     p = torch.rand(64, N, generator=seeded(), dtype=torch.float64) ** 1.5
-    proposal = Proposal(
-        torch.stack([p, 1 - p], -1).log(), torch.zeros(p.shape, dtype=torch.int64), torch.ones_like(p) > 0, temperature
-    )
-    scores = order(proposal, seeded(1))
+    codes = torch.zeros(p.shape, dtype=torch.int64)
+    scores = order(Proposal(torch.stack([p, 1 - p], -1).log(), codes, p >= 0, temperature), seeded(1))
     return sum(scipy.stats.spearmanr(*pair).statistic for pair in zip(scores, p, strict=True)) / len(p)
 
 
@@ -203,7 +201,6 @@ def check_order(order: Callable[..., Tensor]) -> None:
 
 
 def package_counts(schedule: str, steps: int, at_start: int) -> list[int]:
-    """The package's own."""
     return [masked_count(schedule, step, steps, at_start) for step in range(1, steps + 1)]
 
 
@@ -222,8 +219,7 @@ def from_step_zero(schedule: str, steps: int, at_start: int) -> list[int]:
 
 def ceil_of_a_float(schedule: str, steps: int, at_start: int) -> list[int]:
     """Of cosine, whatever is asked for: cos(pi/2) is 6e-17, and a sixteenth digit rounded up is a whole token."""
-    ratios = [step / steps for step in range(1, steps + 1)]
-    return [math.ceil(math.cos(math.pi * r / 2) * at_start) for r in ratios]
+    return [math.ceil(math.cos(math.pi * (step / steps) / 2) * at_start) for step in range(1, steps + 1)]
 
 
 def floor_division(schedule: str, steps: int, at_start: int) -> list[int]:
@@ -285,18 +281,19 @@ def encode_smooth(tokenizer: Tokenizer, images: Tensor, holes: Tensor) -> Tensor
 
 
 @cache
-def _cats(n: int = 16) -> tuple[Tokenizer, Tensor, Tensor]:
+def cats() -> tuple[Tokenizer, Tensor, Tensor]:
+    """The committed tokenizer, and images and holes that it has not seen."""
     vqgan = load_vqgan(pretrained_folder() / "vqgan.safetensors")
-    return Tokenizer(vqgan), render(7_000_000, n).images, random_holes(7_000_000, n)
+    return Tokenizer(vqgan), render(7_000_000, 16).images, random_holes(7_000_000, 16)
 
 
 def leak(encode: Callable[..., Tensor]) -> tuple[float, float]:
     """Of known tokens that touch the hole: the share that changes with what is in it, and their pixels' PSNR in dB."""
-    tokenizer, images, holes = _cats()
+    tokenizer, images, holes = cats()
     whole, unknown = tokenizer.encode(images), token_mask(holes)
     tokens = torch.where(unknown, whole, encode(tokenizer, images, holes))
-    near = F.max_pool2d(unknown.view(-1, 1, 16, 16).float(), 3, stride=1, padding=1).flatten(1).bool() & ~unknown
-    pixels = near.view(-1, 1, 16, 16).repeat_interleave(4, 2).repeat_interleave(4, 3).expand_as(images)
+    near = rings(unknown) == 1
+    pixels = near.view(-1, 1, GRID, GRID).repeat_interleave(BLOCK, 2).repeat_interleave(BLOCK, 3).expand_as(images)
     error = (tokenizer.decode(tokens).float() - images)[pixels] / 255
     return float((tokens != whole)[near].float().mean()), float(-10 * error.square().mean().log10())
 

@@ -12,12 +12,10 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from lab5.checkpoint import load_transformer, load_vqgan
+from lab5.checkpoint import load_transformer
 from lab5.data.dataset import token_mask
 from lab5.data.holes import fill_holes
-from lab5.data.toycats import random_holes, render
 from lab5.inpainting.pair import Pair
-from lab5.inpainting.tokenizer import Tokenizer
 from lab5.pitfalls import decoding, training
 from lab5.pitfalls.catalogue import PITFALLS
 from lab5.runtime.folders import pretrained_folder
@@ -52,7 +50,7 @@ def verdict(check: Callable[[Callable[..., Any]], None], function: Callable[...,
 def training_numbers() -> dict[str, tuple[str, Tensor, Tensor]]:
     """What the checks of pitfalls 4 to 9 measure: for each its name, of the package's own, and of the mistake.
 
-    One number or many: of each token, of each query, of each image. The arguments of `lessonplots.mistakes`.
+    One number or many: of each token, of each query, of each image. The arguments of `lesson_figures.mistakes`.
     """
     measured: dict[str, tuple[str, Callable[..., Any]]] = {
         "missing-transpose": ("|attn(x[π]) − attn(x)[π]| of each token", training.permutation_gaps),
@@ -72,7 +70,7 @@ def training_numbers() -> dict[str, tuple[str, Tensor, Tensor]]:
 def decoding_numbers() -> dict[str, dict[str, Any]]:
     """Right tokens and masked tokens after each of 10 steps, and orders by their rank correlation with probability.
 
-    Of a hole of 85 tokens and a model that knows them all: the arguments of `lessonplots.pitfall_curves`.
+    Of a hole of 85 tokens and a model that knows them all: the arguments of `lesson_figures.pitfall_curves`.
     """
     count, order = ("cosine", decoding.STEPS, decoding.HOLE), decoding.rank_correlation
     return {
@@ -121,22 +119,21 @@ class Tempted:
 
 
 @torch.no_grad()
-def pictures(image: int = 5, steps: int = 10, at: Sequence[int] = AT) -> dict[str, UInt8[Tensor, "m 3 64 64"]]:
-    """One hole, by each decoding of SHOWN: what is given, the pictures after the steps `at`, and the truth.
+def pictures() -> dict[str, UInt8[Tensor, "m 3 64 64"]]:
+    """One hole, by each decoding of SHOWN: what is given, the pictures after the steps AT of 10, and the truth.
 
     As in the lab, the hole is encoded as grey, the network sees tokens alone, and pictures are the decoder's own.
     """
-    folder = pretrained_folder()
-    tokenizer = Tokenizer(load_vqgan(folder / "vqgan.safetensors"))
-    model = load_transformer(folder / "transformer.safetensors")
-    truth, holes = render(7_000_000, image + 1).images[image:], random_holes(7_000_000, image + 1)[image:]
-    tokens, unknown = tokenizer.encode(fill_holes(truth, holes, "grey")), token_mask(holes)
+    tokenizer, images, holes = decoding.cats()
+    model = load_transformer(pretrained_folder() / "transformer.safetensors")
+    truth, holes = images[5:6], holes[5:6]
+    grey = fill_holes(truth, holes, "grey")
+    tokens, unknown = tokenizer.encode(grey), token_mask(holes)
     rows = {}
     for name, decode in SHOWN.items():
         network = Tempted(model, model.mask_id) if name == "mask id as a class" else model
-        states = decode(network, tokens, unknown, generator=training.seeded(), schedule="cosine", steps=steps)
-        decoded = tokenizer.decode(torch.cat([states[t - 1] for t in at]))
-        rows[name] = torch.cat([fill_holes(truth, holes, "grey"), decoded, truth])
+        states = decode(network, tokens, unknown, generator=training.seeded(), schedule="cosine", steps=10)
+        rows[name] = torch.cat([grey, tokenizer.decode(torch.cat([states[t - 1] for t in AT])), truth])
     return rows
 
 
@@ -150,9 +147,7 @@ SCORED: dict[str, tuple[int, decoding.Decoding]] = {  # with the number of the p
 
 
 @torch.no_grad()
-def scored(
-    pair: Pair, scorer: Scorer, *, steps: int = 12, at: Sequence[int] = (1, 3, 6, 12), seed: int = 0
-) -> pd.DataFrame:
+def scored(pair: Pair, scorer: Scorer, *, steps: int = 12, at: Sequence[int] = (1, 3, 6, 12)) -> pd.DataFrame:
     """A row for each decoding of SCORED and each t: its scores, decoded as the lab does, with a cosine and argmax.
 
     The same networks and images with the mistake and without: the hole is encoded as grey, the network sees tokens
@@ -163,11 +158,10 @@ def scored(
     device = next(pair.transformer.parameters()).device
     rows = []
     for name, (number, decode) in SCORED.items():
-        generator = torch.Generator().manual_seed(seed)
         given = tokens.to(device), unknown.to(device)
-        states = decode(pair.transformer, *given, generator=generator, schedule="cosine", steps=steps)
+        states = decode(pair.transformer, *given, generator=training.seeded(), schedule="cosine", steps=steps)
         for t in at:
-            row = {"decoding": name, "pitfall": number, "steps": steps, "t": t, "seed": seed}
+            row = {"decoding": name, "pitfall": number, "steps": steps, "t": t, "seed": 0}
             rows.append(row | scorer(pair.tokenizer.decode(states[t - 1].cpu()))._asdict())
     return pd.DataFrame(rows)
 

@@ -47,10 +47,6 @@ def without_opinion(tokens: Tensor) -> Tensor:
     return torch.zeros(*tokens.shape, K + 1)
 
 
-def sure_of(codes: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda tokens: 50.0 * F.one_hot(codes, K + 1).float()
-
-
 # --- 4, 5, 6: attention ---------------------------------------------------------------------------------------------
 
 
@@ -163,7 +159,7 @@ def check_uniform_loss(loss: Callable[..., tuple[Tensor, Tensor]]) -> None:
 def loss_of_a_copyist(loss: Callable[..., tuple[Tensor, Tensor]]) -> float:
     """Of a model that copies what it is shown and knows nothing else, with half of the tokens masked."""
     masked = torch.arange(N).expand(2, N) % 2 == 0
-    copyist = Stub(lambda tokens: sure_of(tokens)(tokens).masked_fill((tokens == K)[..., None], 0.0))
+    copyist = Stub(lambda shown: 50.0 * F.one_hot(shown, K + 1).float().masked_fill((shown == K)[..., None], 0.0))
     return float(loss(copyist, some_tokens(), masked)[0])
 
 
@@ -255,10 +251,11 @@ def never_stepped(model: nn.Module, objective: Callable, config: TrainConfig, *,
 
 def stepped_per_batch(model: nn.Module, objective: Callable, config: TrainConfig, *, seed: int) -> Iterator[TrainStep]:
     """A scheduler that counts batches where it was told steps."""
-    return _loop(
-        model, objective, config, seed,
-        lambda config, step: learning_rate(config, min(config.steps, step * config.accumulate)),
-    )  # fmt: skip
+
+    def rate(config: TrainConfig, step: int) -> float:
+        return learning_rate(config, min(config.steps, step * config.accumulate))
+
+    return _loop(model, objective, config, seed, rate)
 
 
 def first_batch_alone(model: nn.Module, objective: Callable, config: TrainConfig, *, seed: int) -> Iterator[TrainStep]:
@@ -266,8 +263,9 @@ def first_batch_alone(model: nn.Module, objective: Callable, config: TrainConfig
     return _loop(model, objective, config, seed, learning_rate, shift=-1)
 
 
-LOOP = TrainConfig(steps=12, batch=1, lr=0.1, accumulate=3, schedule="warmup_linear", warmup=3, amp="off")
-LOOP = replace(LOOP, ema=0.0, clip=0.0)
+LOOP = TrainConfig(
+    steps=12, batch=1, lr=0.1, accumulate=3, schedule="warmup_linear", warmup=3, ema=0.0, clip=0.0, amp="off"
+)
 
 
 def tug_of_war(model: nn.Module, draw: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:

@@ -18,7 +18,7 @@ from lab5.report.execute import execute
 from lab5.report.pdf import print_pdf
 from lab5.report.provenance import private_texts, provenance, replace_private, without_folder
 from lab5.runtime.files import InUseError, locked
-from lab5.runtime.folders import ROOT, is_checkout
+from lab5.runtime.folders import ROOT
 from lab5.show.notebook import copy_figures, read_metrics, write_json, write_metrics
 
 CELL_SECONDS = {"smoke": 600, "quick": 3600, "cats-cpu": 4 * 3600, "full": 48 * 3600}  # a cell that runs longer hangs
@@ -81,10 +81,7 @@ def make_plan(
         raise ValueError("the profile of a report is what --profile says; it is not one of its parameters")
     defaults = {path: _defaults(path) for path in sorted(Path(notebooks).glob("*.ipynb"))}
     if not defaults:
-        raise FileNotFoundError(
-            f"no notebooks (*.ipynb) in {Path(notebooks).resolve()}" if is_checkout() else
-            "a report runs notebooks, which an installed package is without: clone the repository and run it there"
-        )  # fmt: skip
+        raise FileNotFoundError(f"no notebooks (*.ipynb) in {Path(notebooks).resolve()}")
     stems = [path.stem for path in defaults]
     for start in only or ():
         if not any(stem.startswith(start) for stem in stems):
@@ -163,7 +160,10 @@ def _begin(out: Path, plan: Plan, kept: dict[str, Any]) -> None:
 
 def _run(out: Path, plan: Plan, private: dict[str, str]) -> Path:
     """Run the notebooks one by one; after each all pages are written anew."""
-    environment, limit = _environment(out), CELL_SECONDS.get(plan.config.profile, 3600)
+    environment = {"LAB5_REPORT_DIR": str(out), "LAB5_HEADLESS": "1"}
+    if out != ROOT / "report" and "LAB5_FIGURES_DIR" not in os.environ:
+        environment["LAB5_FIGURES_DIR"] = str(out / "figures")  # a run elsewhere keeps its figures to itself
+    limit = CELL_SECONDS.get(plan.config.profile, 3600)
     expected = read_metrics(out)["expected_seconds"]
     for number, path in enumerate(plan.values, start=1):
         left = [expected.get(path.stem) for path in list(plan.values)[number - 1 :]]
@@ -185,11 +185,3 @@ def _run(out: Path, plan: Plan, private: dict[str, str]) -> Path:
         if stopped:
             raise ReportError(f"{stopped} The page up to there is {out / path.stem}.html")
     return index
-
-
-def _environment(out: Path) -> dict[str, str]:
-    """What notebooks learn of the run. One in a folder of its own keeps its figures to itself."""
-    environment = {"LAB5_REPORT_DIR": str(out), "LAB5_HEADLESS": "1"}
-    if out == ROOT / "report" or "LAB5_FIGURES_DIR" in os.environ:
-        return environment
-    return environment | {"LAB5_FIGURES_DIR": str(out / "figures")}

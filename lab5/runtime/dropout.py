@@ -15,25 +15,16 @@ CHEAP = True  # False: torch's own everywhere
 
 
 def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
-    """x with every element set to 0 with probability p, else divided by 1 - p; x itself outside training.
-
-    Raises ValueError unless 0 <= p <= 1.
-    """
-    if not 0 <= p <= 1:
-        raise ValueError(f"dropout needs a probability from 0 to 1, found {p}")
+    """x with every element set to 0 with probability p, else divided by 1 - p; x itself outside training."""
     if not training or p == 0:
         return x
     dropped = round(p * LEVELS)
     if not CHEAP or x.device.type != "cpu" or dropped == LEVELS:
         return F.dropout(x, p)
+    bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    kept = bits.view(torch.int16)[: x.numel()] >= dropped - LEVELS // 2
     # The mean stays what it was, for the rounded probability.
-    return x * keep(x.numel(), dropped).view(x.shape).to(x.dtype).mul_(LEVELS / (LEVELS - dropped))
-
-
-def keep(n: int, dropped: int) -> Tensor:
-    """n decisions, True with probability 1 - dropped / LEVELS."""
-    bits = torch.empty((n + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-    return bits.view(torch.int16)[:n] >= dropped - LEVELS // 2
+    return x * kept.view(x.shape).to(x.dtype).mul_(LEVELS / (LEVELS - dropped))
 
 
 class Dropout(nn.Dropout):

@@ -201,26 +201,28 @@ def load_tensors(path: str | Path) -> tuple[State, dict[str, Any]]:
     Raises FileNotFoundError for a missing file, ValueError for one that is truncated or not by `save_tensors`, and
     for one that has changed since. What another program wrote has no checksum, and is taken without.
     """
-    path = existing_file(path)
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}
-            meta = {name: json.loads(value) for name, value in header.items() if name != CHECKSUM}
-    except (safetensors.SafetensorError, ValueError, RecursionError) as error:  # the last two are of the JSON
-        raise ValueError(f"{path} is truncated or is not one of our safetensors files: {error}") from error
-    if CHECKSUM in header and _checksum(path, header[CHECKSUM]) != header[CHECKSUM]:
+    with _opened(path) as (file, given, meta):
+        state = {name: file.get_tensor(name) for name in file.keys()}
+    if given is not None and _checksum(Path(path), given) != given:
         raise ValueError(f"{path} was damaged after it was written: its checksum does not fit")
     return state, meta
 
 
 def load_meta(path: str | Path) -> dict[str, Any]:
     """The meta alone, without reading the tensors or checking them. Raises like `load_tensors`."""
-    path = existing_file(path)
+    with _opened(path) as (_, _, meta):
+        return meta
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[tuple[safetensors.safe_open, str | None, dict[str, Any]]]:
+    """The file, the checksum in its header, if any, and the rest of the header."""
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            return {name: json.loads(value) for name, value in (file.metadata() or {}).items() if name != CHECKSUM}
-    except (safetensors.SafetensorError, ValueError, RecursionError) as error:
+        with safetensors.safe_open(existing_file(path), framework="pt") as file:
+            header = file.metadata() or {}
+            given = header.pop(CHECKSUM, None)
+            yield file, given, {name: json.loads(value) for name, value in header.items()}
+    except (safetensors.SafetensorError, ValueError, RecursionError) as error:  # the last two are of the JSON
         raise ValueError(f"{path} is truncated or is not one of our safetensors files: {error}") from error
 
 
@@ -248,5 +250,3 @@ def existing_file(path: str | Path) -> Path:
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint at {path}")
     return path
-
-State = dict[str, Tensor]

@@ -9,15 +9,9 @@ from torch import Tensor
 from lab5.runtime.files import State
 
 PICKLES = (b"PK\x03\x04", b"\x80")  # how PyTorch's files begin: zip archives, and bare pickles before 1.6
-
 SAFETENSORS = b"\0\0\0\0{"  # and how safetensors go on behind four bytes of length, which may look like a pickle's
-
-
 WRAPPERS = ("transformer_state_dict", "model")  # entries that hold a transformer's state dict beside other things
-
-
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # of weights, which all become float32
-
 MAX_RATIO = 4  # of what the tensors take to what the file does
 
 

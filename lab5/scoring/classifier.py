@@ -76,27 +76,18 @@ class ToyFeatures(nn.Module):
         return {name: head(hidden).argmax(1).cpu() for name, head in self.heads.items()}
 
 
-def attribute_loss(
-    logits: dict[str, Float[Tensor, "n _"]], attributes: dict[str, Int[Tensor, " n"]]
-) -> Float[Tensor, ""]:
-    """Cross-entropy in nats, averaged over images and attributes."""
-    if missing := sorted(logits.keys() - attributes.keys()):
-        raise ValueError(f"the classifier has heads for {missing}, but the labels hold only {sorted(attributes)}")
-    return torch.stack([F.cross_entropy(logits[name], attributes[name]) for name in logits]).mean()
-
-
 class EncoderFeatures:
     """What the VQGAN's encoder sees, averaged over 4x4 neighbourhoods: for photographs without Inception weights."""
 
     score_name = "Frechet distance on VQGAN-encoder features"
 
-    def __init__(self, vqgan: VQGAN, batch: int = 64):
-        self.vqgan, self.batch = vqgan, batch
+    def __init__(self, vqgan: VQGAN):
+        self.vqgan = vqgan
 
     @torch.no_grad()
     def features(self, images: Float[Tensor, "n 3 64 64"]) -> Float[Tensor, "n F"]:
         device = next(self.vqgan.parameters()).device
-        maps = [self.vqgan.latents(normalise(part).to(device)) for part in images.split(self.batch)]
+        maps = [self.vqgan.latents(normalise(part).to(device)) for part in images.split(64)]
         return torch.cat([F.adaptive_avg_pool2d(part, 4).flatten(1).cpu() for part in maps])
 
 
@@ -117,7 +108,8 @@ class AttributeObjective:
         labels = {name: value[pick].to(device) for name, value in self.attributes.items()}
         logits = model(images.to(device))
         right = [(logits[name].argmax(1) == labels[name]).float().mean() for name in logits]
-        return attribute_loss(logits, labels), {"accuracy": float(torch.stack(right).mean())}
+        losses = [F.cross_entropy(logits[name], labels[name]) for name in logits]  # in nats
+        return torch.stack(losses).mean(), {"accuracy": float(torch.stack(right).mean())}
 
 
 def _spoiled(images: Float[Tensor, "n 3 64 64"], generator: torch.Generator) -> Float[Tensor, "n 3 64 64"]:

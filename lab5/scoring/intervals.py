@@ -15,7 +15,6 @@ from jaxtyping import Float
 from scipy.special import stdtr, stdtrit
 from torch import Tensor
 
-from lab5.fid import Array, checked, checked_pair
 from lab5.scoring.resampling import Resampled
 
 LEVEL = 0.05  # of all intervals and counts: 95 %
@@ -64,27 +63,21 @@ def _only(resampled: Resampled, seeds: tuple[int, ...]) -> Resampled:
     return Resampled(seeds, *(part[rows] for part in resampled[1:]))
 
 
-def estimate(resampled: Resampled, *, common: bool = False) -> Difference:
+def estimate(resampled: Resampled) -> Difference:
     """The mean over seeds, of a gap or of one method, and how far another study of this size may come out from it.
 
     The interval is mean ± t · standard error. It is not made of percentiles, which for the Fréchet distance would lie
     beside the value: its resamples are biased. How the distance depends on n is no part of the error either; what is
     estimated is the distance at this n.
 
-    `common` is whether a seed can move all images together, as the seed of a training does. The seed of a decoding
-    does not, if every image has noise of its own; to resample the seeds too would then count their noise three times
-    (Owen 2007, "The pigeonhole bootstrap"). If it can, what the seeds vary more than their images explain is added, at
-    Satterthwaite's degrees of freedom: few seeds make wide intervals. Of methods that were trained once each, no
-    interval includes the luck of the training.
+    Seeds are of decodings, in which every image has noise of its own: to resample the seeds too would count their noise
+    three times (Owen 2007, "The pigeonhole bootstrap"). Of methods that were trained once each, no interval includes
+    the luck of the training.
     """
     n, seeds = resampled.influence.shape[1], len(resampled.seeds)
-    variance, freedom = _variance(resampled), n - 1.0
-    if common and seeds > 1 and (moved := _variance_of_seeds(resampled)):
-        freedom = (variance + moved) ** 2 / (variance**2 / (n - 1) + moved**2 / (seeds - 1))
-        variance += moved
-    mean, error = float(resampled.value.mean()), math.sqrt(variance)
-    reach = float(stdtrit(freedom, 1 - LEVEL / 2)) * error
-    p = 2 * float(stdtr(freedom, -abs(mean) / error)) if error else float(mean == 0)
+    mean, error = float(resampled.value.mean()), math.sqrt(_variance(resampled))
+    reach = float(stdtrit(n - 1.0, 1 - LEVEL / 2)) * error
+    p = 2 * float(stdtr(n - 1.0, -abs(mean) / error)) if error else float(mean == 0)
     sd = float(resampled.value.std()) if seeds > 1 else None
     return Difference(mean, error, mean - reach, mean + reach, p, sd, seeds, n)
 
@@ -106,14 +99,6 @@ def _variance(resampled: Resampled) -> float:
     """Of the mean over seeds: no less than what bends, which is a part of it."""
     smooth, bent = (float(part.mean()) for part in _covariance(resampled))
     return max(smooth - bent, bent)
-
-
-def _variance_of_seeds(resampled: Resampled) -> float:
-    """What seeds that move all images together add to that: what their values vary more than noise image by image."""
-    smooth, bent = _covariance(resampled)
-    seeds = len(smooth)
-    noise = ((smooth - bent).diagonal().mean() - (smooth - bent).mean()) * seeds / (seeds - 1)
-    return max(0.0, float(resampled.value.var() - noise)) / seeds
 
 
 # --- many differences -----------------------------------------------------------------------------------------------
@@ -147,14 +132,13 @@ def family(differences: Sequence[Difference]) -> Family:
     return Family(several, sum(map(excluded, differences)), LEVEL * several, holm)
 
 
-
 # --- how sure a distance is -----------------------------------------------------------------------------------
 
 
 def with_spread(
-    distance: Callable[[Array, Array], float],
-    features_a: Float[Array, "n F"],
-    features_b: Float[Array, "m F"],
+    distance: Callable[[Tensor, Tensor], float],
+    features_a: Float[Tensor, "n F"],
+    features_b: Float[Tensor, "n F"],
     *,
     generator: torch.Generator,
     repeats: int = 50,
@@ -167,17 +151,15 @@ def with_spread(
     drawn together. Near a true distance of 0 the SD comes out up to twice too large; far from it it was within a
     tenth of the SD of fresh samples (Gaussian features, n 60 and 200).
     """
-    a, b = checked_pair(features_a, features_b)
-    if len(a) != len(b) or len(a) < 4:
-        raise ValueError(f"paired sets need the same number of images, at least 4; found {len(a)} and {len(b)}")
-    halves = [torch.randperm(len(a), generator=generator)[: len(a) // 2] for _ in range(repeats)]
-    values = torch.tensor([distance(a[half], b[half]) for half in halves], dtype=torch.float64)
-    return distance(a, b), values.std().item()
+    n = len(features_a)
+    halves = [torch.randperm(n, generator=generator)[: n // 2] for _ in range(repeats)]
+    values = torch.tensor([distance(features_a[half], features_b[half]) for half in halves], dtype=torch.float64)
+    return distance(features_a, features_b), values.std().item()
 
 
 def floor_of_halves(
-    distance: Callable[[Array, Array], float],
-    features: Float[Array, "n F"],
+    distance: Callable[[Tensor, Tensor], float],
+    features: Float[Tensor, "n F"],
     *,
     generator: torch.Generator,
     repeats: int = 20,
@@ -187,10 +169,8 @@ def floor_of_halves(
     What independent sets of n/2 images score where nothing is wrong: about 0 for KID, more for the Fréchet distance.
     Pictures that were made from the very images they are compared with may score less, for they are not independent.
     """
-    x = checked(features, "features")
-    if len(x) < 4:
-        raise ValueError(f"halves of at least 2 images need 4, found {len(x)}")
-    orders = [torch.randperm(len(x), generator=generator) for _ in range(repeats)]
-    half = len(x) // 2
-    values = torch.tensor([distance(x[o[:half]], x[o[half : 2 * half]]) for o in orders], dtype=torch.float64)
+    half = len(features) // 2
+    orders = [torch.randperm(len(features), generator=generator) for _ in range(repeats)]
+    pairs = [(features[order[:half]], features[order[half : 2 * half]]) for order in orders]
+    values = torch.tensor([distance(*pair) for pair in pairs], dtype=torch.float64)
     return values.mean().item(), values.std().item()

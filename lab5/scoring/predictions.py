@@ -30,12 +30,7 @@ def bits_per_token(
     generator: Generators,
     **settings: Any,
 ) -> float:
-    """The mean over all hidden tokens of the batch of their `code_lengths`, which takes the same `settings`.
-
-    Raises ValueError where no token is hidden.
-    """
-    if not unknown.any():
-        raise ValueError("bits per token need at least one unknown token, but all are known.")
+    """The mean over all hidden tokens of the batch of their `code_lengths`, which takes the same `settings`."""
     return float(code_lengths(model, tokens, unknown, generator=generator, **settings).sum() / unknown.sum())
 
 
@@ -47,7 +42,6 @@ def code_lengths(
     schedule: str = "cosine",
     steps: int = 1,
     order: str = "random",
-    prior: Float[Tensor, "B N K"] | None = None,
     generator: Generators,
 ) -> Float[Tensor, " B"]:
     """How many bits the model needs to tell each image's hidden tokens: -log2 of the probability of the truth.
@@ -61,20 +55,16 @@ def code_lengths(
     scores, so that "confidence" reveals first what the model is surest of, right or wrong. No order sees the truth;
     otherwise the order itself would tell something for free.
 
-    `tokens` hold the truth where `unknown`, and what the model may see elsewhere, all of them codes. `prior`
-    is as in `decoder.decode_steps`. The answer is in float64, 0 for an image that hides nothing.
-    Raises ValueError for an unknown order or schedule, and as `hidden_predictions` does.
+    `tokens` hold the truth where `unknown`, and what the model may see elsewhere, all of them codes. The answer is in
+    float64, 0 for an image that hides nothing.
     """
-    _check(model, tokens, unknown)
-    if order not in ORDERS:
-        raise ValueError(f"order must be one of {', '.join(ORDERS)}, but it is {order!r}.")
     tokens, masked = tokens.long(), unknown
     once = uniform((len(tokens),), generator, tokens.device) if order in ONCE else None
     nats = torch.zeros(tokens.shape, dtype=torch.float64, device=tokens.device)
     for left in masked_counts(schedule, steps, unknown.sum(dim=1)):
         if not masked.any():
             break
-        log_p = ask(model, tokens.masked_fill(masked, model.mask_id), prior).log_softmax(dim=-1)
+        log_p = ask(model, tokens.masked_fill(masked, model.mask_id)).log_softmax(dim=-1)
         proposal = Proposal(log_p, log_p.argmax(dim=-1), unknown, temperature=0.0, once=once)
         scores = ORDERS[order](proposal, generator).masked_fill(~masked, torch.inf)
         staying = lowest(scores, left)
@@ -85,32 +75,14 @@ def code_lengths(
 
 
 def hidden_predictions(
-    model: Model,
-    tokens: Int[Tensor, "B N"],
-    unknown: Bool[Tensor, "B N"],
-    prior: Float[Tensor, "B N K"] | None = None,
+    model: Model, tokens: Int[Tensor, "B N"], unknown: Bool[Tensor, "B N"]
 ) -> tuple[Float[Tensor, "M K"], Int[Tensor, " M"]]:
     """One shot: the log-probabilities of the K codes at the M hidden tokens of the batch, and the true codes there.
 
-    Those of several batches, put one after the other, are what `calibration` takes. `tokens` and `prior` are as in
-    `code_lengths`. Raises ValueError for shapes that differ, for tokens that are no codes, and for a model in training
-    mode or that returns logits of another shape.
+    Those of several batches, put one after the other, are what `calibration` takes.
     """
-    _check(model, tokens, unknown)
-    log_p = ask(model, tokens.long().masked_fill(unknown, model.mask_id), prior).log_softmax(dim=-1)
+    log_p = ask(model, tokens.long().masked_fill(unknown, model.mask_id)).log_softmax(dim=-1)
     return log_p[unknown], tokens[unknown].long()
-
-
-def _check(model: Model, tokens: Tensor, unknown: Tensor) -> None:
-    mask_id = model.mask_id
-    if getattr(model, "training", False):
-        raise ValueError("the model must be in evaluation mode, but it is training: call model.eval().")
-    if tokens.shape != unknown.shape:
-        shapes = f"{tuple(tokens.shape)} and {tuple(unknown.shape)}"
-        raise ValueError(f"tokens and unknown must have the same shape (B, N), but they have {shapes}.")
-    if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < mask_id:
-        span = f"{int(tokens.min())}..{int(tokens.max())}"
-        raise ValueError(f"tokens must be codes in 0..{mask_id - 1}, also where unknown, but they span {span}.")
 
 
 # --- calibration ---------------------------------------------------------------------------------------------------
@@ -129,11 +101,8 @@ class Bin(NamedTuple):
 def calibration(log_probabilities: Float[Tensor, "M K"], true: Int[Tensor, " M"], bins: int = 10) -> list[Bin]:
     """The reliability diagram of the top code (Guo et al. 2017, section 2): bins of equal width, empty ones left out.
 
-    A calibrated model is right in a share `confidence` of each bin. Raises ValueError without predictions.
+    A calibrated model is right in a share `confidence` of each bin.
     """
-    if not len(true) or len(true) != len(log_probabilities) or bins < 1:
-        counts = f"{len(log_probabilities)} predictions, {len(true)} true codes and {bins} bins"
-        raise ValueError(f"calibration needs a true code for each prediction, and at least one bin; found {counts}.")
     top = log_probabilities.max(dim=1)
     confidence, right = top.values.double().exp(), (top.indices == true).double()
     place = (confidence * bins).ceil().long().clamp(1, bins) - 1
@@ -156,12 +125,7 @@ def calibration_error(bins: Sequence[Bin]) -> float:
 
 
 def disagreement(tokens: Int[Tensor, "S n N"], unknown: Bool[Tensor, "n N"]) -> float:
-    """The share of the hidden tokens in which two decodings differ, the mean over all pairs of the S seeds.
-
-    0 where every seed gives the same. Raises ValueError for fewer than two seeds and where nothing is hidden.
-    """
-    if len(tokens) < 2 or not unknown.any():
-        raise ValueError(f"disagreement needs at least 2 seeds and a hidden token, found {len(tokens)} seeds.")
+    """The share of the hidden tokens in which two decodings differ, the mean over all pairs of the S >= 2 seeds."""
     hidden = tokens[:, unknown]
     shares = [(a != b).double().mean() for a, b in combinations(hidden, 2)]
     return float(torch.stack(shares).mean())

@@ -6,9 +6,8 @@ inpainters. A method is whatever made the pictures.
 """
 
 import hashlib
-from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -17,14 +16,8 @@ from torch import Tensor, nn
 
 from lab5.data.dataset import Dataset, token_mask
 from lab5.fid import Features, frechet_distance, kid
+from lab5.inpainting.tokenizer import Tokenizer
 from lab5.scoring.resampling import Outcome
-
-
-@runtime_checkable
-class Encodes(Protocol):
-    """What makes tokens of images, as a Tokenizer does."""
-
-    def encode(self, images: UInt8[Tensor, "n 3 64 64"]) -> Int[Tensor, "n N"]: ...
 
 
 class Scores(NamedTuple):
@@ -32,9 +25,9 @@ class Scores(NamedTuple):
 
     score: float  # Fréchet distance to the truth
     kid: float  # of pairs: 0 for the truth itself
-    hole_psnr_db: float
-    ssim: float  # around the missing pixels, see `hole_ssim`
-    seam: float  # contrast across the edges of the holes beside the truth's, see `surroundings.seam`
+    hole_psnr_db: float  # over the missing pixels of all images together; it rewards blur
+    ssim: float  # the mean of `ssim_map` over the same pixels: its windows reach 5 pixels out of the hole, to the seam
+    seam: float  # `across_edge` of all pictures over the truth's: 1 = no seam, above it one shows, below it is blurred
     token_accuracy: float | None  # of tokens that the hole hides; None without a tokenizer
     attribute_accuracy: float | None  # of attributes that the hole hides; None for photographs
     n: int
@@ -43,15 +36,10 @@ class Scores(NamedTuple):
 # --- picture by picture -------------------------------------------------------------------------------------------
 
 
-def hole_psnr_db(
-    images: UInt8[Tensor, "n 3 64 64"], truth: UInt8[Tensor, "n 3 64 64"], holes: Bool[Tensor, "n 64 64"]
-) -> float:
-    """Peak signal-to-noise ratio over the missing pixels of all images together. It rewards blur.
-
-    Without any error it is 138 dB, a number where infinity would be none.
-    """
-    _need_holes(holes, "hole PSNR")
-    return _decibels(_errors(images, truth, holes), holes.sum((1, 2)))
+def psnr_db(images: UInt8[Tensor, "n 3 64 64"], truth: UInt8[Tensor, "n 3 64 64"]) -> float:
+    """Peak signal-to-noise ratio over all pixels of all images together."""
+    everywhere = torch.ones(len(images), *images.shape[2:], dtype=torch.bool)
+    return _decibels(_errors(images, truth, everywhere), everywhere.sum((1, 2)))
 
 
 def _errors(images: Tensor, truth: Tensor, holes: Tensor) -> Float[Tensor, " n"]:
@@ -60,25 +48,9 @@ def _errors(images: Tensor, truth: Tensor, holes: Tensor) -> Float[Tensor, " n"]
 
 
 def _decibels(errors: Float[Tensor, " n"], missing: Int[Tensor, " n"]) -> float:
+    """PSNR; without any error it is 138 dB, a number where infinity would be none."""
     error = errors.sum() / missing.sum()
     return float(10 * torch.log10(255**2 / error.clamp(min=1e-9)))
-
-
-def psnr_db(images: UInt8[Tensor, "n 3 64 64"], truth: UInt8[Tensor, "n 3 64 64"]) -> float:
-    """Peak signal-to-noise ratio over all pixels of all images together."""
-    return hole_psnr_db(images, truth, torch.ones(len(images), *images.shape[2:], dtype=torch.bool))
-
-
-def hole_ssim(
-    images: UInt8[Tensor, "n 3 64 64"], truth: UInt8[Tensor, "n 3 64 64"], holes: Bool[Tensor, "n 64 64"]
-) -> float:
-    """The mean of `ssim_map` over the missing pixels of all images together.
-
-    The windows of pixels near the edge of the hole reach 5 pixels out of it, so that a visible seam costs something.
-    """
-    _need_holes(holes, "hole SSIM")
-    missing = holes.sum((1, 2))
-    return float((_ssims(images, truth, holes) * missing).sum() / missing.sum())
 
 
 def _ssims(images: Tensor, truth: Tensor, holes: Tensor) -> Float[Tensor, " n"]:
@@ -104,9 +76,18 @@ def ssim_map(images: UInt8[Tensor, "n 3 H W"], truth: UInt8[Tensor, "n 3 H W"]) 
     return torch.from_numpy(luminance * (2 * covariance + c2) / (variances + c2)).mean(1)
 
 
-def _need_holes(holes: Tensor, name: str) -> None:
-    if not bool(holes.any()):
-        raise ValueError(f"{name} needs at least one missing pixel, found none")
+def across_edge(pictures: UInt8[Tensor, "n 3 H W"], holes: Bool[Tensor, "n H W"]) -> Float[Tensor, " n"]:
+    """Of each picture, the sum of |a - b| over all pairs of neighbours a and b of which one is in the hole.
+
+    Neighbours are so horizontally or vertically; |a - b| is in grey levels, 0..255, the mean of the three colours. Less
+    than one level a pair, over a whole picture, is no contrast that anyone sees, and counts as one.
+    """
+    total, pairs = torch.zeros(2, len(pictures), dtype=torch.float64)
+    for side in (1, 2):
+        edge = holes.diff(dim=side)
+        total += (pictures.double().diff(dim=side + 1).abs().mean(1) * edge).sum((1, 2))
+        pairs += edge.sum((1, 2))
+    return torch.maximum(total, pairs)
 
 
 # --- a row of scores ----------------------------------------------------------------------------------------------
@@ -116,20 +97,15 @@ class Scorer:
     """Compares pictures with test images of a dataset, whose features and tokens are computed once.
 
     These are the first `n` of which the truth is known under the hole too; `places` are their numbers in the test
-    set. `read` tells the attributes of images; without it the network does, if it can. With a `tokenizer` pictures
-    are encoded, whatever made them, and the tokens that the hole hides are compared with those of the encoded truth:
-    all methods are counted alike, and even the reconstruction floor loses a few.
+    set. Attributes are read by the network, if it can. With a `tokenizer` pictures are encoded, whatever made them, and
+    the tokens that the hole hides are compared with those of the encoded truth: all methods are counted alike, and even
+    the reconstruction floor loses a few.
 
     Raises ValueError where the truth of fewer than two images is known.
     """
 
     def __init__(
-        self,
-        dataset: Dataset,
-        network: Features,
-        n: int | None = None,
-        read: Callable | None = None,
-        tokenizer: Encodes | None = None,
+        self, dataset: Dataset, network: Features, n: int | None = None, tokenizer: Tokenizer | None = None
     ):
         self.places = dataset.whole.nonzero()[:, 0][:n]
         if len(self.places) < 2:
@@ -139,7 +115,7 @@ class Scorer:
         self.labels = {name: value[self.places] for name, value in dataset.attributes.get("test", {}).items()}
         self.hidden = {name: value[self.places] for name, value in dataset.hidden.items()}
         self.network = network
-        self.read = read or getattr(network, "predict", None)
+        self.read = getattr(network, "predict", None)
         self.reference = network.features(self.truth.float() / 255)
         self.tokenizer = tokenizer
         self.tokens = None if tokenizer is None else tokenizer.encode(self.truth)
@@ -242,34 +218,3 @@ def _digest(truth: Tensor, holes: Tensor, network: Features) -> str:
     for tensor in (truth, holes, *weights):
         digest.update(tensor.cpu().contiguous().numpy())
     return digest.hexdigest()[:12]
-
-
-# --- the seam -------------------------------------------------------------------------------------------------------
-
-
-def seam(
-    pictures: UInt8[Tensor, "n 3 H W"], truth: UInt8[Tensor, "n 3 H W"], holes: Bool[Tensor, "n H W"]
-) -> float:
-    """How steep pictures are across the edges of their holes, in units of the truth across the same edges.
-
-    1 = as steep as the truth, so that no seam is there; above it one shows; below it the hole begins smoother than
-    pictures are. This is the sum of `across_edge` of all pictures over that of the truth. Where there is no edge there
-    is no seam: 1.
-    """
-    steep, natural = (float(across_edge(x, holes).sum()) for x in (pictures, truth))
-    return steep / natural if natural else 1.0
-
-
-def across_edge(pictures: UInt8[Tensor, "n 3 H W"], holes: Bool[Tensor, "n H W"]) -> Float[Tensor, " n"]:
-    """Of each picture, the sum of |a - b| over all pairs of neighbours a and b of which one is in the hole.
-
-    Neighbours are so horizontally or vertically; |a - b| is in grey levels, 0..255, the mean of the three colours. Less
-    than one level a pair, over a whole picture, is no contrast that anyone sees, and counts as one.
-    Sums of pictures can be added, drawn again and divided, as a bootstrap of `seam` does.
-    """
-    total, pairs = torch.zeros(2, len(pictures), dtype=torch.float64)
-    for side in (1, 2):
-        edge = holes.diff(dim=side)
-        total += (pictures.double().diff(dim=side + 1).abs().mean(1) * edge).sum((1, 2))
-        pairs += edge.sum((1, 2))
-    return torch.maximum(total, pairs)

@@ -110,9 +110,7 @@ def decode_grid(
     rows: dict[str, Pictures], columns: Sequence[str] = (), *, caption: str = "", marked: Sequence[str] = ()
 ) -> Figure:
     """Named rows of equally many pictures with a label above each column; `marked` rows are labelled bold."""
-    longest = max((len(pictures) for pictures in rows.values()), default=0)
-    if longest == 0:
-        raise ValueError("a grid needs at least one row with a picture, found none")
+    longest = max(map(len, rows.values()))
     with styled(1.0 * longest + 1.1, 1.04 * len(rows) + 0.45, caption) as figure:
         axes = figure.subplots(len(rows), longest, squeeze=False)
         for line, (name, pictures) in zip(axes, rows.items(), strict=True):
@@ -143,13 +141,9 @@ def loss_curve(
     *,
     label: str,
     validation: Sequence[tuple[int, float]] = (),
-    floor: tuple[str, float] | None = None,
     caption: str = "",
 ) -> Figure:
-    """Loss with the learning rate, and a metric beside it; points of (step, value) on clean validation data.
-
-    `floor` is a line with a name in the panel of the metric, such as a score to reach.
-    """
+    """Loss with the learning rate, and a metric beside it; points of (step, value) on clean validation data."""
     with styled(8.4, 2.9, caption) as figure:
         left, right = figure.subplots(1, 2)
         steps = np.array([s.step for s in history])
@@ -167,8 +161,6 @@ def loss_curve(
             _line(right, at, value, COLOURS["cosine"], "training")
         if validation:
             right.plot(*zip(*validation, strict=True), "o-", ms=4, lw=1.2, color=COLOURS["linear"], label="validation")
-        if floor:
-            right.axhline(floor[1], color=PALE, ls="--", lw=1, label=floor[0])
         right.set(xlabel="step", title=label[0].upper() + label[1:])
         if right.get_legend_handles_labels()[0]:
             right.legend(frameon=False, fontsize=8)
@@ -184,12 +176,12 @@ def _line(axis, x: np.ndarray, y: np.ndarray, colour: str, label: str = "") -> N
         axis.plot(x[window - 1 :], smooth, color=colour, lw=1.6, label=label or None)
 
 
-def gamma_curves(schedules: Sequence[str] = tuple(SCHEDULES), *, caption: str = "") -> Figure:
+def gamma_curves(caption: str = "") -> Figure:
     """The share of tokens still masked over the share of the decoding done."""
     with styled(5.2, 3.0, caption) as figure:
         axis = figure.subplots()
         ratio = np.linspace(0, 1, 2001)  # so fine that the stairs stand upright
-        for name in schedules:
+        for name in SCHEDULES:
             axis.plot(ratio, [gamma(name, float(r)) for r in ratio], color=COLOURS[name], lw=1.8, label=spoken(name))
         axis.set(xlabel="share of the steps done, t/T", ylabel="share still masked, γ", title="Mask schedules")
         axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -233,7 +225,7 @@ def attention_map(
     weights: Float[Tensor, "heads N"],
     query: int,
     *,
-    titles: Sequence[str] = (),
+    titles: Sequence[str],
     caption: str = "",
 ) -> Figure:
     """Where one position looks: the picture with the query's token framed, and each head's weights glowing on it."""
@@ -241,7 +233,7 @@ def attention_map(
         axes = figure.subplots(1, len(weights) + 1)
         picture = image.permute(1, 2, 0).numpy()
         row, column = divmod(query, 16)
-        for i, axis in enumerate(axes):
+        for i, (axis, title) in enumerate(zip(axes, titles, strict=True)):
             axis.imshow(picture if i == 0 else picture // 3, interpolation="nearest")
             if i > 0:
                 heat = weights[i - 1].reshape(16, 16).numpy()
@@ -252,7 +244,7 @@ def attention_map(
             frame = np.array([[0, 0], [4, 0], [4, 4], [0, 4], [0, 0]]) + np.array([column * 4, row * 4]) - 0.5
             axis.plot(*frame.T, color="#00d0ff", lw=1.6)
             axis.set_axis_off()
-            axis.set_title(titles[i] if i < len(titles) else "", fontsize=8, weight="normal", loc="center")
+            axis.set_title(title, fontsize=8, weight="normal", loc="center")
     return figure
 
 

@@ -3,11 +3,9 @@
 Live only: the drawing goes to the kernel, which decodes. Where a report is made, a picture stands in.
 """
 
-import base64
 import io
 import time
 from dataclasses import replace
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,6 @@ import ipywidgets
 import numpy as np
 import torch
 from jaxtyping import Bool, UInt8
-from PIL import Image
 from torch import Tensor
 
 from lab5.config import DecodeConfig
@@ -26,22 +23,25 @@ from lab5.inpainting.fill import decode_holes, inpaint_images, to_pictures
 from lab5.inpainting.pair import Pair
 from lab5.samplers import CODES, ORDERS
 from lab5.show.figures import decode_grid
-from lab5.show.scrub import DOT, Reel, Scrub, is_live, reel, scrub
+from lab5.show.scrub import Reel, Scrub, data_url, is_live, png_url, reel, started
 
-SCRIPT = Path(__file__).with_suffix(".js").read_text(encoding="utf-8").strip()
+SCRIPT = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
 BOARD = """<div class="lab5-board" data-hole="{hole}"><div style="position:relative;width:256px;height:256px">
 <img src="{picture}" alt="the picture to draw on" style="width:100%;height:100%;image-rendering:pixelated;margin:0">
 <canvas width="64" height="64" aria-label="draw the hole here" style="position:absolute;inset:0;width:100%;height:100%;
 image-rendering:pixelated;touch-action:none;cursor:crosshair"></canvas></div>
 <label>brush <select><option value="2">small</option><option value="4" selected>medium</option>
 <option value="8">large</option></select></label> <label><input type="checkbox"> erase</label></div>
-<img src="{dot}" alt="" width="1" height="1" onload="{start}">"""
+"""
 
 
 class Play:
-    """What `play` returns: a notebook shows controls if there is a kernel, else a picture and a sentence."""
+    """Draw holes on test images and see them filled by `pair`; the settings begin with those of `decode`.
 
-    def __init__(self, pair: Pair, data: Dataset, decode: DecodeConfig, seed: int):
+    A notebook shows controls if there is a kernel, else a picture and a sentence.
+    """
+
+    def __init__(self, pair: Pair, data: Dataset, decode: DecodeConfig, seed: int = 0):
         self.pair, self.data, self.decode, self.seed = pair, data, decode, seed
         whole = data.whole.nonzero()[:, 0]
         self.places = whole if len(whole) else torch.arange(len(data.test))  # where a hole can be anywhere
@@ -55,7 +55,7 @@ class Play:
     def fill(self, samples: int = 3) -> Scrub:
         """As many fillings of the hole by the settings of the moment; the last step shows the finished pictures.
 
-        Raises ValueError for a hole without a pixel, and for settings that contradict each other.
+        Raises ValueError for a hole without a pixel.
         """
         if not bool(self.hole.any()):
             raise ValueError("there is no hole yet: draw one on the picture")
@@ -69,11 +69,7 @@ class Play:
             last = Reel(finished[number][None], *(part[-1:] for part in one[1:]))
             reels[f"sample {number + 1}"] = Reel(*map(torch.cat, zip(one, last, strict=True)))
         labels = [f"t = {state.step}" for state in states] + ["finished"]
-        return scrub(reels, alt="the hole being filled", step_labels=labels, size=200, start=-1)
-
-    def live(self) -> ipywidgets.Widget:
-        """The controls, which fill anew whenever one is touched."""
-        return _Controls(self).box
+        return Scrub(reels, alt="the hole being filled", step_labels=labels, size=200, start=-1)
 
     def html(self, samples: int = 4) -> str:
         """A picture of what it can do, and a sentence."""
@@ -81,27 +77,22 @@ class Play:
         filled = inpaint_images(self.pair, images, holes, self.decode, self.seed)
         row = torch.cat([self.image.masked_fill(self.hole, 128)[None], filled, self.image[None]])
         columns = ["hole", *(f"sample {number + 1}" for number in range(samples)), "truth"]
-        buffer = io.BytesIO()
-        decode_grid({"": row}, columns).savefig(buffer, format="png", dpi=110)
+        png = io.BytesIO()
+        decode_grid({"": row}, columns).savefig(png, format="png", dpi=110)
         alt = f"A picture with a hole, {samples} fillings of it, and the truth"
         return (
             f'<p><em>Live only: with a running kernel, as in JupyterLab, a hole can be drawn here and filled.</em></p>'
-            f'<p><img src="{_url(buffer.getvalue())}" alt="{alt}"></p>'
+            f'<p><img src="{data_url(png.getvalue())}" alt="{alt}"></p>'
         )
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, Any]:
         if is_live():
-            return {"text/plain": "a hole to draw and to fill"} | self.live()._repr_mimebundle_()
+            return {"text/plain": "a hole to draw and to fill"} | _Controls(self).box._repr_mimebundle_()
         return {"text/plain": "live only: a hole to draw and to fill", "text/html": self.html()}
 
 
-def play(pair: Pair, data: Dataset, decode: DecodeConfig, *, seed: int = 0) -> Play:
-    """Draw holes on test images and see them filled by `pair`; the settings begin with those of `decode`."""
-    return Play(pair, data, decode, seed)
-
-
 class _Controls:
-    """The widgets of one `Play`, and what happens when one is touched."""
+    """The widgets of one `Play`, which fill anew whenever one is touched."""
 
     def __init__(self, game: Play):
         self.game, decode = game, game.decode
@@ -141,7 +132,7 @@ class _Controls:
         self.refill()
 
     def refill(self) -> None:
-        """Decode, and show the result with the time that it took; a contradiction is told in its place."""
+        """Decode, and show the result with the time that it took; or what is wrong in its place."""
         changes = {name: widget.value for name, widget in self.settings.items()}
         changes["stop_at"] = min(changes["stop_at"], changes["steps"])
         self.game.decode = replace(self.game.decode, **changes, paste="poisson" if self.paste.value else "none")
@@ -190,10 +181,7 @@ class _Controls:
 
 def board(image: UInt8[Tensor, "3 64 64"], hole: Bool[Tensor, "64 64"]) -> str:
     """HTML of a picture to draw a hole on; it writes into the text field of class lab5-hole in the same lab5-play."""
-    buffer = io.BytesIO()
-    Image.fromarray(image.permute(1, 2, 0).numpy()).save(buffer, "png")
-    start = escape(f"{SCRIPT}(this.previousElementSibling)")
-    return BOARD.format(hole=_digits(hole), picture=_url(buffer.getvalue()), dot=DOT, start=start)
+    return BOARD.format(hole=_digits(hole), picture=png_url(image[None])) + started(SCRIPT)
 
 
 def _digits(hole: Bool[Tensor, "64 64"]) -> str:
@@ -203,7 +191,3 @@ def _digits(hole: Bool[Tensor, "64 64"]) -> str:
 
 def _hole(digits: str) -> Bool[Tensor, "64 64"]:
     return torch.from_numpy(np.unpackbits(np.frombuffer(bytes.fromhex(digits), np.uint8)).reshape(64, 64).astype(bool))
-
-
-def _url(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"

@@ -69,11 +69,21 @@ def reel(
 
 
 class Scrub:
-    """What `scrub` returns: a notebook shows it as a widget if there is a kernel, else as HTML."""
+    """The steps of one or more decodings, of the same or of several images, on one slider.
 
-    def __init__(self, reels: dict[str, Reel], labels: list[str], caption: str, alt: str, size: int, start: int):
-        self.reels, self.labels, self.caption, self.alt, self.size = reels, labels, caption, alt, size
-        self.start = start
+    `reels` have names and equally many states of 256 tokens; `alt` says in a sentence what they show; `step_labels`
+    default to "t = 0", "t = 1", …; `size` is the width in pixels at which a picture is shown, its own pixels staying
+    sharp; it begins at the state `start`, -1 for the last. A notebook shows it as a widget if there is a kernel, else
+    as HTML.
+    """
+
+    def __init__(
+        self, reels: Mapping[str, Reel], *, alt: str, step_labels: Sequence[str] = (), caption: str = "",
+        size: int = 220, start: int = 0,
+    ):  # fmt: skip
+        states = len(next(iter(reels.values())).pictures)
+        self.reels, self.alt, self.caption, self.size, self.start = reels, alt, caption, size, start % states
+        self.labels = list(step_labels) or [f"t = {step}" for step in range(states)]
 
     def html(self) -> str:
         """A self-contained snippet."""
@@ -81,10 +91,8 @@ class Scrub:
         return f'{self._box(name)}<script>{SCRIPT.strip()}(document.getElementById("{name}"))</script>'
 
     def live(self) -> ipywidgets.Widget:
-        """The same as a widget, to stand in a box with others. Scripts in widgets do not run: a picture starts it."""
-        start = escape(f"{SCRIPT.strip()}(this.previousElementSibling)")
-        box = self._box(f"scrub-{uuid.uuid4().hex[:8]}")
-        return ipywidgets.HTML(f'{box}<img src="{DOT}" alt="" width="1" height="1" onload="{start}">')
+        """The same as a widget, to stand in a box with others."""
+        return ipywidgets.HTML(self._box(f"scrub-{uuid.uuid4().hex[:8]}") + started(SCRIPT))
 
     def _box(self, name: str) -> str:
         data = {
@@ -115,7 +123,7 @@ class Scrub:
     def _figure(self, title: str, reel: Reel) -> str:
         films = {"picture": reel.pictures, "latent mask": _mask_film(reel), "confidence": _confidence_film(reel)}
         panels = "".join(
-            f'<div class="panel"><div class="window"><img class="film" src="{_png(film)}" alt="'
+            f'<div class="panel"><div class="window"><img class="film" src="{png_url(film)}" alt="'
             f'{escape(f"{self.alt}: {title}, {what}, {len(film)} steps side by side")}"><i class="frame"></i></div>'
             f"<span>{what}</span></div>"
             for what, film in films.items()
@@ -135,37 +143,10 @@ def is_live() -> bool:
     return getattr(get_ipython(), "kernel", None) is not None and "LAB5_HEADLESS" not in os.environ
 
 
-def scrub(
-    reels: Mapping[str, Reel],
-    *,
-    alt: str,
-    step_labels: Sequence[str] | None = None,
-    caption: str = "",
-    size: int = 220,
-    start: int = 0,
-) -> Scrub:
-    """Show the steps of one or more decodings, of the same or of several images, on one slider.
-
-    `reels` have names and equally many states of 256 tokens; `alt` says in a sentence what they show; `step_labels`
-    default to "t = 0", "t = 1", …; `size` is the width in pixels at which a picture is shown, its own pixels staying
-    sharp; it begins at the state `start`, -1 for the last. Raises ValueError for anything else.
-    """
-    counts = {name: len(reel.pictures) for name, reel in reels.items()}
-    if len(set(counts.values())) != 1 or 0 in counts.values():
-        raise ValueError(f"scrub needs reels with the same number of states, at least one; got {counts or 'no reels'}")
-    for name, one in reels.items():
-        shapes = {field: tuple(getattr(one, field).shape) for field in ("tokens", "masked", "confidence")}
-        if set(shapes.values()) != {(counts[name], 256)}:
-            raise ValueError(f"scrub needs {counts[name]} states of 256 tokens; reel {name!r} has {shapes}")
-    steps = next(iter(counts.values()))
-    labels = [f"t = {step}" for step in range(steps)] if step_labels is None else [str(x) for x in step_labels]
-    if len(labels) != steps:
-        raise ValueError(f"scrub needs one label a step: {steps} steps, {len(labels)} labels")
-    if not alt.strip():
-        raise ValueError("scrub needs a text alternative, a sentence that says what the pictures show; got none")
-    if not -steps <= start < steps:
-        raise ValueError(f"start must be the number of one of {steps} states, not {start}")
-    return Scrub(dict(reels), labels, caption, alt, size, start % steps)
+def started(script: str) -> str:
+    """HTML that calls `script` with the element before it: scripts in widgets do not run, a picture's `onload` does."""
+    call = escape(f"{script.strip()}(this.previousElementSibling)")
+    return f'<img src="{DOT}" alt="" width="1" height="1" onload="{call}">'
 
 
 def _mask_film(reel: Reel) -> UInt8[Tensor, "S 3 16 16"]:
@@ -186,8 +167,12 @@ def _swatch(colour: str) -> str:
     return f' <i class="scale" style="width:.8em;background:{colour};outline:1px solid #999"></i>'
 
 
-def _png(film: UInt8[Tensor, "S 3 H W"]) -> str:
-    """Steps side by side in one picture, as a data URL."""
-    buffer = io.BytesIO()
-    Image.fromarray(torch.cat(list(film), dim=2).permute(1, 2, 0).numpy()).save(buffer, "png", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+def png_url(film: UInt8[Tensor, "S 3 H W"]) -> str:
+    """Steps side by side in one picture."""
+    png = io.BytesIO()
+    Image.fromarray(torch.cat(list(film), dim=2).permute(1, 2, 0).numpy()).save(png, "png", optimize=True)
+    return data_url(png.getvalue())
+
+
+def data_url(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"

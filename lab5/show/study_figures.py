@@ -28,28 +28,23 @@ PERCENT = "{x:.0%}"
 # --- what a model says and what is so -------------------------------------------------------------------------------
 
 
-def reliability(bins: dict[str, Sequence[Sequence[float]]], *, caption: str = "") -> Figure:
-    """How often the model is right when it is so sure: of each bin, which ends in mean confidence, accuracy and n.
+def calibration_figure(networks: Mapping[str, Predictions], caption: str) -> Figure:
+    """How often each network is right when it is so sure, a line per name; the area of a dot is its share of tokens.
 
-    A line per name. The area of a dot is its share of the tokens. The expected calibration error stands at each name:
-    the mean gap between confidence and accuracy over all tokens (Guo et al. 2017, section 2). Empty bins are left out;
-    raises ValueError where all are.
+    The expected calibration error stands at each name.
     """
     with styled(5.6, 4.0, caption) as figure:
         axis = figure.subplots()
         axis.plot([0, 1], [0, 1], color=PALE, lw=1, ls="--")
         ends = [(1.0, 1.0, "as sure as right", PALE)]
-        for colour, (name, several) in zip(cycle(CYCLE), bins.items(), strict=False):
-            confidence, accuracy, n = np.array([one[-3:] for one in several if one[-1]], dtype=float).reshape(-1, 3).T
-            if not n.size:
-                empty = f"all its {len(several)} bins are empty"
-                raise ValueError(f"{name} must have a bin with a token in it, but {empty}.")
-            error = float(np.average(np.abs(accuracy - confidence), weights=n))
+        for colour, (name, predictions) in zip(cycle(CYCLE), networks.items(), strict=False):
+            confidence, accuracy, n = np.array([(b.confidence, b.accuracy, b.n) for b in predictions.bins]).T
             axis.vlines(confidence, confidence, accuracy, color=colour, alpha=0.35, lw=1)
             axis.plot(confidence, accuracy, color=colour, lw=1.5)
             axis.scatter(confidence, accuracy, s=12 + 400 * n / n.sum(), color=colour, edgecolor="white", lw=0.6,
                          zorder=3)  # fmt: skip
-            ends.append((confidence[-1], accuracy[-1], f"{spoken(name)}\nerror {error:.1%}", colour))
+            label = f"{spoken(name)}\nerror {predictions.calibration_error:.1%}"
+            ends.append((confidence[-1], accuracy[-1], label, colour))
         axis.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", title="Is it right as often as it is sure?",
                  xlabel="confidence: probability of the chosen code", ylabel="share of right codes")  # fmt: skip
         axis.xaxis.set_major_formatter(PERCENT)
@@ -59,7 +54,7 @@ def reliability(bins: dict[str, Sequence[Sequence[float]]], *, caption: str = ""
 
 
 def leak_map(
-    by_ring: dict[str, Sequence[float]], heat: Float[Tensor, "16 16"], *, title: str = "", caption: str = ""
+    by_ring: dict[str, Sequence[float]], heat: Float[Tensor, "16 16"], *, title: str, caption: str
 ) -> Figure:
     """Known tokens that change with what stands in the hole: their share by distance to it, a line per fill, and on
     the grid of tokens. Ring 1 touches the hole. `heat` is not-a-number where no token is known, and grey there."""
@@ -74,14 +69,14 @@ def leak_map(
         rings.yaxis.set_major_formatter(PERCENT)
         grid.set_facecolor("#9a9a9a")
         drawn = grid.imshow(heat.numpy(), cmap="cividis", vmin=0, interpolation="nearest")
-        grid.set(xticks=[], yticks=[], title=title or "Where")
+        grid.set(xticks=[], yticks=[], title=title)
         grid.spines[:].set_visible(False)
         grid.grid(visible=False)
         figure.colorbar(drawn, ax=grid, format=PERCENT, shrink=0.85).outline.set_visible(False)
     return figure
 
 
-def loss_against_score(trainings: dict[str, pd.DataFrame], *, caption: str = "") -> Figure:
+def loss_against_score(trainings: dict[str, pd.DataFrame], caption: str) -> Figure:
     """KID against validation loss along trainings, as `tables.losses_along` has them: joined, with the step at each."""
     with styled(6.4, 3.8, caption) as figure:
         axis = figure.subplots()
@@ -109,30 +104,16 @@ VERDICTS = {  # -> colour and marker
     Verdict.HOLDS: ("#0072B2", "o"),
 }
 WIDTH = 70  # letters of a label in a line
-SIDES = ("first is better", "second is better")  # left and right of zero
-X_LABEL = "difference of KID, first − second, with a 95 % interval"
 
 
-def forest(
-    table: pd.DataFrame, label: str, *, group: str = "", limit: float | None = None, title: str = "", caption: str = ""
-) -> Figure:
+def forest(table: pd.DataFrame, label: str, *, group: str = "", title: str, caption: str) -> Figure:
     """A forest plot of KID: under each row's label its effect around zero, with interval, numbers and verdict.
 
-    The table is one of effects or claims, with the columns `label`, `kid`, `kid_low`, `kid_high`, and where there are
-    such, `margin`, `verdict` and `group`, under whose values rows stand together. A row without a number was not
-    measured. What lies within ± the margin, which is shaded, is too small to matter. Beyond `limit` an interval ends in
-    an arrow; its numbers say all. What has no verdict is black where its interval excludes zero, else grey. Raises
-    ValueError unless some row is measured, and for an effect outside its interval.
+    The table is one of effects or claims, all of them measured; `label` and `group`, under whose values rows stand
+    together, are columns. What lies within ± the margin, which is shaded, is too small to matter. An effect is black
+    where its interval excludes zero, else grey.
     """
-    measured = table.dropna(subset="kid") if "kid" in table else table[:0]
-    if measured.empty:
-        raise ValueError(f"a forest plot needs a row with a number in 'kid', but none of {len(table)} rows has one.")
-    outside = measured[(measured["kid"] < measured["kid_low"]) | (measured["kid"] > measured["kid_high"])]
-    if len(outside):
-        low, mean, high = outside.iloc[0][["kid_low", "kid", "kid_high"]]
-        raise ValueError(f"{outside.iloc[0][label]!r} must lie in its interval, but {mean} is not in {low}..{high}.")
-    margins = table["margin"] if "margin" in table else pd.Series([0.0])
-    limit = limit or 1.08 * max(measured[["kid_low", "kid_high"]].abs().to_numpy().max(), margins.max())
+    limit = 1.08 * table[["kid_low", "kid_high", "margin"]].abs().to_numpy().max()
     with styled(7.6, 1.0, caption) as figure:  # as high as the rows will need
         axis = figure.subplots()
         axis.axvline(0, color=INK, lw=1)
@@ -142,16 +123,17 @@ def forest(
                 _text(axis, str(name), place + 0.2, 0.0, weight="bold", fontsize=10)
                 place += 0.9
             for row in members.to_dict("records"):
-                if (margin := row.get("margin", 0.0)) != shaded[-1][1]:
+                if (margin := row["margin"]) != shaded[-1][1]:
                     shaded.append((place - 0.25 if len(shaded) > 1 else -0.5, margin))
                 place = _effect(axis, row, textwrap.wrap(row[label], WIDTH), place, limit)
         figure.set_figheight(0.4 * place + 1.0)
-        axis.set(xlim=(-limit, limit), ylim=(place - 0.1, -0.5), yticks=[], xlabel=X_LABEL)
+        axis.set(xlim=(-limit, limit), ylim=(place - 0.1, -0.5), yticks=[])
+        axis.set_xlabel("difference of KID, first − second, with a 95 % interval")
         for (top, margin), (bottom, _) in pairwise([*shaded, (place - 0.1, 0.0)]):
             axis.fill_betweenx([top, bottom], -margin, margin, color="#ececec", lw=0, zorder=0)
         axis.set_title(title, pad=20)
         axis.spines["left"].set_visible(False)
-        for x, side, text in (0, "left", f"← {SIDES[0]}"), (1, "right", f"{SIDES[1]} →"):
+        for x, side, text in (0, "left", "← first is better"), (1, "right", "second is better →"):
             axis.annotate(text, (x, 1), xycoords="axes fraction", xytext=(0, 4), textcoords="offset points", ha=side,
                           va="bottom", fontsize=8, color=PALE)  # fmt: skip
     return figure
@@ -159,29 +141,22 @@ def forest(
 
 def _effect(axis: Axes, row: dict[str, Any], lines: Sequence[str], place: float, limit: float) -> float:
     """One row from `place` on downwards; where the next begins."""
-    measured = pd.notna(row.get("kid"))
-    clear = not measured or row["kid_low"] > 0 or row["kid_high"] < 0
-    colour, marker = VERDICTS.get(row.get("verdict"), (INK if clear else "#777777", "o"))
+    mean, low, high = row["kid"], row["kid_low"], row["kid_high"]
+    colour, marker = VERDICTS.get(row["verdict"], (INK if low > 0 or high < 0 else "#777777", "o"))
     for i, line in enumerate(lines):
         _text(axis, line, place + i / 2, 0.0)
-    verdict = verdict_text(row) if "direction" in row else row.get("verdict", "")
+    verdict = verdict_text(row) if "direction" in row else row["verdict"]
     _text(axis, textwrap.fill(verdict, 22), place + len(lines) / 4, 1.02, color=colour, weight="bold")
     place += len(lines) / 2
-    if not measured:
-        return place + 0.2
-    mean, low, high = row["kid"], row["kid_low"], row["kid_high"]
-    left, right = (min(max(end, -limit), limit) for end in (low, high))
-    axis.plot([left, right], [place, place], color=colour, lw=2.2, solid_capstyle="butt")
-    for cut, end, arrow in ((low < -limit, -limit, "<"), (high > limit, limit, ">")):
-        if cut:
-            axis.plot(end, place, arrow, color=colour, ms=7, clip_on=False)
-    if abs(mean) <= limit:
-        axis.plot(mean, place, marker, color=colour, ms=10 if marker == "|" else 7, mew=2 if marker == "|" else 0)
+    axis.plot([low, high], [place, place], color=colour, lw=2.2, solid_capstyle="butt")
+    axis.plot(mean, place, marker, color=colour, ms=10 if marker == "|" else 7, mew=2 if marker == "|" else 0)
     numbers = f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]".replace("-", "−")
     if high < 0.4 * limit:  # then there is room for them after the interval, else before it, else below
-        x, away, side = right, (9, 0), "left"
+        x, away, side = high, (9, 0), "left"
+    elif low > -0.4 * limit:
+        x, away, side = low, (-9, 0), "right"
     else:
-        x, away, side = (left, (-9, 0), "right") if low > -0.4 * limit else ((left + right) / 2, (0, -10), "center")
+        x, away, side = (low + high) / 2, (0, -10), "center"
     axis.annotate(numbers, (x, place), xytext=away, textcoords="offset points", va="center", ha=side, fontsize=8,
                   color=colour)  # fmt: skip
     return place + (0.9 if side == "center" else 0.6)
@@ -198,8 +173,7 @@ def _text(axis: Axes, text: str, place: float, x: float, **style: Any) -> None:
 # --- the figures of a study -----------------------------------------------------------------------------------------
 
 Q = Question
-# Which questions stand in a figure together.
-TOGETHER = {
+TOGETHER = {  # which questions stand in one figure
     "schedules": (Q.SCHEDULE, Q.STEPS, Q.ITERATING, Q.STOPPING),
     "samplers": (Q.CODES, Q.ORDER, Q.TEMPERATURE, Q.CHOICE_TEMPERATURE, Q.BUDGET, Q.REMASKING, Q.ROUNDS),
     "surroundings": (Q.SEEN, Q.AROUND_BEST, Q.AROUND_LAB),
@@ -223,7 +197,7 @@ def study_figures(
             figures[name] = effects_figure(rows, _caption(rows, made_by), title=f"What it is worth: {name}")
     if losses := losses_along(networks):
         late = effects[effects["question"] == Question.LATE]
-        figures["loss"] = loss_against_score(losses, caption=_caption(late, made_by))
+        figures["loss"] = loss_against_score(losses, _caption(late, made_by))
     return figures
 
 
@@ -244,12 +218,6 @@ def effects_figure(effects: pd.DataFrame, caption: str, title: str = "What it is
     """Every effect but the schedules of single recipes, which are left to the table."""
     rows = effects[effects["question"] != Question.SCHEDULE_OF_RECIPE]
     return forest(rows, "comparison", group="question", title=title, caption=caption)
-
-
-def calibration_figure(networks: Mapping[str, Predictions], caption: str) -> Figure:
-    """How often each network is right when it is so sure."""
-    bins = {name: [(b.confidence, b.accuracy, b.n) for b in one.bins] for name, one in networks.items()}
-    return reliability(bins, caption=caption)
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -7,6 +7,7 @@ PSNR stand beside it.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -27,7 +28,7 @@ NEGLIGIBLE = 0.05
 
 
 class Direction(StrEnum):
-    """What a difference says of the first of a pair."""
+    """Of the first of a pair."""
 
     BETTER = "better"
     WORSE = "worse"
@@ -52,7 +53,7 @@ class Claim(NamedTuple):
     reports: str
     expects: tuple[Direction, ...]  # of the first of each pair; any of these
     sign: Callable[[Comparison], int]  # 1: the comparison is about it; -1: the other way round; 0: it is not
-    rival: Callable[[Comparison], str] | None = None  # to be the best is to be better than each of these
+    best: str = ""  # the schedule that is the best if it is better than each of the others
     pitfall: int = 0  # a mistake in the reports' code that makes such an effect by itself
 
 
@@ -81,17 +82,12 @@ def _schedule(name: str) -> Callable[[Comparison], int]:
     return sign
 
 
-def _other(name: str) -> Callable[[Comparison], str]:
-    """The schedule that `name` is compared with."""
-    return lambda c: next(s for s in (c.second.decode.schedule, c.first.decode.schedule) if s != name)
-
-
 _BETTER, _WORSE, _EQUAL = (Direction.BETTER,), (Direction.WORSE,), (Direction.NONE,)
 
 CLAIMS: list[Claim] = [
-    Claim("cosine is the best schedule", "A, D", _BETTER, _schedule("cosine"), _other("cosine")),
-    Claim("linear is the best schedule", "B, E", _BETTER, _schedule("linear"), _other("linear")),
-    Claim("square is the best schedule", "C", _BETTER, _schedule("square"), _other("square")),
+    Claim("cosine is the best schedule", "A, D", _BETTER, _schedule("cosine"), best="cosine"),
+    Claim("linear is the best schedule", "B, E", _BETTER, _schedule("linear"), best="linear"),
+    Claim("square is the best schedule", "C", _BETTER, _schedule("square"), best="square"),
     Claim("stopping early, at a sweet spot, helps", "A", _BETTER, _about(Question.STOPPING), pitfall=1),
     Claim("a sweet spot changes nothing", "E", _EQUAL, _about(Question.STOPPING), pitfall=14),
     Claim("iterating hurts: all at once is better", "D", _WORSE, _iterating, pitfall=3),
@@ -118,8 +114,6 @@ class Effect(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """What a study says to a claim."""
-
     claim: Claim
     verdict: Verdict
     direction: Direction  # what is so, in the claim's own pairs
@@ -133,9 +127,9 @@ class Differences:
 
     def __init__(self, outcomes: Mapping[Point, Mapping[int, Outcome]], reference: Float[Tensor, "n F"]):
         """`reference`: the features of the true images."""
-        self.outcomes, self.reference = outcomes, reference
-        self._weights = resamples(len(reference), RESAMPLES, torch.Generator().manual_seed(0))
-        self._kept: dict[tuple[Point, str], Resampled] = {}
+        self.outcomes = outcomes
+        weights = resamples(len(reference), RESAMPLES, torch.Generator().manual_seed(0))
+        self._resampled = cache(lambda point, metric: resample(outcomes[point], metric, weights, reference))
 
     def has(self, comparison: Comparison) -> bool:
         """Whether both of its results have been decoded."""
@@ -145,11 +139,6 @@ class Differences:
         """First minus second, or with a sign below 0 second minus first."""
         first, second = (self._resampled(point, metric) for point in (comparison.first, comparison.second))
         return gap(first, second) if sign > 0 else gap(second, first)
-
-    def _resampled(self, point: Point, metric: str) -> Resampled:
-        if (point, metric) not in self._kept:
-            self._kept[point, metric] = resample(self.outcomes[point], metric, self._weights, self.reference)
-        return self._kept[point, metric]
 
 
 def effects(comparisons: Iterable[Comparison], differences: Differences) -> list[Effect]:
@@ -173,21 +162,19 @@ def judge_all(comparisons: Sequence[Comparison], differences: Differences, margi
         effect = Effect("claim", claim.says, *(estimate(average(gaps[metric])) for metric in METRICS))
         clear = sum(excluded(estimate(one)) for one in gaps["kid"])
         verdict = judge(claim.expects, effect.kid, margin)
-        if verdict[0] == Verdict.HOLDS and claim.rival:  # on average over its rivals; and beside each of them?
-            apart: dict[str, list[Resampled]] = {}
-            for (c, _), one in zip(about, gaps["kid"], strict=True):
-                apart.setdefault(claim.rival(c), []).append(one)
-            beside = [judge(claim.expects, estimate(average(several)), margin) for several in apart.values()]
+        if verdict[0] == Verdict.HOLDS and claim.best:  # on average over the others; and beside each of them?
+            by_rival: dict[str, list[Resampled]] = {}
+            for (c, sign), one in zip(about, gaps["kid"], strict=True):
+                rival = c.second if sign > 0 else c.first
+                by_rival.setdefault(rival.decode.schedule, []).append(one)
+            beside = [judge(claim.expects, estimate(average(several)), margin) for several in by_rival.values()]
             verdict = max(beside, key=lambda one: (one[0] == Verdict.FAILS, one[0] != Verdict.HOLDS))
         judgements.append(Judgement(claim, *verdict, effect, len(about), clear))
     return judgements
 
 
 def judge(expects: Sequence[Direction], difference: Difference, margin: float) -> tuple[Verdict, Direction]:
-    """Whether a difference is as expected, and what it is.
-
-    An interval that reaches from less than the margin to more than it decides nothing.
-    """
+    """Whether a difference is as expected, and what it is."""
     is_so = direction(difference, margin)
     if is_so == Direction.UNKNOWN:
         return Verdict.OPEN, is_so
@@ -195,7 +182,7 @@ def judge(expects: Sequence[Direction], difference: Difference, margin: float) -
 
 
 def direction(difference: Difference, margin: float) -> Direction:
-    """What an interval says: no effect where all of it lies within the margin."""
+    """What an interval says: no effect where all of it lies within the margin; otherwise nothing if it includes 0."""
     if -margin < difference.low and difference.high < margin:
         return Direction.NONE
     if excluded(difference):

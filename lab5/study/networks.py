@@ -29,27 +29,21 @@ class Network(NamedTuple):
 
     name: str
     changes: Mapping[str, Any]
-    stops: tuple[int, ...] = ()  # steps after which it is kept too, as `name @ step`
+    stops: tuple[int, ...] = ()  # rising, within the training: steps after which it is kept too, as `name @ step`
 
     def kept(self) -> list[tuple[str, int | None]]:
         """(name, step) of the networks that come of its training, in order; of the finished one the step is None."""
         return [*((f"{self.name} @ {step}", step) for step in self.stops), (self.name, None)]
 
     def names(self) -> list[str]:
-        """Of the networks that come of its training, in order."""
         return [name for name, _ in self.kept()]
 
 
 def train_networks(config: Config, data: Dataset, tokenizer: Tokenizer, network: Network) -> dict[str, Pair]:
-    """The finished transformer, and those on the way to it, behind the tokenizer that they have learned from.
-
-    Raises ValueError where a stop lies outside the training.
-    """
+    """The finished transformer, and those on the way to it, behind the tokenizer that they have learned from."""
     config = configure(config.profile, **(all_settings(config) | dict(network.changes)))
-    if outside := [step for step in network.stops if not 0 < step < config.stage2.steps]:
-        raise ValueError(f"{network.name} cannot be kept after {outside[0]} of its {config.stage2.steps} steps")
     training = train_transformer(config, data, tokenizer)
-    files = {step: training.folder / f"after-{step}.safetensors" for step in sorted(network.stops)}
+    files = {step: training.folder / f"after-{step}.safetensors" for step in network.stops}
     for stop, file in files.items():
         settings = training.settings | {"after": stop}
         if _is_of(file, settings):
@@ -67,8 +61,8 @@ def train_all(
     config: Config, data: Dataset, tokenizer: Tokenizer, networks: Sequence[Network], jobs: int = 1
 ) -> Iterator[dict[str, Pair]]:
     """What `train_networks` gives for each of them, over `jobs` processes, as they are done."""
-    for _, found in run_parallel(_train_one, (config, data, tokenizer), networks, jobs):
-        yield found
+    for _, pairs in run_parallel(_train_one, (config, data, tokenizer), networks, jobs):
+        yield pairs
 
 
 def _train_one(shared: tuple[Config, Dataset, Tokenizer], network: Network) -> dict[str, Pair]:
@@ -89,7 +83,7 @@ def _train_to(training: Training, stop: int) -> bool:
         return any(step.step == stop for step in takewhile(lambda step: step.step <= stop, steps))
 
 
-def validation_loss(pair: Pair, data: Dataset, n: int = 256) -> float:
+def validation_loss(pair: Pair, data: Dataset) -> float:
     """Cross-entropy in nats on the masked tokens of validation images, under masks that stay the same."""
-    tokens, *rest = validation(pair.tokenizer, data, bool(pair.transformer.config.hints), n)
+    tokens, *rest = validation(pair.tokenizer, data, bool(pair.transformer.config.hints))
     return validate(pair.transformer, tokens, *rest)["loss"]

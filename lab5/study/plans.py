@@ -12,7 +12,7 @@ from itertools import combinations
 from typing import NamedTuple
 
 from lab5.config import Config, DecodeConfig, StudyConfig
-from lab5.study.around_hole import around_grid
+from lab5.data.holes import PASTES
 from lab5.study.networks import Network
 from lab5.study.recipes import RECIPES, changes
 from lab5.study.run import GIVEN, Plan, Point
@@ -29,6 +29,13 @@ CONTROLLED = {
     "40 to 50 % masked": {"stage2.masking": "count:0.4:0.5"},
     "any share masked": {"stage2.masking": "bernoulli:0:1"},
     "loss on all tokens": {"stage2.loss": "all"},
+}
+# Settings that concern the surroundings of a hole, and what is tried of each.
+AROUND = {
+    "dilate": (0, 1, 2),
+    "fill": ("grey", "mean", "navier_stokes"),
+    "passes": (1, 2),
+    "paste": tuple(PASTES),
 }
 
 
@@ -106,9 +113,12 @@ def wide(config: Config) -> list[Grid]:
     around = {Question.AROUND_BEST: replace(best, schedule="cosine", steps=8)}
     around[Question.AROUND_LAB] = replace(SAMPLED, steps=8)
     for question, base in around.items():
-        others += [
-            Comparison(question, label, end(decode), end(base)) for label, decode in _named(around_grid(base), base)
-        ]
+        for name, values in AROUND.items():
+            variants = {f"{name}: {value}": replace(base, **{name: value}) for value in values}
+            others += [
+                Comparison(question, label, end(decode), end(base))
+                for label, decode in variants.items() if decode != base
+            ]  # fmt: skip
     return [
         Grid([], plans(_points(claimed) + curves), claimed, images=2),
         Grid(networks(config), plans([], _points(others)), others),
@@ -269,15 +279,6 @@ def _one_at_a_time(best: DecodeConfig) -> list[Comparison]:
     others += [(Question.ROUNDS, "2", {"rounds": 2})]
     pairs = [(question, f"{question}: {name}", replace(base, **settings)) for question, name, settings in others]
     return [Comparison(question, label, end(decode), end(base)) for question, label, decode in pairs if decode != base]
-
-
-def _named(decodes: Iterable[DecodeConfig], base: DecodeConfig) -> list[tuple[str, DecodeConfig]]:
-    """Those that differ from `base`, by what differs."""
-    named = []
-    for decode in decodes:
-        if other := [name for name, value in vars(base).items() if getattr(decode, name) != value]:
-            named.append((", ".join(f"{name}: {getattr(decode, name)}" for name in other), decode))
-    return named
 
 
 def end(decode: DecodeConfig, network: str = GIVEN) -> Point:

@@ -35,13 +35,13 @@ class Plan(NamedTuple):
     """One way of decoding. Its own `stop_at` is not looked at: `stops` says after which t the result is scored."""
 
     decode: DecodeConfig
-    stops: tuple[int, ...] = ()  # () = at the end alone
+    stops: tuple[int, ...] = ()  # rising; () = at the end alone
     network: str = GIVEN
     seeds: int | None = None  # fewer seeds than the study's
 
     def scored(self) -> tuple[int, ...]:
         """The t of its rows; a decoding goes no further than the last of them."""
-        return tuple(sorted(set(self.stops))) or (self.decode.steps + self.decode.rounds,)
+        return self.stops or (self.decode.steps + self.decode.rounds,)
 
 
 class Point(NamedTuple):
@@ -74,17 +74,8 @@ def run_study(
 
     `pairs` are the networks that the plans name. With a `folder` each result is kept in it as a file, and one that is
     there is not computed again; its name depends on all that the result depends on.
-    Raises ValueError for a network that is not there, for stops outside 1..T and for equal plans.
     """
     pairs = {GIVEN: pairs} if isinstance(pairs, Pair) else dict(pairs)
-    for plan in plans:
-        if plan.network not in pairs:
-            raise ValueError(f"a plan wants the network {plan.network!r}, but there are {', '.join(pairs)}")
-        last = plan.decode.steps + plan.decode.rounds
-        if not all(1 <= stop <= last for stop in plan.scored()):
-            raise ValueError(f"the stops of a plan must lie in 1..{last}, its steps; found {plan.scored()}")
-    if len(set(plans)) < len(plans):
-        raise ValueError("two plans of a study are equal: their results would be counted twice")
     for _, result in run_parallel(_result, (pairs, scorer, folder), _works(plans, seeds), jobs):
         yield result
 
@@ -125,7 +116,10 @@ def _result(shared: tuple[dict[str, Pair], Scorer, Path | None], work: tuple[Pla
     result = _read(file, plan, seed, common)
     if result is None:
         result = _decode_and_score(plan, pairs[plan.network], scorer, seed, common)
-        _write(file, result)
+        tensors = {}
+        for number, outcome in enumerate(result.outcomes):
+            tensors |= {f"{number}.{name}": value for name, value in outcome._asdict().items()}
+        save_tensors(file, tensors, {"rows": result.rows})
     return result
 
 
@@ -169,13 +163,6 @@ def _decode_and_score(plan: Plan, pair: Pair, scorer: Scorer, seed: int, common:
 def kept_results() -> Path:
     """Where finished decodings are kept, of whatever study: each is named by all that it depends on."""
     return data_folder() / "runs" / "study"
-
-
-def _write(file: Path, result: Result) -> None:
-    tensors = {}
-    for number, outcome in enumerate(result.outcomes):
-        tensors |= {f"{number}.{name}": value for name, value in outcome._asdict().items()}
-    save_tensors(file, tensors, {"rows": result.rows})
 
 
 def _read(file: Path, plan: Plan, seed: int, common: Row) -> Result | None:

@@ -2,9 +2,7 @@
 
 Few positions, few codes, and a probability for every picture: the marginals that a perfect model would predict are
 sums, and so is the distribution of what a decoding returns. It shows what the sampler itself does to the
-distribution, with no network to blame.
-
-It does not use the decoder, whose results it is there to judge.
+distribution, with no network to blame, and without the decoder, whose results it is there to judge.
 """
 
 import math
@@ -28,18 +26,13 @@ ENUMERATED = ("random", "confidence", "lab", "max_probability", "margin", "entro
 class World:
     """N positions with K codes each, and the probability of each of the K^N pictures.
 
-    `probabilities` has an axis of length K per position; it need not sum to 1. Raises ValueError for axes of
-    different lengths, and unless all are above zero: after an impossible picture there would be no conditionals.
+    `probabilities` has an axis of length K per position; it need not sum to 1. All are above zero: after an impossible
+    picture there would be no conditionals.
     """
 
     def __init__(self, probabilities: Float[Tensor, "..."]):
-        shape = tuple(probabilities.shape)
-        if not shape or set(shape) != {shape[0]}:
-            raise ValueError(f"probabilities must have an axis of K codes for each position, but have shape {shape}.")
-        if not (probabilities > 0).all() or not probabilities.isfinite().all():
-            raise ValueError("probabilities must all be finite and above zero, but some are not.")
         self.probabilities = probabilities.double() / probabilities.double().sum()
-        self.positions, self.codes = len(shape), shape[0]
+        self.positions, self.codes = probabilities.ndim, len(probabilities)
         self.mask_id = self.codes
         self.pictures = _all_tokens(self.codes, self.positions)
 
@@ -73,11 +66,6 @@ class World:
         agree = ((self.pictures == visible) | (visible == self.mask_id)).all(dim=1)
         kept = self.probabilities * agree.view_as(self.probabilities)
         return kept / kept.sum()
-
-    def frequencies(self, tokens: Int[Tensor, "B N"]) -> Float[Tensor, "..."]:
-        """How often each picture occurs among these, shaped as the probabilities are."""
-        counts = torch.zeros_like(self.probabilities)
-        return counts.index_put(tuple(tokens.T), counts.new_tensor(1 / len(tokens)), accumulate=True)
 
 
 def _all_tokens(ids: int, positions: int) -> Int[Tensor, "inputs N"]:
@@ -116,11 +104,8 @@ def exact_distribution(
     taking the highest is drawing without replacement, whose probabilities are products (Plackett-Luce). `order` is a
     name in ENUMERATED, or the positions themselves, first to last. `tokens` is the picture to begin with, mask_id
     where it is unknown; without it all is. The answer has the shape of the world's probabilities, which a good sampler
-    comes close to. Raises ValueError for an unknown order.
+    comes close to.
     """
-    if isinstance(order, str) and order not in ENUMERATED:
-        names = ", ".join(ENUMERATED)
-        raise ValueError(f"order must be a sequence of positions or one of {names}, but it is {order!r}.")
     start = tuple(tokens) if tokens is not None else (world.mask_id,) * world.positions
     distribution: Distribution = {start: 1.0}
     for step, left in enumerate(masked_counts(schedule, steps, start.count(world.mask_id)), start=1):
@@ -229,7 +214,9 @@ def first_committed(probabilities: Sequence[float], positions: int, choice_tempe
     """
     weights = _power(probabilities, 1 / choice_temperature)
     distribution = [0.0] * len(probabilities)
-    for counts in _compositions(positions, len(probabilities)):
+    for counts in product(range(positions + 1), repeat=len(probabilities)):
+        if sum(counts) != positions:
+            continue
         ways = math.lgamma(positions + 1) - sum(math.lgamma(n + 1) for n in counts)
         chance = math.exp(ways + sum(n * math.log(p) for n, p in zip(counts, probabilities, strict=True)))
         total = sum(n * w for n, w in zip(counts, weights, strict=True))
@@ -243,16 +230,6 @@ def hidden_exponent(distribution: Sequence[float], probabilities: Sequence[float
     x, y = (torch.tensor(values, dtype=torch.float64).log() for values in (probabilities, distribution))
     x, y = x - x.mean(), y - y.mean()
     return float((x * y).sum() / (x * x).sum())
-
-
-def _compositions(total: int, parts: int) -> Iterator[tuple[int, ...]]:
-    """All ways to share `total` among `parts`, order counting."""
-    if parts == 1:
-        yield (total,)
-        return
-    for n in range(total + 1):
-        for rest in _compositions(total - n, parts - 1):
-            yield (n, *rest)
 
 
 # --- distances between distributions --------------------------------------------------------------------------------
@@ -271,20 +248,20 @@ def kl(a: Float[Tensor, "..."], b: Float[Tensor, "..."]) -> float:
 # --- what a notebook shows ------------------------------------------------------------------------------------------
 
 
-def distributions_by_steps(steps: Sequence[int] = range(1, 7), choice_temperature: float = 4.5) -> dict[str, Any]:
+def distributions_by_steps(steps: Sequence[int] = range(1, 7)) -> dict[str, Any]:
     """Every order's distribution in a world of 2x3 tokens beside the truth, for each T, and the exponents of what
     MaskGIT's order commits first of 2, 8 and 128 positions: the arguments of `sampler_distributions`."""
     world, p = neighbours(2, 3), (0.7, 0.3)
-    settings = {"schedule": "linear", "choice_temperature": choice_temperature}
     by_order = {
-        order: [exact_distribution(world, steps=T, order=order, **settings) for T in steps] for order in ENUMERATED
+        order: [exact_distribution(world, steps=T, order=order, schedule="linear") for T in steps]
+        for order in ENUMERATED
     }
     measures: dict[str, Callable[[Tensor, Tensor], float]] = {
         "total variation from the truth": total_variation,
         "KL divergence of the truth": kl,
         "diversity: nats more than the truth": lambda true, distribution: _entropy(distribution) - _entropy(true),
     }
-    temperatures = [choice_temperature * part / 8 for part in range(1, 9)]
+    temperatures = [4.5 * part / 8 for part in range(1, 9)]
     return {
         "steps": steps,
         "distances": {

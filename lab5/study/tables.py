@@ -5,12 +5,12 @@ loss, its bits per token, its calibration.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 import torch
-from torch import Tensor
 
 from lab5.config import DecodeConfig
 from lab5.data.dataset import Dataset, token_mask
@@ -83,20 +83,18 @@ def summary(table: pd.DataFrame, by: Sequence[str], of: Sequence[str] = ("score"
     return pd.DataFrame(columns).reset_index()
 
 
-def paired_differences(table: pd.DataFrame, column: str, *, within: str, of: str = "score") -> pd.DataFrame:
-    """For every two values of `column`: the mean over seeds of the difference, first minus second, and its error.
+def schedule_differences(table: pd.DataFrame) -> pd.DataFrame:
+    """For every two schedules and every T: the mean over seeds of the scores' difference, first minus second.
 
-    Two rows are a pair if seed and `within` agree: they were decoded with the same noise. The error is the
-    standard error of the mean, not a number for a single seed.
+    With the same seed they were decoded with the same noise. The standard error is not a number for a single seed.
     """
     rows = []
-    for level, part in table.groupby(within, sort=False):
-        values = part.pivot(index="seed", columns=column, values=of)[list(part[column].unique())]
-        for i, first in enumerate(values):
-            for second in list(values)[i + 1 :]:
-                gaps = (values[first] - values[second]).dropna()
-                row = {within: level, "first": first, "second": second, "seeds": len(gaps)}
-                rows.append(row | {"mean": gaps.mean(), "standard_error": gaps.sem()})
+    for steps, part in table.groupby("steps", sort=False):
+        scores = part.pivot(index="seed", columns="schedule", values="score")
+        for first, second in combinations(part["schedule"].unique(), 2):
+            gaps = (scores[first] - scores[second]).dropna()
+            row = {"steps": steps, "first": first, "second": second, "seeds": len(gaps)}
+            rows.append(row | {"mean": gaps.mean(), "standard_error": gaps.sem()})
     return pd.DataFrame(rows)
 
 
@@ -236,17 +234,17 @@ def network_table(
 
     `steps` are those of a whole training; a network that was looked at on the way has a row for each look.
     """
-    decoded: dict[Plan, list[Row]] = {}
-    for result in results:
-        decoded.setdefault(result.plan, []).append(result.rows[-1])
     losses = {name: validation_loss(pair, data) for name, pair in pairs.items() if name != GIVEN}
     looks = {name: (network.name, step or steps) for network in networks for name, step in network.kept()}
-    return pd.DataFrame([
-        {"network": plan.network, "training": looks[plan.network][0], "steps": looks[plan.network][1]}
-        | {"val_loss_nats": losses[plan.network]} | {column: rows[0][column] for column in WAY} | {"seeds": len(rows)}
-        | {column: pd.Series([row[column] for row in rows]).mean() for column in METRICS}
-        for plan, rows in decoded.items() if plan.network in losses
-    ])  # fmt: skip
+    table = []
+    for plan, several in _by_plan(results).items():
+        if plan.network in losses:
+            training, step = looks[plan.network]
+            row = {"network": plan.network, "training": training, "steps": step}
+            row |= {"val_loss_nats": losses[plan.network]} | {name: several[0].rows[-1][name] for name in WAY}
+            ends = pd.DataFrame([result.rows[-1] for result in several])
+            table.append(row | {"seeds": len(ends)} | ends[[*METRICS]].mean().to_dict())
+    return pd.DataFrame(table)
 
 
 def losses_along(networks: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -260,12 +258,18 @@ def losses_along(networks: pd.DataFrame) -> dict[str, pd.DataFrame]:
 def diversity(results: Sequence[Result], scorer: Scorer) -> pd.DataFrame:
     """The share of hidden tokens in which two seeds differ, of every plan that has two or more, at its last stop."""
     unknown = token_mask(scorer.holes)
-    decoded: dict[Plan, list[Tensor]] = {}
+    rows = []
+    for plan, several in _by_plan(results).items():
+        if len(several) > 1:
+            tokens = torch.stack([result.outcomes[-1].tokens.long() for result in several])
+            row = {"schedule": plan.decode.schedule, "T": plan.decode.steps, "seeds": len(several)}
+            rows.append(row | {"share of tokens that differ": disagreement(tokens, unknown)})
+    return pd.DataFrame(rows)
+
+
+def _by_plan(results: Sequence[Result]) -> dict[Plan, list[Result]]:
+    """The results of every seed of a plan."""
+    plans: dict[Plan, list[Result]] = {}
     for result in results:
-        decoded.setdefault(result.plan, []).append(result.outcomes[-1].tokens.long())
-    return pd.DataFrame([
-        {"schedule": plan.decode.schedule, "T": plan.decode.steps, "seeds": len(tokens)}
-        | {"share of tokens that differ": disagreement(torch.stack(tokens), unknown)}
-        for plan, tokens in decoded.items()
-        if len(tokens) > 1
-    ])  # fmt: skip
+        plans.setdefault(result.plan, []).append(result)
+    return plans

@@ -89,7 +89,10 @@ def train_transformer(config: Config, data: Dataset, tokenizer: Tokenizer) -> Tr
         "tokenizer": tokenizer.weights_hash,
     }
     if config.stage2.start:
-        settings["start"] = _file_hash(Path(config.stage2.start))
+        start = Path(config.stage2.start)
+        if not start.is_file():
+            raise FileNotFoundError(f"stage2.start = {start} is no file; it names a transformer to begin with")
+        settings["start"] = hashlib.sha256(start.read_bytes()).hexdigest()[:12]
     hinted = bool(config.transformer.hints)
     held_out = cache(lambda: validation(tokenizer, data, hinted))  # looked at ten times in a training
 
@@ -114,12 +117,6 @@ def train_transformer(config: Config, data: Dataset, tokenizer: Tokenizer) -> Tr
     return Training(kind, config.stage2, settings, seed=config.seed, device=config.device)
 
 
-def _file_hash(path: Path) -> str:
-    if not path.is_file():
-        raise FileNotFoundError(f"stage2.start = {path} is no file; it names a transformer to begin with")
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-
-
 def _begin_transformer(config: Config) -> BidirectionalTransformer:
     """Random weights, or those of `stage2.start`, which may know nothing of hints yet."""
     model = BidirectionalTransformer(config.transformer)
@@ -131,32 +128,25 @@ def _begin_transformer(config: Config) -> BidirectionalTransformer:
 def load_start(config: Config) -> BidirectionalTransformer:
     """The network of `stage2.start`. Raises ValueError where it is of another shape than the one to train."""
     model = checkpoint.load_transformer(Path(config.stage2.start))
-    theirs, ours = model.config, config.transformer
-    fixed = ["codes", "positions", "width", "layers", "heads", "hidden", "norm"] + ["hints"] * bool(theirs.hints)
-    differ = [
-        f"{name} = {getattr(theirs, name)}, not {getattr(ours, name)}"
-        for name in fixed if getattr(theirs, name) != getattr(ours, name)
-    ]  # fmt: skip
-    if differ:
+    theirs, ours = (dataclasses.asdict(one) for one in (model.config, config.transformer))
+    fixed = ["codes", "positions", "width", "layers", "heads", "hidden", "norm"] + ["hints"] * bool(theirs["hints"])
+    if differ := [f"{name} = {theirs[name]}, not {ours[name]}" for name in fixed if theirs[name] != ours[name]]:
         others = "; ".join(differ)
         raise ValueError(f"{config.stage2.start} does not fit and is no transformer to begin with: it has {others}")
     return model
 
 
-def validation(
-    tokenizer: Tokenizer, data: Dataset, hinted: bool, n: int = 256
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Tokens of validation images, masks and hints of holes that stay the same whenever they are asked for."""
-    tokens = tokenizer.cached(data.val[:n], data_folder() / "cache", "val")
-    holes = random_holes(VAL_HOLES, len(tokens))
-    if not hinted:
-        return tokens, token_mask(holes), None
-    return tokens, token_mask(holes), tokenizer.hints(fill_holes(data.val[:n], holes, "navier_stokes"), holes)
+def validation(tokenizer: Tokenizer, data: Dataset, hinted: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Tokens of 256 validation images, masks and hints of holes that stay the same whenever they are asked for."""
+    images = data.val[:256]
+    tokens, holes = tokenizer.cached(images, data_folder() / "cache", "val"), random_holes(VAL_HOLES, len(images))
+    hints = tokenizer.hints(fill_holes(images, holes, "navier_stokes"), holes) if hinted else None
+    return tokens, token_mask(holes), hints
 
 
-def training_holes(config: Config, n: int = 4096) -> Tensor:
+def training_holes(config: Config) -> Tensor:
     """Holes like the test's, from a seed of their own."""
-    return random_holes(1_000_000 + config.seed, min(n, config.data.train))
+    return random_holes(1_000_000 + config.seed, min(4096, config.data.train))
 
 
 def train_classifier(config: Config, tokenizer: Tokenizer | None = None) -> Training:

@@ -2,7 +2,6 @@
 
 Everything that a network depends on is in the name of its folder and in its files, so one made with other settings
 is never taken for it. A run that was cut short goes on from where it was.
-
 """
 
 import dataclasses
@@ -57,8 +56,8 @@ class Training:
     """
 
     def __init__(self, kind: Kind, config: TrainConfig, settings: dict[str, Any], *, seed: int, device: str):
-        settings = settings | {"network": kind.name, "training": dataclasses.asdict(config), "seed": seed}
         name = kind.name
+        settings = settings | {"network": name, "training": dataclasses.asdict(config), "seed": seed}
         text = json.dumps(settings, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]
         self.folder = data_folder() / "runs" / f"{name}-{digest}"
@@ -94,7 +93,7 @@ class Training:
 
     def __iter__(self) -> Iterator[TrainStep]:
         if self._finished():
-            self.history = self._read_log()
+            self.history = [TrainStep(*row) for row in _read_json(self._log)]
             self._forget_states()  # those of a run that was killed just before it would have
             return
         with locked(self.folder):
@@ -151,9 +150,6 @@ class Training:
             if values[-1] > max(values[:-1], default=-math.inf):
                 facts = {"step": step.step, "metrics": step.metrics}
                 self._kind.save(self.best, self._model, settings=self.settings, **facts)
-
-    def _read_log(self) -> list[TrainStep]:
-        return [TrainStep(*row) for row in _read_json(self._log)]
 
     def _forget_states(self) -> None:
         for file in state_files(self._states):

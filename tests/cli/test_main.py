@@ -311,7 +311,7 @@ BY_SET = ["--profile", "smoke", "--stage", "transformer", "--set", "data.train=3
 
 
 def test_train_takes_the_labs_flags_and_a_vqgan_that_is_given(at_home, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(commands, "train_vqgan", never)
+    monkeypatch.setattr(pipeline, "train_vqgan", never)
     flags = "--epochs 3 --warmup-epochs 1 --batch-size 4 --accum-grad 2 --learning-rate 1e-3 --gamma-type square"
     words = [*BY_SET, "--vqgan", str(at_home / "pretrained" / "vqgan.safetensors"), *flags.split(), "--partial", "0.5",
              "--num_workers", "4", "--device", "cpu"]  # fmt: skip
@@ -381,6 +381,7 @@ def test_a_gpu_whose_memory_is_full_is_told_in_a_sentence(monkeypatch, capsys):
     (["--checkpoint-path", "{home}/transformer.safetensors", "--set", "transformer.width=32"],
      "is no transformer to begin with: it has width = 64, not 32"),
     (["--checkpoint-path", "{home}/vqgan.safetensors"], "has no TransformerConfig"),
+    (["--checkpoint-path", "nowhere.pt"], "there is no checkpoint at nowhere.pt"),
 ])  # fmt: skip
 def test_what_cannot_be_trained_is_refused_before_anything_is(words, message, at_home, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(training, "fit", never)

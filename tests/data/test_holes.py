@@ -1,12 +1,14 @@
-"""Fills and pastes: what is known is the photograph's, and what is under a hole is never read."""
+"""Fills and pastes: known pixels are the photograph's, none under a hole is read. Rings are SciPy's distances."""
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import distance_transform_cdt
 
 from lab5.data.archives import GREY
-from lab5.data.holes import FILLS, PASTES, fill_holes, paste_known
+from lab5.data.dataset import token_mask
+from lab5.data.holes import FILLS, PASTES, dilate, fill_holes, paste_known, rings
 from lab5.data.toycats import random_holes, render
 
 # --- fills ------------------------------------------------------------------------------------------------------------
@@ -165,3 +167,35 @@ def test_without_a_hole_and_with_nothing_else(case, paste):
 def test_an_unknown_paste_is_refused_by_name(case):
     with pytest.raises(ValueError, match="unknown paste 'soft'; there are none, hard, blurred, poisson"):
         paste_known(*case, "soft")
+
+
+# --- rings --------------------------------------------------------------------------------------------------------
+
+
+def chessboard(unknown: torch.Tensor) -> np.ndarray:
+    return np.stack([distance_transform_cdt(~grid.numpy(), "chessboard") for grid in unknown.view(-1, 16, 16)])
+
+
+def test_rings_are_the_chessboard_distances_of_scipy(holes):
+    corner = torch.arange(256)[None] == 255  # from here, every distance up to 15
+    unknown = torch.cat([token_mask(holes), corner, torch.ones(1, 256, dtype=torch.bool)])
+    distance = rings(unknown)
+    assert np.array_equal(distance.view(-1, 16, 16), chessboard(unknown))
+    assert distance[-2].unique().tolist() == list(range(16)) and not distance[-1].any()
+
+
+def test_without_a_hole_every_token_is_further_than_any_other():
+    assert rings(torch.zeros(2, 256, dtype=torch.bool)).unique().tolist() == [16]
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 20])
+def test_dilating_takes_the_rings_up_to_there(holes, steps):
+    unknown = token_mask(holes)
+    before = unknown.clone()
+    assert np.array_equal(dilate(unknown, steps).view(-1, 16, 16), chessboard(unknown) <= steps)
+    assert torch.equal(unknown, before)
+
+
+def test_a_mask_does_not_grow_around_the_border_of_the_image():
+    edge = torch.arange(256)[None] == 31  # the end of the second row
+    assert dilate(edge, 1).nonzero()[:, 1].tolist() == [14, 15, 30, 31, 46, 47]

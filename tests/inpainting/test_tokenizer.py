@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lab5.config import VQGANConfig
-from lab5.data.dataset import TEST_STATS, denormalise, normalise, token_mask
+from lab5.data.dataset import denormalise, normalise, token_mask
 from lab5.data.holes import FILLS, fill_holes
 from lab5.data.toycats import random_holes, render
 from lab5.inpainting import tokenizer as tokenizing
@@ -249,7 +249,6 @@ def test_a_full_disk_leaves_no_token_cache_and_is_told(disk_of, tokenizer, image
 
 def test_one_pair_of_statistics_goes_both_ways():
     """The lab has two; a tokenizer that mixed them would shift every picture's colours."""
-    assert normalise(torch.full((1, 3, 1, 1), 0.5)).ne(normalise(torch.full((1, 3, 1, 1), 0.5), TEST_STATS)).all()
     ramp = torch.linspace(0, 1, 256).expand(1, 3, 1, 256)
     torch.testing.assert_close(denormalise(normalise(ramp)), ramp, rtol=0, atol=1e-6)
 

@@ -177,7 +177,7 @@ def test_the_numbers_of_the_decoding_mistakes_are_those_of_the_lab():
 
 
 def test_the_pictures_of_the_mistakes_show_what_each_does():
-    rows = pictures(image=5)
+    rows = pictures()
     assert list(rows) == list(SHOWN) and all(row.shape == (2 + len(AT), 3, 64, 64) for row in rows.values())
     given, truth = rows["ours"][:1], rows["ours"][-1:]
     for row in rows.values():

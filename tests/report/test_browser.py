@@ -32,7 +32,7 @@ import ipywidgets, torch
 from matplotlib.figure import Figure
 from IPython.display import Image, display
 from lab5.show.notebook import show
-from lab5.show.scrub import Reel, scrub
+from lab5.show.scrub import Reel, Scrub
 figure = Figure()
 figure.subplots().plot([1, 2])
 """
@@ -42,8 +42,8 @@ greys = [torch.full((3, 64, 64), 60 * i, dtype=torch.uint8) for i in range(4)]
 tokens, sure = torch.arange(256).expand(4, 256), torch.full((4, 256), -0.5)
 one = Reel(torch.stack(greys), tokens, masked, sure)
 two = one._replace(pictures=torch.stack(greys[::-1]), tokens=tokens + 1)
-display(scrub({"cosine": one, "linear": two}, alt="Grey squares", caption="Get lighter & darker."))
-display(scrub({"one": one}, alt="Again", step_labels=["a", "b", "c", "</script>"]))
+display(Scrub({"cosine": one, "linear": two}, alt="Grey squares", caption="Get lighter & darker."))
+display(Scrub({"one": one}, alt="Again", step_labels=["a", "b", "c", "</script>"]))
 show(figure, "A line that rises", "01_a-cover")
 display(figure)
 display(ipywidgets.IntSlider())
@@ -94,7 +94,7 @@ def shade(page, window: int) -> float:
 def scrub_page(tmp_path: Path) -> Path:
     spaces: dict = {}
     exec((PICTURES + SCRUBS.split("display(")[0]).replace("%matplotlib inline", ""), spaces)  # the cells' own reels
-    html = spaces["scrub"]({"cosine": spaces["one"], "linear": spaces["two"]}, alt="Grey squares").html()
+    html = spaces["Scrub"]({"cosine": spaces["one"], "linear": spaces["two"]}, alt="Grey squares").html()
     (tmp_path / "a.html").write_text(f'<!DOCTYPE html><html lang="en"><title>a</title><body>{html}')
     return tmp_path / "a.html"
 

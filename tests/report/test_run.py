@@ -11,19 +11,16 @@ import sys
 from pathlib import Path
 
 import nbformat
-import numpy as np
 import pytest
 import torch
 from bs4 import BeautifulSoup
-from matplotlib.figure import Figure
 
 from lab5.profiles import configure
 from lab5.report.execute import _KernelStderr
 from lab5.report.pages import duration
 from lab5.report.run import ReportError, run_report
 from lab5.runtime import files as durable
-from lab5.show import notebook as results
-from lab5.show.notebook import record, show
+from lab5.runtime.folders import ROOT
 
 TITLE = ("markdown", "# Is it $x^2$?\n\nExpected time: a second.")
 PARAMETERS = ("parameters", 'profile = "auto"')
@@ -91,7 +88,7 @@ def test_the_kernel_is_this_interpreter_and_checkout_whatever_is_called_python3(
     folder = write_notebook("01_a", PARAMETERS, "import sys, lab5\nprint(sys.executable, lab5.__file__)")
     run(folder)
     executed = nbformat.read(folder.parent / "report" / "01_a.ipynb", as_version=4)
-    assert executed.cells[-1].outputs[0].text.split() == [sys.executable, str(results.ROOT / "lab5" / "__init__.py")]
+    assert executed.cells[-1].outputs[0].text.split() == [sys.executable, str(ROOT / "lab5" / "__init__.py")]
 
 
 def test_parameters_reach_the_notebooks_that_declare_them_in_their_type(write_notebook):
@@ -122,14 +119,11 @@ def test_a_wrong_name_or_value_is_refused_before_anything_runs(write_notebook, c
     assert not (folder.parent / "report").exists()
 
 
-def test_an_unknown_profile_and_a_folder_without_notebooks_are_refused(tmp_path, monkeypatch):
+def test_an_unknown_profile_and_a_folder_without_notebooks_are_refused(tmp_path):
     with pytest.raises(ValueError, match="medium"):
         run_report("medium", notebooks=tmp_path, out=tmp_path / "report")
     with pytest.raises(FileNotFoundError, match=str(tmp_path)):
         run_report("smoke", notebooks=tmp_path, out=tmp_path / "report")
-    monkeypatch.setattr("lab5.report.run.is_checkout", lambda: False)  # as where it was installed
-    with pytest.raises(FileNotFoundError, match="^[^.]*clone the repository[^.]*$"):
-        run_report("smoke", notebooks=tmp_path / "notebooks", out=tmp_path / "report")
     assert not (tmp_path / "report").exists()
 
 
@@ -305,48 +299,6 @@ def test_durations_read_well():
     ]  # fmt: skip
 
 
-def test_record_takes_numbers_of_numpy_and_torch_and_writes_strict_json(own_folders):
-    record("a", {"x": np.float64(1.5), "y": torch.tensor(2), "z": [float("nan"), np.array([1, 2])], 3: float("inf")})
-    record("a", {"x": 1.25})
-    text = (own_folders / "report" / "metrics.json").read_text()
-    assert json.loads(text, parse_constant=pytest.fail) == {
-        "a": {"x": 1.25, "y": 2, "z": [None, [1, 2]], "3": None},
-    }  # fmt: skip
-
-
-def test_record_leaves_the_reports_own_keys_alone_and_names_a_damaged_file(own_folders):
-    with pytest.raises(ValueError, match="seconds"):
-        record("seconds", {"01": 3})
-    (own_folders / "report").mkdir()
-    (own_folders / "report" / "metrics.json").write_text('{"a": ')
-    with pytest.raises(ValueError, match="metrics.json is not JSON"):
-        record("b", {})
-
-
-def test_a_write_that_fails_leaves_the_old_numbers(own_folders, monkeypatch):
-    record("a", {"x": 1})
-    monkeypatch.setattr("lab5.runtime.files.os.replace", lambda *paths: (_ for _ in ()).throw(OSError("full")))
-    with pytest.raises(OSError, match="full"):
-        record("a", {"x": 2})
-    assert [path.name for path in (own_folders / "report").iterdir()] == ["metrics.json"]
-    assert results.read_metrics(own_folders / "report") == {"a": {"x": 1}}
-
-
-def test_only_figures_of_this_run_go_beside_the_pages(own_folders):
-    kept, pages = own_folders / "figures", own_folders / "pages"
-    for folder, name in ((kept, "01_a-old"), (kept, "01_a-new"), (kept, "02_b-new"), (pages, "01_a-gone")):
-        folder.mkdir(exist_ok=True)
-        (folder / f"{name}.png").write_bytes(name.encode())
-    os.utime(kept / "01_a-old.png", (1000, 1000))
-    results.copy_figures("01_a", pages, since=2000.0)
-    assert [path.name for path in pages.iterdir()] == ["01_a-new.png"]
-
-
-def test_show_wants_a_text_alternative():
-    with pytest.raises(ValueError, match="text alternative"):
-        show(Figure(), " ")
-
-
 def test_a_run_says_what_it_takes_to_make_it_again(write_notebook):
     cells = ("parameters", 'profile = "auto"\nseed = 0\ndataset = "toycats"')
     folder = write_notebook("01_a", ("markdown", "# Is it?"), cells, "print(seed)")
@@ -357,7 +309,7 @@ def test_a_run_says_what_it_takes_to_make_it_again(write_notebook):
     assert config["versions"]["torch"] == torch.__version__.split("+")[0] and config["parameters"] == {"seed": 3}
     metrics = json.loads(page(folder, "metrics.json"))
     assert metrics["repeat"] == {key: config[key] for key in metrics["repeat"]} and "config" in metrics["repeat"]
-    head = subprocess.run(["git", "-C", str(results.ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
+    head = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
     assert config.get("commit", "") == head.stdout.strip()
     assert 'href="config.json"' in page(folder, "index.html")
 
@@ -382,5 +334,5 @@ def test_a_report_elsewhere_leaves_the_figures_of_the_repository_alone(write_not
     out = tmp_path / "elsewhere"
     run_report("smoke", notebooks=notebooks, out=out, pdf=False)
     assert (out / "figures" / "01_a-cover.png").exists()
-    assert not (results.ROOT / "figures" / "01_a-cover.png").exists()
+    assert not (ROOT / "figures" / "01_a-cover.png").exists()
     assert 'src="figures/01_a-cover.png"' in (out / "index.html").read_text()

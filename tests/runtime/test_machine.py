@@ -1,4 +1,7 @@
-"""The way to multiply float32 matrices: chosen by what the processor is, exact, borrowed and put back."""
+"""The machine in a line, memory that runs out, and the way to multiply float32 matrices, borrowed and put back."""
+
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -61,3 +64,22 @@ def test_a_choice_that_was_made_already_stays(monkeypatch):
     monkeypatch.delenv("LAB5_MATMUL")
     with fast_float32(torch.device("cuda")):
         assert torch.get_float32_matmul_precision() == "highest", "a GPU is left alone"
+
+
+def test_a_full_gpu_is_told_with_the_setting_to_lower(monkeypatch):
+    monkeypatch.setattr(machine, "machine", lambda device: "a GPU, 0.1 of 8.0 GB memory free")
+    with pytest.raises(MemoryError, match=r"0.1 of 8.0 GB.*lower stage1.batch, which is 12.*: 6}\), or both$"):
+        with machine.oom_hint("stage1.batch", 12, ", or both"):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    with pytest.raises(RuntimeError, match="else"), machine.oom_hint("stage1.batch", 12):
+        raise RuntimeError("something else")
+
+
+def test_the_machine_is_a_line_with_memory_in_it(monkeypatch):
+    line = machine.machine("cpu")
+    assert line.startswith(f"cpu with {os.cpu_count()} cores, ")
+    free, total = machine.memory_gb()
+    if Path("/proc/meminfo").exists():
+        assert 0 < free < total and f"of {total:.1f} GB" in line
+    monkeypatch.delattr(os, "sysconf")
+    assert machine.machine("cpu").endswith("memory unknown")

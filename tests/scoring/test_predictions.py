@@ -19,8 +19,6 @@ from lab5.scoring.predictions import (
 )
 from lab5.study.small_world import World, neighbours
 
-REFUSED = (ValueError, TypeError)  # the shape checker, where it is installed, refuses first with a TypeError
-
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
@@ -109,8 +107,6 @@ def test_bits_per_token_is_the_mean_over_hidden_tokens(world, pictures):
     mean = bits_per_token(world.model(), pictures, unknown, generator=seeded(), **settings)
     exact = [exact_bits(world, picture, hole) for picture, hole in zip(pictures, unknown, strict=True) if hole.any()]
     assert mean == pytest.approx(sum(exact) / int(unknown.sum()), abs=1e-5)
-    with pytest.raises(ValueError, match="at least one unknown token"):
-        bits_per_token(world.model(), pictures, unknown & False, generator=seeded(), **settings)
 
 
 def test_the_order_does_not_see_the_truth(world, pictures):
@@ -164,40 +160,20 @@ def test_an_image_is_coded_alike_in_any_batch_and_the_callers_tensors_stay(world
     assert torch.equal(pictures, kept[0]) and torch.equal(unknown, kept[1])
 
 
-def test_a_prior_is_added_and_the_mask_id_has_no_probability(world, pictures):
+def test_the_mask_id_has_no_probability(world, pictures):
     unknown = HOLE.expand(len(pictures), -1)
-    prior = torch.randn(len(pictures), 4, 3, generator=seeded())
 
     def padded(tokens):
         """Logits of K + 1, the last one high."""
         logits = world.model()(tokens)
         return torch.cat([logits, torch.full_like(logits[..., :1], 9.0)], dim=-1)
 
-    log_p, true = hidden_predictions(named(padded, 3), pictures, unknown, prior=prior)
-    product = world.conditionals(pictures.masked_fill(unknown, 3)) * prior.double().exp()
-    expected = (product / product.sum(dim=-1, keepdim=True))[unknown]
+    log_p, true = hidden_predictions(named(padded, 3), pictures, unknown)
+    expected = world.conditionals(pictures.masked_fill(unknown, 3))[unknown]
     torch.testing.assert_close(log_p.double().exp(), expected, atol=1e-6, rtol=1e-5)
     assert torch.equal(true, pictures[unknown])
-    bits = code_lengths(named(padded, 3), pictures, unknown, prior=prior, generator=seeded())
+    bits = code_lengths(named(padded, 3), pictures, unknown, generator=seeded())
     assert bits.sum().item() == pytest.approx(-log_p.gather(1, true[:, None]).sum().item() / math.log(2), rel=1e-6)
-
-
-def test_bad_input_is_refused(world, pictures):
-    unknown = HOLE.expand(len(pictures), -1)
-    with pytest.raises(ValueError, match="order must be one of .*'sideways'"):
-        code_lengths(world.model(), pictures, unknown, order="sideways", generator=seeded())
-    with pytest.raises(ValueError, match="schedule must be one of"):
-        code_lengths(world.model(), pictures, unknown, schedule="sideways", generator=seeded())
-    with pytest.raises(ValueError, match=r"codes in 0..2, also where unknown, but they span 0..3"):
-        hidden_predictions(world.model(), pictures.masked_fill(unknown, 3), unknown)
-    with pytest.raises(REFUSED):
-        hidden_predictions(world.model(), pictures, unknown[:, :3])
-    with pytest.raises(ValueError, match=r"returned \(24, 4, 2\)"):
-        hidden_predictions(named(lambda tokens: world.model()(tokens)[..., :2], 3), pictures, unknown)
-    learning = torch.nn.Embedding(4, 3)
-    learning.mask_id = 3
-    with pytest.raises(ValueError, match="is training"):
-        hidden_predictions(learning, pictures, unknown)
 
 
 # --- calibration
@@ -239,13 +215,6 @@ def test_every_prediction_is_in_one_bin_also_at_the_edges():
     assert [(b.low, b.high) for b in calibration(half, torch.tensor([0]), bins=4)] == [(0.25, 0.5)]
 
 
-def test_calibration_without_predictions_is_refused():
-    with pytest.raises(ValueError, match="found 0 predictions"):
-        calibration(torch.zeros(0, 3), torch.zeros(0, dtype=torch.long))
-    with pytest.raises(ValueError, match="0 bins"):
-        calibration(torch.zeros(2, 3), torch.tensor([0, 1]), bins=0)
-
-
 def test_predictions_of_a_perfect_model_are_calibrated(world):
     """Drawn from the world's own law, with a hole: what the model says is what happens."""
     drawn = world.pictures[world.probabilities.flatten().multinomial(30_000, replacement=True, generator=seeded(4))]
@@ -273,11 +242,3 @@ def test_disagreement_by_hand():
 def test_disagreement_of_chance_is_one_minus_one_in_k():
     tokens = torch.randint(5, (4, 50, 256), generator=seeded())
     assert disagreement(tokens, torch.ones(50, 256, dtype=torch.bool)) == pytest.approx(0.8, abs=0.005)
-
-
-def test_disagreement_needs_two_seeds_and_a_hole():
-    tokens, unknown = torch.zeros(1, 2, 4, dtype=torch.long), torch.ones(2, 4, dtype=torch.bool)
-    with pytest.raises(ValueError, match="at least 2 seeds and a hidden token, found 1 seeds"):
-        disagreement(tokens, unknown)
-    with pytest.raises(ValueError, match="at least 2 seeds and a hidden token"):
-        disagreement(tokens.expand(2, -1, -1), ~unknown)

@@ -1,14 +1,15 @@
 """Metrics of weighted images: against the unweighted ones, against repeated images, and influences against slopes."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from lab5.fid import frechet_distance, kid
 from lab5.scoring.resampling import METRICS, Outcome, resample, resamples
-from lab5.scoring.scores import hole_psnr_db, hole_ssim, ssim_map
+from lab5.scoring.scores import ssim_map
 
-REFUSED = (ValueError, TypeError)  # the shape checker, where it is installed, refuses first with a TypeError
 RATIOS = ["hole_psnr_db", "ssim", "seam", "token_accuracy", "attribute_accuracy"]
 
 
@@ -81,12 +82,6 @@ def test_resamples_draw_every_image_alike_and_as_often_as_chance_says():
     assert torch.equal(weights, resamples(20, 4000, seeded())) and not torch.equal(
         weights, resamples(20, 4000, seeded(1))
     )
-
-
-@pytest.mark.parametrize("n, times", [(1, 10), (0, 10), (10, 1)])
-def test_too_few_images_or_resamples_are_refused(n, times):
-    with pytest.raises(ValueError, match=f"at least 2 images and 2 resamples; found {n} and {times}"):
-        resamples(n, times, seeded())
 
 
 # --- metrics
@@ -171,9 +166,11 @@ def test_psnr_and_ssim_are_those_of_the_pictures():
         ssim=(ssim_map(pictures, truth) * holes).sum((1, 2)) / missing,
     )
     ones, true = torch.ones(2, 5, dtype=torch.long), reference(5, 4)
-    for metric, expected in (("hole_psnr_db", hole_psnr_db), ("ssim", hole_ssim)):
-        value = resample({0: o}, metric, ones, true).value.item()
-        assert value == pytest.approx(expected(pictures, truth, holes), rel=1e-6)
+    errors = (pictures.double() - truth.double()).square().mean(1)[holes]
+    ssim = ssim_map(pictures, truth)[holes].mean()
+    expected = {"hole_psnr_db": 10 * math.log10(255**2 / errors.mean()), "ssim": ssim}
+    for metric, value in expected.items():
+        assert resample({0: o}, metric, ones, true).value.item() == pytest.approx(float(value), rel=1e-6)
 
 
 def test_no_error_at_all_is_138_db_in_every_resample():
@@ -192,18 +189,6 @@ def test_the_truth_itself_has_no_distance_and_no_error():
 
 
 # --- refusals
-
-
-def test_bad_input_is_refused():
-    o, true, weights = outcome(10), reference(10, 4), resamples(10, 5, seeded())
-    with pytest.raises(ValueError, match="metric must be one of kid, score, .* but it is 'FID'"):
-        resample({0: o}, "FID", weights, true)
-    with pytest.raises(ValueError, match="at least one seed"):
-        resample({}, "kid", weights, true)
-    with pytest.raises(REFUSED):
-        resample({0: o}, "kid", weights[:, :9], true)
-    with pytest.raises(ValueError, match=r"the 10 images of the weights, but they have \{9, 10\}|\{10, 9\}"):
-        resample({0: o, 1: outcome(9)}, "kid", weights, true)
 
 
 def test_what_cannot_be_measured_in_some_resample_is_refused():

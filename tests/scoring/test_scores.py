@@ -8,8 +8,11 @@ import pytest
 import torch
 
 from lab5.data.dataset import Dataset
+from lab5.data.holes import PASTES, paste_known
+from lab5.data.toycats import random_holes, render
 from lab5.fid import frechet_distance, kid
-from lab5.scoring.scores import Scorer, Scores, hole_psnr_db, hole_ssim, psnr_db, ssim_map
+from lab5.inpainting.tokenizer import Tokenizer
+from lab5.scoring.scores import Scorer, Scores, across_edge, psnr_db, ssim_map
 
 N = 8
 
@@ -30,7 +33,7 @@ class Reading(Means):
         return {name: torch.ones(len(images), dtype=torch.int64) for name in ("ear", "eye")}
 
 
-class FirstPixels:
+class FirstPixels(Tokenizer):
     """A tokenizer without a network: the red of the first pixel of each 4x4 block."""
 
     def __init__(self):
@@ -53,6 +56,13 @@ def make_dataset(**changes) -> Dataset:
     return dataclasses.replace(dataset, **changes)
 
 
+def scored(pictures: torch.Tensor, truth: torch.Tensor, holes: torch.Tensor) -> Scores:
+    """The scores of pictures with this truth and these holes."""
+    yes = torch.ones(len(truth), dtype=torch.bool)
+    dataset = make_dataset(test=truth, holes=holes, whole=yes, leaked=~yes, attributes={}, hidden={})
+    return Scorer(dataset, Means())(pictures)
+
+
 # --- PSNR -------------------------------------------------------------------------------------------------------
 
 
@@ -61,7 +71,7 @@ def test_hole_psnr_is_the_closed_form_of_a_constant_error(error):
     truth = torch.full((2, 3, 64, 64), 100, dtype=torch.uint8)
     holes = make_dataset().holes[:2]
     wrong = torch.where(holes[:, None], truth + error, truth)
-    assert hole_psnr_db(wrong, truth, holes) == pytest.approx(20 * math.log10(255 / error))
+    assert scored(wrong, truth, holes).hole_psnr_db == pytest.approx(20 * math.log10(255 / error))
     share = holes.double().mean().item()
     assert psnr_db(wrong, truth) == pytest.approx(20 * math.log10(255 / error) - 10 * math.log10(share))
 
@@ -73,14 +83,12 @@ def test_hole_psnr_weighs_every_missing_pixel_alike_and_no_other():
     wrong = truth.clone()
     wrong[1, 0, 0, :10] = 112
     wrong[:, :, 40:] = 0
-    assert hole_psnr_db(wrong, truth, holes) == pytest.approx(10 * math.log10(255**2 / (12**2 / 3 * 10 / 40)))
+    assert scored(wrong, truth, holes).hole_psnr_db == pytest.approx(10 * math.log10(255**2 / (12**2 / 3 * 10 / 40)))
 
 
-def test_without_error_psnr_is_a_finite_number_and_without_hole_it_is_refused():
+def test_without_error_psnr_is_a_finite_number():
     images = make_dataset().test
     assert psnr_db(images, images) == pytest.approx(138.13, abs=0.01)
-    with pytest.raises(ValueError, match="at least one missing pixel"):
-        hole_psnr_db(images, images, torch.zeros(N, 64, 64, dtype=torch.bool))
 
 
 # --- SSIM -------------------------------------------------------------------------------------------------------
@@ -128,14 +136,14 @@ def test_ssim_is_the_papers_formula_at_single_pixels():
 def test_ssim_of_flat_pictures_is_the_likeness_of_their_means():
     truth, images = (torch.full((2, 3, 64, 64), value, dtype=torch.uint8) for value in (100, 160))
     expected = (2 * 100 * 160 + 6.5025) / (100**2 + 160**2 + 6.5025)
-    assert hole_ssim(images, truth, make_dataset().holes[:2]) == pytest.approx(expected, abs=1e-5)
+    assert scored(images, truth, make_dataset().holes[:2]).ssim == pytest.approx(expected, abs=1e-5)
 
 
 def test_hole_ssim_is_the_mean_of_the_map_over_all_missing_pixels_together():
     generator = torch.Generator().manual_seed(3)
     images, truth = torch.randint(256, (2, 70, 3, 64, 64), dtype=torch.uint8, generator=generator)
     holes = torch.rand(70, 64, 64, generator=generator) < torch.rand(70, 1, 1, generator=generator) ** 4
-    assert hole_ssim(images, truth, holes) == pytest.approx(ssim_map(images, truth)[holes].mean().item(), abs=1e-6)
+    assert scored(images, truth, holes).ssim == pytest.approx(ssim_map(images, truth)[holes].mean().item(), abs=1e-6)
 
 
 def test_hole_ssim_sees_the_rim_of_the_hole_and_nothing_further():
@@ -143,10 +151,67 @@ def test_hole_ssim_sees_the_rim_of_the_hole_and_nothing_further():
     far, near = dataset.test.clone(), dataset.test.clone()
     near[:, :, 30:35] = 128  # the hole ends above row 30, and a window reaches 5 pixels
     far[:, :, 35:] = 128
-    assert hole_ssim(far, dataset.test, dataset.holes) == pytest.approx(1, abs=1e-6)
-    assert hole_ssim(near, dataset.test, dataset.holes) < 0.99
-    with pytest.raises(ValueError, match="hole SSIM needs at least one missing pixel"):
-        hole_ssim(far, far, dataset.holes & False)
+    assert scored(far, dataset.test, dataset.holes).ssim == pytest.approx(1, abs=1e-6)
+    assert scored(near, dataset.test, dataset.holes).ssim < 0.99
+
+
+# --- the seam -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def images():
+    return render(5, 6).images
+
+
+@pytest.fixture(scope="module")
+def holes():
+    return random_holes(6, 6)
+
+
+def test_the_truth_has_no_seam_and_neither_have_images_without_an_edge(images, holes):
+    assert scored(images, images, holes).seam == 1.0
+    flat = torch.full_like(images, 9)
+    assert scored(flat, flat, holes).seam == 1.0
+    for everywhere in (torch.ones_like(holes), torch.zeros_like(holes)):
+        assert scored(255 - images, images, everywhere).seam == 1.0
+
+
+@pytest.mark.parametrize("height", [10, 60])
+def test_a_step_at_the_hole_is_a_seam_of_its_height(holes, height):
+    """A slope of 2 grey levels a pixel, downwards: a step is added at one edge, and taken off at the other."""
+    holes = torch.zeros_like(holes)
+    holes[:, 20:30, 10:40] = True
+    slope = (2 * torch.arange(64)[:, None].expand(64, 64) + 10).to(torch.uint8).expand(6, 3, 64, 64).contiguous()
+    raised = torch.where(holes[:, None], slope + height, slope)
+    above_and_below, beside = 30, 10
+    natural = 2 * 2 * above_and_below
+    expected = (height + 2 + height - 2) * above_and_below + 2 * height * beside
+    assert across_edge(slope, holes).tolist() == [natural] * 6
+    assert across_edge(raised, holes).tolist() == [expected] * 6
+    assert scored(raised, slope, holes).seam == pytest.approx(expected / natural)
+
+
+def test_a_truth_flatter_than_a_grey_level_counts_as_one(holes):
+    flat = torch.full((6, 3, 64, 64), 100, dtype=torch.uint8)
+    assert scored(torch.where(holes[:, None], flat + 37, flat), flat, holes).seam == pytest.approx(37)
+    assert across_edge(flat, holes).tolist() == [int((one[1:] != one[:-1]).sum() + (one[:, 1:] != one[:, :-1]).sum())
+                                                 for one in holes]  # fmt: skip
+
+
+def test_only_the_edge_counts(images, holes):
+    one = torch.zeros_like(holes)
+    one[:, 32, 32] = True
+    edge = torch.nn.functional.max_pool2d(one[:, None].float(), 3, stride=1, padding=1).bool()
+    elsewhere = torch.where(edge, images, 255 - images)
+    assert scored(elsewhere, images, one).seam == 1.0
+    assert scored(torch.where(one[:, None], 255 - images, images), images, one).seam != 1.0
+
+
+def test_a_poisson_paste_has_less_of_a_seam_than_a_hard_one(images, holes):
+    brighter = (images.int() + 40).clamp(max=255).to(torch.uint8)
+    seams = {paste: scored(paste_known(brighter, images, holes, paste), images, holes).seam for paste in PASTES}
+    assert seams["hard"] > 2 and seams["hard"] > seams["blurred"] > seams["poisson"]
+    assert seams["poisson"] == pytest.approx(1, abs=0.1)
 
 
 # --- a row of scores --------------------------------------------------------------------------------------------
@@ -169,8 +234,6 @@ def test_scores_are_the_distances_of_the_networks_features():
     scores = Scorer(dataset, Means())(dataset.masked_test)
     a, b = (Means().features(images.float() / 255) for images in (dataset.masked_test, dataset.test))
     assert scores.score == frechet_distance(a, b) and scores.kid == kid(a, b, paired=True)
-    three = dataset.masked_test, dataset.test, dataset.holes
-    assert scores.hole_psnr_db == hole_psnr_db(*three) and scores.ssim == hole_ssim(*three)
 
 
 def test_the_columns_are_in_this_order():
@@ -197,18 +260,6 @@ def test_token_accuracy_counts_the_tokens_that_the_hole_hides_and_no_other():
 def test_attribute_accuracy_counts_only_what_is_hidden():
     # Hidden are three ears, of which only the second is 1, and one eye, which is 1: two of four are read rightly.
     assert Scorer(make_dataset(), Reading())(make_dataset().test).attribute_accuracy == 2 / 4
-
-
-def test_a_reader_can_be_given_and_sees_the_pictures():
-    seen = []
-
-    def read(images):
-        seen.append(images)
-        return {name: torch.zeros(len(images), dtype=torch.int64) for name in ("ear", "eye")}
-
-    dataset = make_dataset()
-    assert Scorer(dataset, Reading(), read=read)(dataset.masked_test).attribute_accuracy == 2 / 4  # two ears are 0
-    assert torch.equal(seen[0], dataset.masked_test / 255)
 
 
 @pytest.mark.parametrize("dataset, network", [

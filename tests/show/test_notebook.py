@@ -3,17 +3,16 @@
 import json
 import os
 import signal
-from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
 
 from lab5.config import TrainConfig
-from lab5.runtime import machine
 from lab5.show import notebook
-from lab5.show.notebook import record, watch
+from lab5.show.notebook import record, show, watch
 from lab5.trainer import TrainStep
 from lab5.training.session import Kind, Training
 
@@ -149,23 +148,46 @@ def test_an_interrupted_training_keeps_its_network_and_goes_on_where_it_was(own_
     running.close()
 
 
-# --- the machine ----------------------------------------------------------------------------------------------------
+# --- numbers and figures that are kept -----------------------------------------------------------------------------
 
 
-def test_a_full_gpu_is_told_with_the_setting_to_lower(monkeypatch):
-    monkeypatch.setattr(machine, "machine", lambda device: "a GPU, 0.1 of 8.0 GB memory free")
-    with pytest.raises(MemoryError, match=r"0.1 of 8.0 GB.*lower stage1.batch, which is 12.*: 6}\), or both$"):
-        with machine.oom_hint("stage1.batch", 12, ", or both"):
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-    with pytest.raises(RuntimeError, match="else"), machine.oom_hint("stage1.batch", 12):
-        raise RuntimeError("something else")
+def test_record_takes_numbers_of_numpy_and_torch_and_writes_strict_json(own_folders):
+    record("a", {"x": np.float64(1.5), "y": torch.tensor(2), "z": [float("nan"), np.array([1, 2])], 3: float("inf")})
+    record("a", {"x": 1.25})
+    text = (own_folders / "report" / "metrics.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail) == {
+        "a": {"x": 1.25, "y": 2, "z": [None, [1, 2]], "3": None},
+    }  # fmt: skip
 
 
-def test_the_machine_is_a_line_with_memory_in_it(monkeypatch):
-    line = machine.machine("cpu")
-    assert line.startswith(f"cpu with {os.cpu_count()} cores, ")
-    free, total = machine.memory_gb()
-    if Path("/proc/meminfo").exists():
-        assert 0 < free < total and f"of {total:.1f} GB" in line
-    monkeypatch.delattr(os, "sysconf")
-    assert machine.machine("cpu").endswith("memory unknown")
+def test_record_leaves_the_reports_own_keys_alone_and_names_a_damaged_file(own_folders):
+    with pytest.raises(ValueError, match="seconds"):
+        record("seconds", {"01": 3})
+    (own_folders / "report").mkdir()
+    (own_folders / "report" / "metrics.json").write_text('{"a": ')
+    with pytest.raises(ValueError, match="metrics.json is not JSON"):
+        record("b", {})
+
+
+def test_a_write_that_fails_leaves_the_old_numbers(own_folders, monkeypatch):
+    record("a", {"x": 1})
+    monkeypatch.setattr("lab5.runtime.files.os.replace", lambda *paths: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        record("a", {"x": 2})
+    assert [path.name for path in (own_folders / "report").iterdir()] == ["metrics.json"]
+    assert notebook.read_metrics(own_folders / "report") == {"a": {"x": 1}}
+
+
+def test_only_figures_of_this_run_go_beside_the_pages(own_folders):
+    kept, pages = own_folders / "figures", own_folders / "pages"
+    for folder, name in ((kept, "01_a-old"), (kept, "01_a-new"), (kept, "02_b-new"), (pages, "01_a-gone")):
+        folder.mkdir(exist_ok=True)
+        (folder / f"{name}.png").write_bytes(name.encode())
+    os.utime(kept / "01_a-old.png", (1000, 1000))
+    notebook.copy_figures("01_a", pages, since=2000.0)
+    assert [path.name for path in pages.iterdir()] == ["01_a-new.png"]
+
+
+def test_show_wants_a_text_alternative():
+    with pytest.raises(ValueError, match="text alternative"):
+        show(Figure(), " ")

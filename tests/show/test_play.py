@@ -11,7 +11,7 @@ from lab5.inpainting.pair import Pair
 from lab5.inpainting.tokenizer import Tokenizer
 from lab5.profiles import configure
 from lab5.show import play as room
-from lab5.show.play import play
+from lab5.show.play import Play
 from lab5.transformer import BidirectionalTransformer
 from lab5.vqgan import VQGAN
 
@@ -33,7 +33,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def game(pair, data):
-    return play(pair, data, CONFIG.decode, seed=4)
+    return Play(pair, data, CONFIG.decode, seed=4)
 
 
 def test_several_fillings_of_one_hole_go_step_by_step_to_finished_pictures(game, data):
@@ -138,6 +138,6 @@ def test_where_a_report_is_made_a_picture_and_a_sentence_stand_in(game, monkeypa
 
 def test_photographs_of_which_only_the_outside_is_known_are_left_out(pair, data):
     partly = replace(data, whole=torch.tensor([False, False, True]))
-    assert torch.equal(play(pair, partly, CONFIG.decode).image, data.test[2])
+    assert torch.equal(Play(pair, partly, CONFIG.decode).image, data.test[2])
     none = replace(data, whole=torch.zeros(3, dtype=torch.bool))
-    assert torch.equal(play(pair, none, CONFIG.decode).image, data.test[0]), "better than nothing to play with"
+    assert torch.equal(Play(pair, none, CONFIG.decode).image, data.test[0]), "better than nothing to play with"

@@ -7,10 +7,11 @@ from stubs import Chain, a_batch, seeded
 
 from lab5 import variants
 from lab5.config import DecodeConfig, StudyConfig
+from lab5.data.holes import FILLS, PASTES
 from lab5.profiles import configure
 from lab5.study import plans
 from lab5.study.claims import CLAIMS
-from lab5.study.plans import ARGMAX, CONTROL, CONTROLLED, SAMPLED, Grid, Question, end, one_shot
+from lab5.study.plans import ARGMAX, AROUND, CONTROL, CONTROLLED, SAMPLED, Grid, Question, end, one_shot
 from lab5.study.recipes import RECIPES
 from lab5.study.run import GIVEN, Point
 
@@ -96,6 +97,24 @@ def test_comparisons_change_one_thing_at_a_time():
         if c.question in (Q.MASKING, Q.LOSS):
             assert c.first.decode == c.second.decode and c.second.network == CONTROL
     assert replace(ARGMAX, codes="sample") == SAMPLED
+
+
+@pytest.mark.parametrize("question", [Q.AROUND_BEST, Q.AROUND_LAB])
+def test_around_the_hole_all_is_tried_that_differs_from_a_base_in_one_setting_that_there_is(question):
+    compared = [c for c in OTHERS.comparisons if c.question == question]
+    (base,) = {c.second.decode for c in compared}
+    others = {c.first.decode for c in compared}
+    assert len(others) == len(compared) == sum(map(len, AROUND.values())) - len(AROUND)
+    for variant in others:
+        (name,) = [name for name, value in vars(variant).items() if value != getattr(base, name)]
+        assert getattr(variant, name) in AROUND[name]
+    assert set(AROUND["fill"]) <= set(FILLS) and AROUND["paste"] == tuple(PASTES)
+
+
+def test_a_mask_that_shall_shrink_is_refused():
+    assert configure("smoke", device="cpu", **{"decode.dilate": 2}).decode.dilate == 2
+    with pytest.raises(ValueError, match="decode.dilate must be at least 0, not -1"):
+        configure("smoke", device="cpu", **{"decode.dilate": -1})
 
 
 def test_trainings_differ_from_the_paper_in_one_setting():

@@ -111,16 +111,6 @@ def test_every_network_of_the_plans_is_decoded_with(pair, scorer):
     plans = [ONE, ONE._replace(network="other")]
     ours, theirs = rows_of(run({GIVEN: pair, "other": other}, scorer, plans, 1))
     assert (ours["weights"], theirs["weights"]) == ("stub 1", "stub 2") and ours["score"] != theirs["score"]
-    with pytest.raises(ValueError, match="wants the network 'other', but there are given"):
-        run(pair, scorer, plans)
-
-
-def test_bad_plans_are_refused_before_anything_is_decoded(pair, scorer, monkeypatch):
-    monkeypatch.setattr(study_module, "decode_holes", None)
-    with pytest.raises(ValueError, match=r"stops of a plan must lie in 1..3, its steps; found \(0, 2\)"):
-        run(pair, scorer, [Plan(DECODE, (0, 2))])
-    with pytest.raises(ValueError, match="two plans of a study are equal"):
-        run(pair, scorer, [ONE, ONE])
 
 
 def test_seconds_are_those_of_the_decoding_and_not_of_the_scoring(pair, dataset, monkeypatch):

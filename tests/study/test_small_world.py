@@ -57,10 +57,16 @@ def decoded(world: World, n: int, generator, decode=decode_steps, **settings) ->
     return last.filled
 
 
+def frequencies(world: World, tokens: torch.Tensor) -> torch.Tensor:
+    """How often each picture occurs among these, shaped as the probabilities are."""
+    counts = torch.zeros_like(world.probabilities)
+    return counts.index_put(tuple(tokens.T), counts.new_tensor(1 / len(tokens)), accumulate=True)
+
+
 def assert_follows(tokens: torch.Tensor, world: World, law: torch.Tensor) -> None:
     """A chi-square test of the decoded pictures against their law."""
     possible = law.flatten() > 0
-    counts = (world.frequencies(tokens) * len(tokens)).flatten()
+    counts = (frequencies(world, tokens) * len(tokens)).flatten()
     assert counts[~possible].sum() == 0
     expected = law.flatten()[possible] * len(tokens)
     assert expected.min() > 5, "too few for a chi-square test"
@@ -80,13 +86,8 @@ def test_the_model_knows_every_conditional(shape):
             assert np.allclose(answer[position], brute_conditional(world, tokens, position), atol=1e-12)
 
 
-def test_probabilities_are_normalised_and_a_bad_world_is_refused():
+def test_probabilities_are_normalised():
     assert World(torch.tensor([[1.0, 2.0], [3.0, 4.0]])).probabilities.tolist() == [[0.1, 0.2], [0.3, 0.4]]
-    with pytest.raises(ValueError, match=r"an axis of K codes for each position, but have shape \(2, 3\)"):
-        World(torch.ones(2, 3))
-    for wrong in (0.0, -1.0, torch.nan, torch.inf):
-        with pytest.raises(ValueError, match="must all be finite and above zero"):
-            World(torch.tensor([[1.0, 2.0], [3.0, wrong]]))
 
 
 def test_neighbours_like_to_be_equal():
@@ -105,11 +106,6 @@ def test_given_is_the_law_of_the_pictures_that_agree():
     right = torch.zeros(3, 3, 3, dtype=torch.float64)
     right[:, 1] = world.probabilities[:, 1] / world.probabilities[:, 1].sum()
     torch.testing.assert_close(law, right)
-
-
-def test_frequencies_count_pictures():
-    world = a_world((2, 2))
-    assert world.frequencies(torch.tensor([[0, 1], [0, 1], [1, 1], [0, 0]])).tolist() == [[0.25, 0.5], [0, 0.25]]
 
 
 # --- the law of choosing
@@ -247,7 +243,7 @@ def test_remasking_one_by_one_keeps_the_truth():
     assert_follows(exact, world, world.probabilities)
     one_shot = total_variation(exact_distribution(world, steps=1), world.probabilities)
     # Where several go back at once they are drawn together, as in any parallel step: close, but not exact.
-    again = world.frequencies(decoded(world, 20_000, seeded(2), variants.decode, **settings, remask=1.0))
+    again = frequencies(world, decoded(world, 20_000, seeded(2), variants.decode, **settings, remask=1.0))
     assert total_variation(again, world.probabilities) < one_shot / 3
 
 
@@ -255,7 +251,7 @@ def test_a_round_of_correction_mends_a_one_shot_decoding_and_more_of_them_overdo
     """The least probable token in place is drawn again, which is not Gibbs sampling: likely pictures gain."""
     world = neighbours(2, 2, coupling=1.5)
     laws = [
-        world.frequencies(decoded(world, 20_000, seeded(), variants.decode, steps=1, rounds=rounds, redo=0.25))
+        frequencies(world, decoded(world, 20_000, seeded(), variants.decode, steps=1, rounds=rounds, redo=0.25))
         for rounds in (0, 1, 10)
     ]
     distances = [total_variation(law, world.probabilities) for law in laws]
@@ -314,7 +310,7 @@ def test_the_exponent_of_a_power_is_found():
     assert hidden_exponent((law / law.sum()).tolist(), p) == pytest.approx(1.7)
 
 
-# --- distances and bad input
+# --- distances
 
 
 def test_distances_are_their_closed_forms():
@@ -323,11 +319,6 @@ def test_distances_are_their_closed_forms():
     assert kl(a, b) == pytest.approx(np.log(2)) and kl(b, a) == np.inf and kl(a, a) == 0
     p, q = torch.rand(2, 20, generator=seeded(), dtype=torch.float64).softmax(dim=-1)
     assert kl(p, q) == pytest.approx(scipy.stats.entropy(p, q))
-
-
-def test_an_order_that_cannot_be_enumerated_is_refused():
-    with pytest.raises(ValueError, match="sequence of positions or one of random, .*but it is 'halton'"):
-        exact_distribution(a_world(), order="halton")
 
 
 def test_laws_by_steps_begin_at_one_law_and_end_where_the_order_is_deaf_to_the_codes():
@@ -341,8 +332,5 @@ def test_laws_by_steps_begin_at_one_law_and_end_where_the_order_is_deaf_to_the_c
         assert ends["confidence"] > 0.01 and ends["moment"] > 0.01
     diversity = laws["distances"]["diversity: nats more than the truth"]
     assert diversity["confidence"][1] < 0 < diversity["confidence"][0]
-    surer = distributions_by_steps(steps=(1, 3), choice_temperature=0.5)["distances"]["total variation from the truth"]
-    usual = distributions_by_steps(steps=(1, 3))["distances"]["total variation from the truth"]
-    assert surer["random"] == usual["random"] and surer["confidence"][1] != pytest.approx(usual["confidence"][1])
     for tau, exponent in laws["exponents"]["128 positions"]:
         assert exponent == pytest.approx(1 + 1 / tau, rel=0.03)

@@ -33,11 +33,11 @@ from lab5.study.tables import (
     losses_along,
     luck,
     network_table,
-    paired_differences,
     prediction_table,
     predictions,
     read_table,
     result_table,
+    schedule_differences,
     summary,
     verdict_text,
     write_table,
@@ -133,11 +133,11 @@ def test_a_summary_is_mean_and_sample_deviation_in_order_of_appearance():
 
 
 def test_differences_are_paired_by_seed():
-    (line,) = paired_differences(TABLE[::-1], "schedule", within="steps").to_dict("records")
+    (line,) = schedule_differences(TABLE[::-1]).to_dict("records")
     # linear minus cosine: 1 and 2, so 1.5 with a deviation of sqrt(1/2) and an error of 1/2
     assert (line["steps"], line["first"], line["second"], line["seeds"]) == (4, "linear", "cosine", 2)
     assert line["mean"] == 1.5 and line["standard_error"] == pytest.approx(0.5)
-    (alone,) = paired_differences(TABLE[:3], "schedule", within="steps").to_dict("records")
+    (alone,) = schedule_differences(TABLE[:3]).to_dict("records")
     assert (alone["seeds"], alone["mean"]) == (1, -1) and pd.isna(alone["standard_error"]), "of the seed that both have"
 
 
