@@ -58,7 +58,7 @@ def parser() -> ArgumentParser:
          "command settings lists them (default: none)", action="append", default=[])  # fmt: skip
     _add(settings, "--data", "PATH", "toycats, the lab's zip or folder, or any folder of images, with masks in masks/: "
          "255 = known, 0 = missing (default: as the profile, which is toycats)")  # fmt: skip
-    _add(settings, "--recipe", "NAME", "settings of a report, see lab5/study/recipes.py (default: none)")
+    _add(settings, "--recipe", "NAME", "settings of a report, the paper or lab5: lab5/study/recipes.py (default: none)")
     pair = ArgumentParser(add_help=False, parents=[settings])
     _add(pair, "--weights", None, "the committed networks, or those of the profile, trained first if need be (default: "
          "pretrained)", choices=("pretrained", "trained"), default="pretrained")  # fmt: skip
@@ -169,10 +169,10 @@ def _fid(parser: ArgumentParser) -> None:
     parser.add_argument("second", nargs="?", metavar="SECOND", help="the reference, whose features stay in data/cache")
     _add(parser, "--features", None, "Inception, which alone makes it FID, or the toy-attribute classifier (default: "
          "inception)", choices=("inception", "toy"), default="inception")  # fmt: skip
-    _add(parser, "--weights", "FILE", "Inception's (default: what LAB5_INCEPTION_WEIGHTS names, then torch hub's cache)")
+    _add(parser, "--weights", "FILE", "Inception's (default: what LAB5_INCEPTION_WEIGHTS names or torch hub has)")
     _add(parser, "--download", "", "fetch the Inception weights if they are nowhere (default: refuse)")
     _add(parser, "--n", "N", "only the first N images of each set (default: all)")
-    _add(parser, "--save-stats", "FILE", "write mu, sigma and n of SECOND, or of a lone FIRST, into an .npz (default: none)")
+    _add(parser, "--save-stats", "FILE", "write mu, sigma and n of SECOND, or FIRST alone, to an .npz (default: none)")
     lab = _lab(parser, {"--device": "device"}, config=False)
     _add(lab, "--predicted-path", "SET", "= FIRST")
     _add(lab, "--gtcsv-path", "SET", "= SECOND, a .csv or any other set")

@@ -67,8 +67,10 @@ def inpaint(config: Config, job: Job, networks: Networks) -> None:
     next(decoding)  # the input: from here on the settings are known to be good
     out.mkdir(parents=True, exist_ok=True)  # complain now, not after the decoding
     filled = _fill(pair, data, n, decoding, decode)
+    named = zip(filled.numbers, filled.pictures, strict=True)
+    pictures = (Picture(f"{results}/image_{i:03d}.png", to_image(picture), filled.pasted) for i, picture in named)
     drawn = n if job.show_steps is None else min(job.show_steps, n)
-    tables.write_pictures(out, chain(_results_of(filled, results), _steps_of(filled, pair, drawn)))
+    tables.write_pictures(out, chain(pictures, _steps_of(filled, pair, drawn)))
     if earlier and not drawn:  # the steps of another decoding than the results would be beside them
         tables.remove_pictures(out, STEPS)
     print(f"{n} pictures in {out / results}: weights {pair.weights}, seed {seed}, device {config.device}")
@@ -145,11 +147,6 @@ def _fill(pair: Pair, data: Dataset, n: int, decoding: Iterator[DecodeStep], dec
     pictures = paste_known(plain, images, holes, decode.paste)
     pasted = "" if decode.paste == "none" else f"known pixels pasted back ({decode.paste}): not by the lab's rule"
     return Filled(images, holes, data.numbers[:n], masked, tokens, plan, plain, pictures, pasted)
-
-
-def _results_of(filled: Filled, folder: str) -> Iterator[Picture]:
-    for number, picture in zip(filled.numbers, filled.pictures, strict=True):
-        yield Picture(f"{folder}/image_{number:03d}.png", to_image(picture), filled.pasted)
 
 
 def _steps_of(filled: Filled, pair: Pair, count: int) -> Iterator[Picture]:

@@ -20,8 +20,8 @@ from lab5.inpainting.pair import Pair
 from lab5.runtime.folders import data_folder
 from lab5.scoring.classifier import get_features
 from lab5.scoring.scores import Scorer
-from lab5.show.figures import decode_grid
-from lab5.show.study_figures import save_figure, study_figures
+from lab5.show.figures import decode_grid, save_figure
+from lab5.show.study_figures import study_figures
 from lab5.study import plans, tables
 from lab5.study.networks import train_all
 from lab5.study.recipes import RECIPES
@@ -67,8 +67,8 @@ def study(config: Config, file: Path | None, *, grid: str, jobs: int, networks: 
     made_by = {"score_name": scorer.score_name, "weights": pair.weights, "profile": config.profile}
     made_by |= {"device": config.device, "code": CODE}
     beside = {
-        "baselines": pd.concat([tables.baseline_table(part) for part in findings]),
-        "effects": pd.concat([tables.effect_table(part) for part in findings]),
+        "baselines": pd.concat([tables.baseline_table(finding) for finding in findings]),
+        "effects": pd.concat([tables.effect_table(finding) for finding in findings]),
         "claims": tables.claim_table(*findings),
         "networks": tables.network_table(wanted, pairs, results, data, config.stage2.steps),
     }

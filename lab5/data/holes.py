@@ -120,11 +120,8 @@ def _equations(hole: bytes, height: int, width: int) -> tuple[sparse.csr_array, 
 
 
 PASTES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "none": lambda pictures, images, holes: pictures,
-    "hard": _hard,
-    "blurred": _blurred,
-    "poisson": _poisson,
-}
+    "none": lambda pictures, images, holes: pictures, "hard": _hard, "blurred": _blurred, "poisson": _poisson,
+}  # fmt: skip
 
 
 def paste_known(

@@ -17,7 +17,6 @@ from PIL import Image, ImageOps
 from lab5.data.archives import GREY, SIZE, Arrays, list_images, read_images
 
 LAB_FOLDERS = ("train", "val", "masked_image", "mask64")
-OWN_MASKS = "masks"
 FLAT = 4  # standard deviation of a colour that was painted over; JPEG leaves it a little noise
 
 
@@ -170,7 +169,7 @@ def read_own(path: Path, folders: dict[str, list[str]]) -> Arrays:
     """
     masks, names = [], []
     for folder, files in folders.items():
-        (masks if OWN_MASKS in PurePosixPath(folder).parts else names).extend(files)
+        (masks if "masks" in PurePosixPath(folder).parts else names).extend(files)
     stencils = _read_stencils(path, masks, names)
     squares, tests = [], []
     for name, image in read_images(path, names):
@@ -182,7 +181,9 @@ def read_own(path: Path, folders: dict[str, list[str]]) -> Arrays:
             tests.append((square, *_with_hole(f"{name} in {path}", upright, stencil)))
         else:
             squares.append(square)
-    images = _distinct_by_hash(squares)
+    digests = _digests(squares)
+    order = sorted(_first(digests), key=lambda place: digests[place])  # a split does not depend on the files' names
+    images = np.stack([squares[place] for place in order]) if order else np.empty((0, 3, SIZE, SIZE), np.uint8)
     given = {"all": len(names), "all.twice": len(squares) - len(images), "masks": len(tests)}
     if not tests:
         if len(images) < 3:
@@ -252,13 +253,6 @@ def _first(digests: list[bytes], taken: Iterable[bytes] = ()) -> list[int]:
     """The places of those that are not in `taken`, each once, in order."""
     places = {digest: place for place, digest in reversed(list(enumerate(digests)))}
     return sorted(place for digest, place in places.items() if digest not in taken)
-
-
-def _distinct_by_hash(squares: list[np.ndarray]) -> np.ndarray:
-    """Each once, in the order of their hashes: a split of them does not depend on the names of the files."""
-    digests = _digests(squares)
-    order = sorted(_first(digests), key=lambda place: digests[place])
-    return np.stack([squares[place] for place in order]) if order else np.empty((0, 3, SIZE, SIZE), np.uint8)
 
 
 def find_originals(masked: np.ndarray, holes: np.ndarray, originals: np.ndarray) -> np.ndarray:

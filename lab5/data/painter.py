@@ -286,7 +286,7 @@ def _muzzle(canvas, coat, pale, mouth, whiskers, ax, y) -> Tensor:
     canvas = _over(canvas, (238, 138, 144), _cover(_ellipse(ax, y - 13.6, 1.6, 1.1)) * (mouth == 2))
     # The mouth: a line down from the nose and an arc to each side, flat or lifted.
     lift = torch.where(mouth == 1, 2.6, 0.9)
-    arc = y - (11.4 - lift * ((ax - 1.6).clamp(0, 5) / 5) ** 2 * 1.0) - 0.5 * torch.sin((ax / 3.4).clamp(0, 1) * 3.1416)
+    arc = y - (11.4 - lift * ((ax - 1.6).clamp(0, 5) / 5) ** 2) - 0.5 * torch.sin((ax / 3.4).clamp(0, 1) * 3.1416)
     line = torch.maximum(arc.abs() - 0.42, ax - 4.8)
     line = torch.minimum(line, _lines(ax, y, [((0, 8.0), (0, 11.2))], 0.42))
     canvas = _over(canvas, (58, 34, 36), 0.85 * _cover(line))

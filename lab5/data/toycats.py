@@ -27,9 +27,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "light": painter.LIGHTS,
     "mouth": painter.MOUTHS,
     "whiskers": ("none", "long"),
-} | {
-    f"{name}_{side}": values for name, values in SIDED.items() for side in ("left", "right")
-}
+} | {f"{name}_{side}": values for name, values in SIDED.items() for side in ("left", "right")}
 """Attribute name -> names of its values. Sides are those of the picture."""
 
 

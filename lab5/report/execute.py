@@ -81,8 +81,8 @@ def _own_kernel(environment: dict[str, str]) -> type[AsyncKernelManager]:
 
 def _last_cell(executed: Path) -> str:
     """The last cell that ran, in words: `code cell 3 of 20 (model = train(tokens))`."""
-    cells = [cell for cell in nbformat.read(executed, as_version=4).cells if cell.cell_type == "code"]
-    cells = [cell for cell in cells if cell.source.strip()]
+    cells = nbformat.read(executed, as_version=4).cells
+    cells = [cell for cell in cells if cell.cell_type == "code" and cell.source.strip()]
     started = [cell for cell in cells if cell.metadata.papermill.start_time]
     lines = [line.strip() for line in started[-1].source.splitlines() if line.strip() and not line.startswith("#")]
     return f"code cell {len(started)} of {len(cells)}" + (f" ({lines[0]})" if lines else "")

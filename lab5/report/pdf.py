@@ -6,15 +6,15 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "microsoft-edge")
-APPLICATIONS = ("/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",)
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "microsoft-edge",
+            "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome")  # fmt: skip
 SECONDS = 180
 
 
 def find_browser() -> str | None:
     """The path of an installed Chromium or relative; LAB5_BROWSER names another."""
     named = os.environ.get("LAB5_BROWSER")
-    paths = (shutil.which(name) for name in ((named,) if named else BROWSERS + APPLICATIONS))
+    paths = (shutil.which(name) for name in ((named,) if named else BROWSERS))
     return next(filter(None, paths), None)
 
 

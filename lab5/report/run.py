@@ -63,10 +63,8 @@ def run_report(
     except InUseError as error:
         raise ReportError(str(error)) from error
     except OSError as error:
-        why = error.strerror or error
-        raise ReportError(
-            f"the report cannot be written to {out}: {why}; make room there or choose another folder"
-        ) from error
+        instead = "make room there or choose another folder"
+        raise ReportError(f"the report cannot be written to {out}: {error.strerror or error}; {instead}") from error
 
 
 # --- what to run --------------------------------------------------------------------------------------------------
@@ -145,7 +143,7 @@ def _begin(out: Path, plan: Plan, kept: dict[str, Any]) -> None:
     """Lay out the folder and its metrics: with what is `kept` of an earlier run, or without anything of it."""
     profile, device = plan.config.profile, plan.config.device
     repeat = provenance(profile, kept.get("repeat", {}).get("parameters", {}) | plan.given)
-    versions = {"versions": repeat.pop("versions")}
+    facts = {"profile": profile, "device": device, "versions": repeat.pop("versions")}
     (out / "figures").mkdir(parents=True, exist_ok=True)
     metrics = read_metrics(out)
     earlier = metrics if metrics.get("profile") == profile else {}
@@ -153,9 +151,9 @@ def _begin(out: Path, plan: Plan, kept: dict[str, Any]) -> None:
     outdated = [f"{stem}.html" for stem in metrics.get("seconds", {}) if not kept]
     for name in [*outdated, pages.PDF] if metrics else ():
         (out / name).unlink(missing_ok=True)
-    fresh = {"profile": profile, "device": device, "seconds": kept.get("seconds", {}), "total_seconds": 0.0}
-    write_metrics(out, kept | fresh | versions | {"repeat": repeat, "expected_seconds": expected})
-    write_json(out / "config.json", {"profile": profile, "device": device} | repeat | versions)
+    times = {"seconds": kept.get("seconds", {}), "total_seconds": 0.0, "expected_seconds": expected}
+    write_metrics(out, kept | facts | times | {"repeat": repeat})
+    write_json(out / "config.json", facts | repeat)
 
 
 def _run(out: Path, plan: Plan, private: dict[str, str]) -> Path:

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import fmean, stdev
@@ -123,11 +123,10 @@ def _report(folder: Path, words: list[str], threads: int, stopping: threading.Ev
     """
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "lab5", "report", "--out", str(folder), *words]
-    own = {"process_group": 0} if os.name == "posix" else {}
     with (folder / "report.log").open("w", encoding="utf-8") as log:
         process = subprocess.Popen(
             command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": str(threads)}, stdin=subprocess.DEVNULL,
-            stdout=log, stderr=log, **own,
+            stdout=log, stderr=log, process_group=0 if os.name == "posix" else None,
         )  # fmt: skip
     while process.poll() is None:
         if stopping.wait(0.2):
@@ -153,51 +152,51 @@ def _outcome(run: Run, codes: Codes) -> str:
 
 def write_overview(out: Path, runs: list[Run], codes: Codes) -> Path:
     """Write `out/sweep.html`: a table with a row per run, means over seeds, and the runs' pictures."""
-    numbers = [_numbers(run) if codes.get(run.folder) == 0 else {} for run in runs]
-    columns = {key: name for key, name in NUMBERS.items() if any(key in one for one in numbers)}
+    done = [run for run in runs if codes.get(run.folder) == 0]
+    numbers = {run.folder: _numbers(run) for run in done}
+    columns = {key: name for key, name in NUMBERS.items() if any(key in row for row in numbers.values())}
     rows = [
         {
             "parameters": map(without_folder, run.parameters.values()),
-            "numbers": one,
+            "numbers": numbers.get(run.folder, {}),
             "outcome": _outcome(run, codes),
             "folder": run.folder.name,
             "has_page": run.folder in codes and (run.folder / "index.html").exists(),
         }
-        for run, one in zip(runs, numbers, strict=True)
+        for run in runs
     ]
-    pictures = {run.name: picture(out, run.folder / "figures" / COVER) for run in runs if codes.get(run.folder) == 0}
+    pictures = {run.name: picture(out, run.folder / "figures" / COVER) for run in done}
     overview = out / "sweep.html"  # beside an index.html that a report may have put there
     write_page(
         overview, "sweep.html", parameters=list(runs[0].parameters), columns=columns, rows=rows,
-        caption=next((one["caption"] for one in numbers if one), ""),
-        over_seeds=_over_seeds(runs, numbers, list(columns)),
-        pictures={name: one for name, one in pictures.items() if one},
+        caption=next((row["caption"] for row in numbers.values() if row), ""),
+        over_seeds=_over_seeds(runs, numbers, columns),
+        pictures={name: cover for name, cover in pictures.items() if cover},
     )  # fmt: skip
     return overview
 
 
 def _numbers(run: Run) -> dict[str, Any]:
-    """The numbers of the run's own filling, and in words what they are."""
+    """The numbers of the run's own filling, and in words what they are; {} where it recorded none."""
     inpainting = read_metrics(run.folder).get("inpainting", {})
-    name = next((name for name in ROWS if name in inpainting), None)
-    if name is None:
-        return {}
-    row = inpainting[name]
-    score = f"score: {inpainting.get('score_name', '?')}, lower is better"
-    numbers = {key: row[key] for key in NUMBERS if isinstance(row.get(key), int | float)}
-    return numbers | {"caption": f"{name.replace('_', ' ')}; {score}; n = {row['n']}"}
+    for name in ROWS:
+        if row := inpainting.get(name):
+            score = f"score: {inpainting.get('score_name', '?')}, lower is better"
+            numbers = {key: row[key] for key in NUMBERS if isinstance(row.get(key), int | float)}
+            return numbers | {"caption": f"{name.replace('_', ' ')}; {score}; n = {row['n']}"}
+    return {}
 
 
-def _over_seeds(runs: list[Run], numbers: list[dict[str, Any]], columns: list[str]) -> list[tuple[str, list[str], int]]:
+def _over_seeds(runs: list[Run], numbers: dict[Path, dict], columns: Iterable[str]) -> list[tuple[str, list[str], int]]:
     """(setting, mean ± SD for each column, runs) where runs differ in nothing but their seed; [] for one seed."""
     groups: dict[str, list[dict[str, Any]]] = {}
-    for run, one in zip(runs, numbers, strict=True):
-        rest = ", ".join(f"{name} {without_folder(value)}" for name, value in run.parameters.items() if name != "seed")
-        groups.setdefault(rest or "all", []).extend([one] if one else [])
+    for run in runs:
+        setting = run._replace(parameters={name: v for name, v in run.parameters.items() if name != "seed"}).name
+        groups.setdefault(setting or "all", []).extend([numbers[run.folder]] if numbers.get(run.folder) else [])
     if all(len(group) < 2 for group in groups.values()):
         return []
     return [
-        (setting, [_mean([one[key] for one in group if key in one]) for key in columns], len(group))
+        (setting, [_mean([row[key] for row in group if key in row]) for key in columns], len(group))
         for setting, group in groups.items()
     ]
 

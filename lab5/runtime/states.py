@@ -31,9 +31,7 @@ class Parts(NamedTuple):
     objective: Any  # its own state too, where it is a module
 
 
-def save_state(
-    path: Path, step: int, parts: Parts, settings: Mapping[str, Any], facts: Mapping[str, Any]
-) -> None:
+def save_state(path: Path, step: int, parts: Parts, settings: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     """Write the state after `step`, and JSON-able facts, to `<path>-<step>`; then remove all but the last KEPT.
 
     Raises OSError where it cannot be written: those before it are still there.

@@ -28,9 +28,6 @@ class Difference(NamedTuple):
     low: float
     high: float
     p: float  # of a difference this large by chance alone
-    sd_seeds: float | None  # of the seeds' values about their mean; None for a single seed
-    seeds: int
-    n: int
 
 
 # --- differences ----------------------------------------------------------------------------------------------------
@@ -74,12 +71,11 @@ def estimate(resampled: Resampled) -> Difference:
     three times (Owen 2007, "The pigeonhole bootstrap"). Of methods that were trained once each, no interval includes
     the luck of the training.
     """
-    n, seeds = resampled.influence.shape[1], len(resampled.seeds)
     mean, error = float(resampled.value.mean()), math.sqrt(_variance(resampled))
-    reach = float(stdtrit(n - 1.0, 1 - LEVEL / 2)) * error
-    p = 2 * float(stdtr(n - 1.0, -abs(mean) / error)) if error else float(mean == 0)
-    sd = float(resampled.value.std()) if seeds > 1 else None
-    return Difference(mean, error, mean - reach, mean + reach, p, sd, seeds, n)
+    freedom = resampled.influence.shape[1] - 1.0  # one less than images
+    reach = float(stdtrit(freedom, 1 - LEVEL / 2)) * error
+    p = 2 * float(stdtr(freedom, -abs(mean) / error)) if error else float(mean == 0)
+    return Difference(mean, error, mean - reach, mean + reach, p)
 
 
 def _covariance(resampled: Resampled) -> tuple[Float[Tensor, "S S"], Float[Tensor, "S S"]]:

@@ -23,12 +23,7 @@ from lab5.samplers import ONCE, ORDERS, Generators, Proposal, lowest, uniform
 
 
 def bits_per_token(
-    model: Model,
-    tokens: Int[Tensor, "B N"],
-    unknown: Bool[Tensor, "B N"],
-    *,
-    generator: Generators,
-    **settings: Any,
+    model: Model, tokens: Int[Tensor, "B N"], unknown: Bool[Tensor, "B N"], *, generator: Generators, **settings: Any
 ) -> float:
     """The mean over all hidden tokens of the batch of their `code_lengths`, which takes the same `settings`."""
     return float(code_lengths(model, tokens, unknown, generator=generator, **settings).sum() / unknown.sum())

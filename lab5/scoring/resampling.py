@@ -53,10 +53,7 @@ def resamples(n: int, times: int, generator: torch.Generator) -> Int[Tensor, "R 
 
 
 def resample(
-    outcomes: Mapping[int, Outcome],
-    metric: str,
-    weights: Int[Tensor, "R n"],
-    reference: Float[Tensor, "n F"],
+    outcomes: Mapping[int, Outcome], metric: str, weights: Int[Tensor, "R n"], reference: Float[Tensor, "n F"]
 ) -> Resampled:
     """One of METRICS of a method, given its outcome for each seed; `reference` are the features of the true images.
 

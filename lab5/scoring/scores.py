@@ -104,9 +104,7 @@ class Scorer:
     Raises ValueError where the truth of fewer than two images is known.
     """
 
-    def __init__(
-        self, dataset: Dataset, network: Features, n: int | None = None, tokenizer: Tokenizer | None = None
-    ):
+    def __init__(self, dataset: Dataset, network: Features, n: int | None = None, tokenizer: Tokenizer | None = None):
         self.places = dataset.whole.nonzero()[:, 0][:n]
         if len(self.places) < 2:
             raise ValueError(f"scores need at least 2 test images whose truth is known, found {len(self.places)}")

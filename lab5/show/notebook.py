@@ -4,7 +4,6 @@ Numbers are merged into `metrics.json` of the report's folder; figures are displ
 files.
 """
 
-import io
 import json
 import math
 import os
@@ -18,38 +17,30 @@ from typing import Any
 
 import pandas as pd
 from IPython.display import HTML, display
-from matplotlib import pyplot, rc_context
+from matplotlib import pyplot
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from lab5.runtime.files import write
 from lab5.runtime.folders import ROOT
+from lab5.show.figures import save_figure
 from lab5.show.scrub import is_live
 from lab5.trainer import TrainStep
 
 OWN_KEYS = ("profile", "device", "seconds", "total_seconds", "expected_seconds", "versions", "repeat", "failed")
 
 
-def show(figure: Figure, alt: str, name: str = "") -> None:
-    """Display a figure with a text alternative; with a name, `03_inpainting-steps`, also keep it as a file.
+def show(figure: Figure, alt: str, name: str) -> None:
+    """Display a figure with a text alternative, and keep it under a name such as `03_inpainting-steps`.
 
     The files are `figures/<name>.png` and `.svg` (`LAB5_FIGURES_DIR` names another folder). The card of a
     notebook in the index shows the figure `<notebook>-cover`, or else the first by name.
     """
     if not alt.strip():
         raise ValueError("a figure needs a text alternative, a sentence that says what it shows; got none")
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=110, bbox_inches="tight", metadata={"Description": alt})
-    if name:
-        folder = _figures()
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{name}.png").write_bytes(png.getvalue())
-        with rc_context({"svg.hashsalt": "lab5"}):  # with salt and without date, the same data give the same file
-            figure.savefig(
-                folder / f"{name}.svg", bbox_inches="tight", metadata={"Description": alt, "Date": None}
-            )
+    png = save_figure(figure, _figures() / name, alt)
     pyplot.close(figure)  # or the inline backend shows it once more when the cell ends
-    display({"image/png": png.getvalue(), "text/plain": alt}, raw=True, metadata={"image/png": {"alt": alt}})
+    display({"image/png": png.read_bytes(), "text/plain": alt}, raw=True, metadata={"image/png": {"alt": alt}})
 
 
 def table(rows: pd.DataFrame | Sequence[dict[str, Any]], caption: str = "") -> None:
@@ -163,15 +154,13 @@ def watch(
     """Run a training to its end behind a progress bar; live, also with a figure redrawn every few seconds.
 
     `draw` makes the figure of the steps so far. An interrupt keeps what was trained, in the network and on disk: the
-    notebook goes on with it, and the same cell goes on from there. Returns the training's whole history if it has
-    one, else the steps seen here.
+    notebook goes on with it, and the same cell goes on from there. Returns the training's whole history.
     """
     steps: list[TrainStep] = []
     curves = display(HTML(""), display_id=True) if draw is not None and is_live() else None
     drawn = time.monotonic()
     running = iter(training)
-    name = getattr(training, "name", "training")
-    with tqdm(total=len(training), desc=name, file=sys.stderr, mininterval=1) as bar:
+    with tqdm(total=len(training), desc=training.name, file=sys.stderr, mininterval=1) as bar:
         try:
             for step in running:
                 steps.append(step)
@@ -181,10 +170,10 @@ def watch(
                     curves.update(draw(steps))
                     drawn = time.monotonic()
         except KeyboardInterrupt:
-            print(f"Interrupted; {name} is kept as it is by now. Run the cell again to go on from there.")
+            print(f"Interrupted; {training.name} is kept as it is by now. Run the cell again to go on from there.")
         finally:
             if hasattr(running, "close"):
                 running.close()  # now, so that what it saves is saved
     if curves:
         curves.update(HTML(""))  # the notebook shows the final ones
-    return list(getattr(training, "history", None) or steps)
+    return list(training.history)

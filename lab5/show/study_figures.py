@@ -6,13 +6,11 @@ Names stand at the lines that they belong to, and what a colour says a shape or 
 import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import cycle, pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -218,10 +216,3 @@ def effects_figure(effects: pd.DataFrame, caption: str, title: str = "What it is
     """Every effect but the schedules of single recipes, which are left to the table."""
     rows = effects[effects["question"] != Question.SCHEDULE_OF_RECIPE]
     return forest(rows, "comparison", group="question", title=title, caption=caption)
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """As `path`.png and .svg; the same data give the same bytes."""
-    figure.savefig(path.with_name(f"{path.name}.png"), dpi=110, bbox_inches="tight")
-    with rc_context({"svg.hashsalt": "lab5"}):
-        figure.savefig(path.with_name(f"{path.name}.svg"), bbox_inches="tight", metadata={"Date": None})

@@ -108,6 +108,8 @@ class Effect(NamedTuple):
 
     question: str
     label: str
+    seeds: int
+    n: int  # images
     kid: Difference
     score: Difference
     hole_psnr_db: Difference
@@ -144,10 +146,15 @@ class Differences:
 def effects(comparisons: Iterable[Comparison], differences: Differences) -> list[Effect]:
     """Of the comparisons whose results are there."""
     return [
-        Effect(c.question, c.label, *(estimate(differences.gap(c, metric)) for metric in METRICS))
+        _effect(c.question, c.label, [differences.gap(c, metric) for metric in METRICS])
         for c in comparisons
         if differences.has(c)
     ]
+
+
+def _effect(question: str, label: str, gaps: Sequence[Resampled]) -> Effect:
+    """`gaps` are those of METRICS."""
+    return Effect(question, label, *gaps[0].influence.shape, *map(estimate, gaps))
 
 
 def judge_all(comparisons: Sequence[Comparison], differences: Differences, margin: float) -> list[Judgement]:
@@ -159,7 +166,7 @@ def judge_all(comparisons: Sequence[Comparison], differences: Differences, margi
             judgements.append(Judgement(claim, Verdict.NOT_MEASURED, Direction.UNKNOWN, None))
             continue
         gaps = {metric: [differences.gap(c, metric, sign) for c, sign in about] for metric in METRICS}
-        effect = Effect("claim", claim.says, *(estimate(average(gaps[metric])) for metric in METRICS))
+        effect = _effect("claim", claim.says, [average(gaps[metric]) for metric in METRICS])
         clear = sum(excluded(estimate(one)) for one in gaps["kid"])
         verdict = judge(claim.expects, effect.kid, margin)
         if verdict[0] == Verdict.HOLDS and claim.best:  # on average over the others; and beside each of them?

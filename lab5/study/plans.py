@@ -214,7 +214,7 @@ def _schedules(
         for T in steps:
             for one, other in combinations(schedules, 2):
                 a, b = (end(replace(base, schedule=name, steps=T), network) for name in (one, other))
-                label = f"{one} − {other}, T = {T}{way and ', ' + way}"
+                label = _label(f"{one} − {other}, T = {T}", way)
                 comparisons.append(Comparison(Question.SCHEDULE, label, a, b, way))
     return comparisons
 
@@ -228,9 +228,9 @@ def _steps(ways: Mapping[str, DecodeConfig], schedules: Iterable[str], steps: It
         for name in schedules:
             a, b = (end(replace(base, schedule=name, steps=T)) for T in (many, few))
             if few < many:
-                label = f"T = {many} − T = {few}, {name}{way and ', ' + way}"
+                label = _label(f"T = {many} − T = {few}, {name}", way)
                 comparisons.append(Comparison(Question.STEPS, label, a, b, way))
-            label = f"T = {many} − one shot, {name}{way and ', ' + way}"
+            label = _label(f"T = {many} − one shot, {name}", way)
             comparisons.append(Comparison(Question.ITERATING, label, a, one, way))
     return comparisons
 
@@ -239,9 +239,13 @@ def _stops(ways: Mapping[str, DecodeConfig], schedule: str, T: int, t: int) -> l
     comparisons = []
     for way, base in ways.items():
         decode = replace(base, schedule=schedule, steps=T)
-        label = f"stop at {t} − all {T}, {schedule}{way and ', ' + way}"
+        label = _label(f"stop at {t} − all {T}, {schedule}", way)
         comparisons.append(Comparison(Question.STOPPING, label, Point(decode, t), end(decode), way))
     return comparisons
+
+
+def _label(text: str, way: str) -> str:
+    return f"{text}, {way}" if way else text
 
 
 def _reports() -> list[Comparison]:
@@ -249,16 +253,15 @@ def _reports() -> list[Comparison]:
     a = replace(ARGMAX, schedule="cosine", steps=100)
     d = replace(ARGMAX, schedule="raised_cosine", steps=12)
     one = end(one_shot(ARGMAX))
-    comparisons = [
-        Comparison(Question.STOPPING, "stop at 7 − all 100, cosine, argmax (A)", Point(a, 7), end(a), "argmax"),
-        Comparison(Question.STOPPING, "stop at 6 − all 12, raised_cosine, argmax (D)", Point(d, 6), end(d), "argmax"),
-        Comparison(
-            Question.ITERATING, "stop at 6 of 12 − one shot, raised_cosine, argmax (D)", Point(d, 6), one, "argmax"
-        ),
+    pairs = [
+        (Question.STOPPING, "stop at 7 − all 100, cosine, argmax (A)", Point(a, 7), end(a)),
+        (Question.STOPPING, "stop at 6 − all 12, raised_cosine, argmax (D)", Point(d, 6), end(d)),
+        (Question.ITERATING, "stop at 6 of 12 − one shot, raised_cosine, argmax (D)", Point(d, 6), one),
     ]
     for name in ("square", "stair"):
         c = end(replace(ARGMAX, schedule=name, steps=20))
-        comparisons.append(Comparison(Question.ITERATING, f"T = 20 − one shot, {name}, argmax (C)", c, one, "argmax"))
+        pairs.append((Question.ITERATING, f"T = 20 − one shot, {name}, argmax (C)", c, one))
+    comparisons = [Comparison(*pair, way="argmax") for pair in pairs]
     for T in (8, 12):
         first, second = (end(replace(way, schedule="cosine", steps=T)) for way in (SAMPLED, ARGMAX))
         comparisons.append(Comparison(Question.CODES, f"sampled − argmax, cosine, T = {T}", first, second))

@@ -53,7 +53,7 @@ class Point(NamedTuple):
 
 
 class Result(NamedTuple):
-    """A plan decoded with one seed: a row and an outcome for each of its stops."""
+    """A plan decoded with one seed; `rows` and `outcomes` are those of its stops."""
 
     plan: Plan
     seed: int
@@ -161,7 +161,7 @@ def _decode_and_score(plan: Plan, pair: Pair, scorer: Scorer, seed: int, common:
 
 
 def kept_results() -> Path:
-    """Where finished decodings are kept, of whatever study: each is named by all that it depends on."""
+    """Where the finished decodings of all studies are kept."""
     return data_folder() / "runs" / "study"
 
 

@@ -169,7 +169,7 @@ def baseline_table(findings: Findings) -> pd.DataFrame:
 
 
 def _numbers(effect: Effect) -> Row:
-    row: Row = {"n": effect.kid.n, "seeds": effect.kid.seeds}
+    row: Row = {"n": effect.n, "seeds": effect.seeds}
     for metric in METRICS:
         difference = getattr(effect, metric)
         row |= {metric: difference.mean, f"{metric}_low": difference.low, f"{metric}_high": difference.high}

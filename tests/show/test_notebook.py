@@ -74,10 +74,10 @@ def test_a_frame_is_recorded_as_its_rows_with_null_for_what_is_missing(own_folde
 class Steps:
     """A training of four steps, of which each may do something."""
 
-    name, config, history = "vqgan", TrainConfig(steps=4, batch=12, lr=1.0), None
+    name = "vqgan"
 
     def __init__(self, during=lambda step: None):
-        self.during, self.closed = during, False
+        self.during, self.closed, self.history = during, False, []
 
     def __len__(self):
         return 4
@@ -86,16 +86,17 @@ class Steps:
         try:
             for step in range(1, 5):
                 self.during(step)
-                yield TrainStep(step, 4, 1 / step, 0.1, 0.0, {})
+                self.history.append(TrainStep(step, 4, 1 / step, 0.1, 0.0, {}))
+                yield self.history[-1]
         finally:
             self.closed = True
 
 
-def test_all_steps_come_back_or_the_history_of_what_was_trained_before():
+def test_all_steps_come_back_with_those_that_were_trained_before():
     assert [step.step for step in watch(Steps())] == [1, 2, 3, 4]
-    done = Steps()
-    done.history = [TrainStep(9, 9, 0.0, 0.0, 0.0, {})]
-    assert watch(done) == done.history
+    begun = Steps()
+    begun.history = [TrainStep(0, 4, 0.0, 0.0, 0.0, {})]
+    assert [step.step for step in watch(begun)] == [0, 1, 2, 3, 4]
 
 
 def test_curves_are_drawn_on_the_way_where_somebody_watches(monkeypatch):
@@ -190,4 +191,4 @@ def test_only_figures_of_this_run_go_beside_the_pages(own_folders):
 
 def test_show_wants_a_text_alternative():
     with pytest.raises(ValueError, match="text alternative"):
-        show(Figure(), " ")
+        show(Figure(), " ", "01_a-line")
