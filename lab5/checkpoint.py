@@ -73,7 +73,8 @@ def _ours(path: str | Path, config_class: type) -> tuple[State, Any]:
     except (AttributeError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} has a {config_class.__name__} of another version: {printable(error)}") from error
     # Building takes time that grows with the blocks, each of which has tensors: a header may ask for a million.
-    deep = config.layers if isinstance(config, TransformerConfig) else len(flat((config.encoder, config.middle, config.decoder)))
+    is_transformer = isinstance(config, TransformerConfig)
+    deep = config.layers if is_transformer else len(flat((config.encoder, config.middle, config.decoder)))
     if deep > len(state):
         raise ValueError(f"{path} has only {len(state)} tensors for the {deep} blocks of its {config_class.__name__}")
     return state, config
