@@ -29,7 +29,7 @@ def scaled_dot_product_attention(
     Returns the averages and the weights, whose rows sum to 1. `dropout` is the probability with which a
     weight is left out of the average (those returned are whole); the caller sets it to 0 outside training.
     """
-    # A sum of d products of unit variance has variance d; divided by √d, the softmax starts unfrozen. Try it without.
+    # A sum of d products of unit variance has variance d; divided by √d, the softmax does not saturate at the start.
     scores = query / math.sqrt(query.shape[-1]) @ key.transpose(-2, -1)  # (N, d) x (d, M) -> (N, M)
     weights = scores.softmax(dim=-1)  # over the keys
     return drop_out(weights, dropout) @ value, weights  # (N, M) x (M, e) -> (N, e)
@@ -40,7 +40,7 @@ class MultiHeadAttention(nn.Module):
 
     With `fused=True` PyTorch's fused kernel does the same arithmetic without ever storing the N x N weights.
     The parameters are the same, and `fused` may be switched at any time. The CPU's kernel cannot drop weights:
-    training with dropout > 0 goes by hand there, at 1.2 times the time of a step, and the setting that avoids it is
+    training with dropout > 0 falls back to the function above, and the setting that avoids it is
     `transformer.attention_dropout=0`.
     """
 

@@ -1,4 +1,4 @@
-"""Networks on disk: safe to open, whole or absent, in our own format and in the lab's.
+"""Networks on disk: safe to open, written atomically, in our own format and in the lab's.
 
 Our files are safetensors: tensors, and a header of JSON with a checksum of it all. Opening one never executes
 anything, and a file is replaced only by a complete successor. The lab's files are PyTorch pickles with a state dict, in
@@ -74,9 +74,9 @@ def _ours(path: str | Path, config_class: type) -> tuple[State, Any]:
         raise ValueError(f"{path} has a {config_class.__name__} of another version: {printable(error)}") from error
     # Building takes time that grows with the blocks, each of which has tensors: a header may ask for a million.
     is_transformer = isinstance(config, TransformerConfig)
-    deep = config.layers if is_transformer else len(flat((config.encoder, config.middle, config.decoder)))
-    if deep > len(state):
-        raise ValueError(f"{path} has only {len(state)} tensors for the {deep} blocks of its {config_class.__name__}")
+    blocks = config.layers if is_transformer else len(flat((config.encoder, config.middle, config.decoder)))
+    if blocks > len(state):
+        raise ValueError(f"{path} has only {len(state)} tensors for the {blocks} blocks of its {config_class.__name__}")
     return state, config
 
 

@@ -71,8 +71,8 @@ class TransformerConfig:
     layers: int = count(15, "blocks of attention and MLP")
     heads: int = count(16, "of attention; they divide the width")
     hidden: int = count(1536, "width within the MLP")
-    dropout: float = share(0.1, "of embeddings and branches")
-    attention_dropout: float = share(0.1, "of attention weights")
+    dropout: float = share(0.1, "share of embeddings and of branches that is dropped")
+    attention_dropout: float = share(0.1, "share of attention weights that is dropped")
     norm: str = setting("post", "after the addition, as in the lab, or before the branch", choices=("post", "pre"))
     hints: int = count(0, "numbers per token beside its code, the VQGAN's latent + 16; 0 as in the lab", least=0)
 
@@ -99,7 +99,7 @@ class TrainConfig:
     milestones: tuple[int, ...] = count((1000,), "steps after which multi_step decays")
     decay_every: int = count(1000, "steps between the decays of step")
     decay: float = setting(0.1, "factor of the learning rate at each decay", above=0, below=1)
-    compile: bool = setting(False, "the networks, on a GPU; `python -m bench` says whether it pays")
+    compile: bool = setting(False, "compile the networks, on a GPU; `python -m bench` says whether it pays")
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Stage2Config(TrainConfig):
     lr: float = setting(1e-4, "learning rate after the warm-up", above=0)
     betas: tuple[float, float] = share((0.9, 0.96), "of the optimiser's moving averages")
     weight_decay: float = setting(0.03, "of linear maps", least=0)
-    masking: str = setting("mixed", "which tokens are hidden, as lab5.masking writes it")
+    masking: str = setting("mixed", "which tokens are hidden, as lab5.masking writes it; with hints, in 1 of 10 images")
     label_smoothing: float = share(0.0, "of the targets")
     loss: str = setting("masked", "over which tokens", choices=("masked", "all"))
     start: str = setting("", "a transformer's file to begin with; none = random weights")
@@ -146,7 +146,7 @@ class ClassifierConfig(TrainConfig):
 
 @dataclass(frozen=True)
 class DecodeConfig:
-    """Iterative decoding; the defaults are the lab's rule."""
+    """Iterative decoding; the defaults are MaskGIT's rule, on the grey hole and in the one pass of the lab."""
 
     schedule: str = setting(
         "cosine", "which share stays masked: γ",
@@ -160,8 +160,8 @@ class DecodeConfig:
         "confidence", "which positions are committed first",
         choices=("confidence", "lab", "random", "max_probability", "margin", "entropy", "rings", "moment", "halton"),
     )  # fmt: skip
-    temperature: float = setting(1.0, "of the codes", least=0)
-    choice_temperature: float = setting(4.5, "of the order: noise on the scores", least=0)
+    temperature: float = setting(1.0, "of the distribution that codes are drawn from; 0 = the best code", least=0)
+    choice_temperature: float = setting(4.5, "weight of the noise on the scores of the order", least=0)
     fill: str = setting("grey", "what the encoder sees in a hole", choices=("grey", "mean", "telea", "navier_stokes"))
     hints: bool = setting(False, "show what is visible of half-hidden tokens to a transformer that learned to use it")
     evidence: float = setting(0.0, "weight of the visible pixels of half-hidden tokens; 0 = they are unseen", least=0)
@@ -175,8 +175,8 @@ class DecodeConfig:
         "schedule", "tokens in a step: the schedule's, or as many as are safe within limit",
         choices=("schedule", "entropy", "threshold"),
     )  # fmt: skip
-    limit: float = setting(0.5, "of the budget: nats for entropy, a probability for threshold", least=0)
-    remask: float = setting(0.0, "eta of ReMDM: how likely generated tokens are masked again", least=0, most=1)
+    limit: float = setting(0.5, "of the budget: most nats for entropy, least probability for threshold", least=0)
+    remask: float = setting(0.0, "eta of ReMDM: scales how many generated tokens are masked again", least=0, most=1)
     rounds: int = count(0, "of correction after the steps, each of two passes of the model", least=0)
     redo: float = setting(0.1, "share of the hole that a round of correction decodes again", least=0, most=1)
     dilate: int = count(0, "rings of known tokens around the hole that are hidden too", least=0)
@@ -199,8 +199,8 @@ class Config:
 
     profile: str
     device: str = setting("cpu", "what computes: cpu, cuda, cuda:1")
-    seed: int = setting(0, "of trainings and decodings", least=0, most=SEEDS)
-    threads: int = count(0, "of the CPU; 0 = as torch decides", least=0)
+    seed: int = setting(0, "decides every draw of trainings and decodings", least=0, most=SEEDS)
+    threads: int = count(0, "threads of the CPU; 0 = as torch decides", least=0)
     data: DataConfig = field(default_factory=DataConfig)
     vqgan: VQGANConfig = field(default_factory=VQGANConfig)
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
@@ -294,11 +294,11 @@ def check_together(config: Config) -> None:
         raise ValueError(f"transformer.hints = {transformer.hints} must be {expected}")
     if transformer.width % transformer.heads:
         raise ValueError(f"transformer.width = {transformer.width} must be a multiple of heads = {transformer.heads}")
-    check_stop(decode)
+    check_decoding(decode)
 
 
-def check_stop(decode: DecodeConfig) -> None:
-    """A sweet spot beyond the steps would be a silent no-op."""
+def check_decoding(decode: DecodeConfig) -> None:
+    """Refuse a sweet spot beyond the steps, which would do nothing, and re-masking without a schedule's counts."""
     if not 0 <= decode.stop_at <= decode.steps:
         raise ValueError(f"decode.stop_at = {decode.stop_at} must lie in 0..{decode.steps}; 0 means all decode.steps")
     if decode.remask and decode.budget != "schedule":

@@ -14,12 +14,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lab5.config import DecodeConfig, check, check_stop
+from lab5.config import DecodeConfig, check, check_decoding
 from lab5.gamma import masked_counts
 from lab5.runtime.machine import fast_float32
 from lab5.samplers import CODES, ONCE, ORDERS, Generators, Proposal, lowest, moment_temperature, uniform
 
 Model = Callable[[Tensor], Tensor]
+OF_IMAGES = {"fill", "hints", "evidence", "passes", "paste", "dilate", "batch"}  # settings that need the pixels
 
 
 class DecodeStep(NamedTuple):
@@ -126,7 +127,7 @@ def commit(
     """The state in which all proposals are kept but those at the positions that stay masked."""
     codes, masked = proposal.codes, state.masked
     if decoding.order == "moment":
-        # Where all are committed none was chosen; MaskGIT, whose distribution this is, has the model's own there.
+        # A step that commits everything selects nothing: its codes keep the model's own distribution, as in MaskGIT.
         chosen = masked & ~staying & staying.any(dim=1, keepdim=True)
         sharp = CODES[decoding.codes](logits, moment_temperature(proposal), generator)
         codes = torch.where(chosen, sharp, codes)
@@ -164,8 +165,10 @@ def inpaint(
 ) -> Int[Tensor, "B N"]:
     """The tokens with the hole filled: the last state of `decode_steps` under these `settings` of DecodeConfig.
 
-    Raises TypeError for a setting that there is not, and as `decode_steps` does.
+    Raises TypeError for a setting that there is not or that concerns images, and as `decode_steps` does.
     """
+    if of_images := OF_IMAGES & settings.keys():
+        raise TypeError(f"inpaint has tokens only; lab5.inpaint_images takes {', '.join(sorted(of_images))}")
     decoding = DecodeConfig(**settings | {"stop_at": settings.get("stop_at") or 0})  # None means all steps too
     for state in decode_steps(model, tokens, unknown, decoding, generator=generator, prior=prior):
         filled = state.filled
@@ -177,7 +180,7 @@ def begin(
 ) -> DecodeStep:
     """State 0. Raises ValueError for settings that there are not and for input that does not fit."""
     check(decoding, "decode")
-    check_stop(decoding)
+    check_decoding(decoding)
     mask_id = _mask_id(model)
     _check_batch(model, tokens, unknown, prior, mask_id, generator)
     # Copies, because the states are computed later: the caller may have changed the originals by then.
@@ -189,7 +192,7 @@ def code_logits(model: Model, state: DecodeStep, prior: Float[Tensor, "B N K"] |
     """The model's answer to a state; where nothing is masked any more it is not asked."""
     if state.masked.any():
         return ask(model, state.tokens, prior)
-    # Two codes stand for all: noise is drawn as ever, so that an image does not depend on the rest of its batch.
+    # Logits of two codes, for the noise alone: as much is drawn as in any batch, of which an image must not depend.
     return torch.zeros(*state.tokens.shape, 2, device=state.tokens.device)
 
 

@@ -2,8 +2,8 @@
 
 `frechet_distance` and `kid` compare two arrays of features.
 
-No square root of a matrix is taken anywhere. If S = L Lᵀ and R = M Mᵀ then Tr sqrt(S R) is the sum of the
-singular values of Lᵀ M, and centred features are such a factor L of their own covariance. That is exact, real
+sqrt(S R) of the covariances is never computed. If S = AᵀA and R = BᵀB, then Tr sqrt(S R) is the sum of the
+singular values of A Bᵀ, and centred features are such a factor A of their own covariance. That is exact, real
 and never negative, also when there are fewer images than features and both covariances are singular.
 
 Every network of features carries the name that a score on them must have, because a Fréchet distance is called FID only
@@ -56,7 +56,7 @@ def _distance(mean_a: Tensor, factor_a: Tensor, mean_b: Tensor, factor_b: Tensor
 
 
 def _factor(x: Float[Tensor, "n F"]) -> Float[Tensor, "r F"]:
-    """L with LᵀL = the covariance of x: the centred rows, or their triangular factor if those are more than F."""
+    """A with AᵀA = the covariance of x: the centred rows, or their triangular factor if those are more than F."""
     rows = (x - x.mean(0)) / (len(x) - 1) ** 0.5
     return torch.linalg.qr(rows, mode="r").R if len(x) > x.shape[1] else rows
 
@@ -72,8 +72,8 @@ def kid(features_a: Float[Array, "n F"], features_b: Float[Array, "m F"], *, pai
     Its mean is 0 for two sets of one distribution whatever n is, so it may be slightly negative. No subsets are drawn.
 
     That holds for independent sets. Where row i of one was made from row i of the other, say so by `paired`: the
-    kernel of such a pair is then left out too (Gretton et al. 2012, eq. 4). A set has distance 0 to itself, and the
-    mean is again the same at every n.
+    kernel of such a pair is then left out too (Gretton et al. 2012, eq. 4): the mean is again the same at every n, and
+    a set has distance 0 to itself.
     """
     a, b = checked_pair(features_a, features_b)
     if paired and len(a) != len(b):
@@ -81,10 +81,10 @@ def kid(features_a: Float[Array, "n F"], features_b: Float[Array, "m F"], *, pai
     return (_mean_kernel(a, a, True) + _mean_kernel(b, b, True) - 2 * _mean_kernel(a, b, paired)).item()
 
 
-def _mean_kernel(x: Tensor, y: Tensor, apart: bool) -> Tensor:
-    """The mean over every row of x with every row of y; `apart` leaves out rows of the same number."""
+def _mean_kernel(x: Tensor, y: Tensor, skip_diagonal: bool) -> Tensor:
+    """The mean over every row of x with every row of y, if asked but for rows of the same number."""
     total = torch.stack([_kernel(rows @ y.T, x.shape[1]).sum() for rows in x.split(1024)]).sum()
-    if not apart:
+    if not skip_diagonal:
         return total / (len(x) * len(y))
     return (total - _kernel((x * y).sum(1), x.shape[1]).sum()) / (len(x) * (len(x) - 1))
 
@@ -93,7 +93,7 @@ def _kernel(products: Tensor, features: int) -> Tensor:
     return (products / features + 1) ** 3
 
 
-# --- the door -------------------------------------------------------------------------------------------------
+# --- checks of the input ----------------------------------------------------------------------------------------------
 
 
 def checked(features: Array, name: str) -> Tensor:

@@ -28,10 +28,10 @@ SCHEDULES: dict[str, Callable[..., float]] = {
     "square_root": lambda r: 1 - math.sqrt(r),
     "raised_cosine": lambda r: (1 + math.cos(math.pi * r)) / 2,  # slow at both ends; also called half-cosine
     "arccos": lambda r: 2 / math.pi * math.acos(r),  # nearly linear, steep at the end (valeoai's MaskGIT, TiTok)
-    # Half of the tokens or more at the first steps; one token at first, then ever more (mask_schedule.py of MaskGIT).
+    # log commits most tokens early, exp most of them late (mask_schedule.py of MaskGIT).
     "log": lambda r, tokens: min(1.0, -math.log(r) / math.log(max(tokens, 2))),
     "exp": lambda r, tokens: 1 - max(tokens, 1) ** (r - 1),
-    # A tenth at a time. Written with r // 0.1 the last stair is missing, because 1.0 // 0.1 is 9.0.
+    # A tenth at a time. Written with r // 0.1 a stair comes late, because 0.3 // 0.1 is 2.0.
     "stair": lambda r: (10 - math.floor(10 * r + ROUND_OFF)) / 10,
     "one_shot": lambda r: 0.0,  # everything at the first step
 }
@@ -65,9 +65,9 @@ def masked_count(
     """How many tokens are still masked after `step` of `steps`.
 
     `step` counts from 1; step 0 gives `at_start` back and step == steps gives exactly 0. `at_start` is the
-    number of tokens unknown before the first step, as an int or as one count per image; counted from the
-    shrinking mask of the moment, the shares would compound. No step is forced to commit a token, so a hole
-    smaller than `steps` has steps without news.
+    number of tokens unknown before the first step, as an int or as one count per image: gamma times the tokens
+    masked at the moment would apply the schedule twice. No step is forced to commit a token, so a hole
+    smaller than `steps` has steps that commit nothing.
 
     `rounding` is "floor", as in MaskGIT's own code (parallel_decode.py), or "ceil", as in the paper
     (section 3.2: n = ceil(gamma(t/T) N)).

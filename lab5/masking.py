@@ -7,8 +7,8 @@ A masking is a name, some of them with a number or two behind it, and several ma
     "bernoulli:0.5"       each token with probability 0.5, and one in any case; with two numbers, a probability
                           drawn between them for each image
     "per_token:0:1"       each token with a probability drawn for it alone
-    "count:0.4:0.5"       exactly so many, a share drawn between the two for each image
-    "hole"                a part of a hole like the test's; "whole_hole" all of it
+    "count:0.4:0.5"       exactly so many, a share drawn between the two for each image; "uniform" from 1 to all
+    "hole"                a part of a hole like the test's; "whole_hole" all of it; "mixed" is hole or cosine
     "hole+bernoulli:0.5"  each image by one of these, drawn for it
 """
 
@@ -67,9 +67,9 @@ def _read_one(text: str) -> Masking:
 
 
 def _gamma_masking(schedule: str, kept: bool = False) -> Masking:
-    """gamma(u) of the tokens masked, u uniform: MaskGIT's training (Chang et al. 2022, section 3.2).
+    """gamma(u) of the tokens masked, u uniform: MaskGIT's training (Chang et al. 2022, section 3.1).
 
-    With `kept` it is gamma(u) of the tokens that stay, as in report A: few are masked where MaskGIT masks many.
+    With `kept` gamma(u) of them stay, as in report A (docs/five-reports.md): few are masked where MaskGIT masks many.
     """
 
     def masking(n: int, positions: int, holes: Tensor | None, generator: torch.Generator) -> Tensor:
@@ -83,7 +83,7 @@ def _gamma_masking(schedule: str, kept: bool = False) -> Masking:
 def _bernoulli(
     n: int, positions: int, holes: Tensor | None, generator: torch.Generator, low: float = 0.5, high: float = 0.5
 ) -> Tensor:
-    """Each token with a probability, between `low` and `high` if they differ, one for each image."""
+    """Each token with a probability, drawn for each image if `low` and `high` differ; 0 to 1 makes all counts alike."""
     share = _between(low, high, (n, 1), generator)
     return _bernoulli_of(share, torch.rand(n, positions, generator=generator), generator)
 
@@ -97,7 +97,7 @@ def _per_token(
 
 
 def _bernoulli_of(share: Tensor, drawn: Float[Tensor, "n N"], generator: torch.Generator) -> Bool[Tensor, "n N"]:
-    """A random token more makes sure of one; with shares from 0 to 1 all counts from 1 to N are then equally likely."""
+    """Each token where `drawn` is below its share, and a random one in any case."""
     return (drawn < share) | exactly(torch.ones(len(drawn), dtype=torch.int64), drawn.shape[1], generator)
 
 
@@ -130,7 +130,7 @@ def exactly(count: Int[Tensor, " n"], positions: int, generator: torch.Generator
 
 
 def _hole(n: int, positions: int, holes: Tensor | None, generator: torch.Generator) -> Tensor:
-    """A hole like the test's, from which cosine(u) of the tokens are still missing: what decoding will meet."""
+    """A `part_of` a hole like the test's: what decoding will meet."""
     return part_of(_chosen("hole", n, holes, generator), generator)
 
 
@@ -148,7 +148,7 @@ def _chosen(name: str, n: int, holes: Bool[Tensor, "m N"] | None, generator: tor
 
 
 def part_of(chosen: Bool[Tensor, "n N"], generator: torch.Generator) -> Bool[Tensor, "n N"]:
-    """Some of the masked tokens of each row: cosine(u) of them, and all of them in a quarter of the rows."""
+    """Of each row's tokens cosine(u), in a quarter of the rows all; the first position of a row that has none."""
     n, positions = chosen.shape
     share = gamma("cosine", torch.rand(n, generator=generator, dtype=torch.float64))
     share = torch.where(torch.rand(n, generator=generator) < 0.25, torch.ones_like(share), share)

@@ -15,11 +15,7 @@ from torch.nn import functional as F
 
 from lab5.config import Stage1Config, Stage2Config, VQGANConfig
 from lab5.data.dataset import TRAIN_STATS, normalise
-from lab5.masking import (
-    mvtm_mask,
-    part_of,
-    read_masking,
-)
+from lab5.masking import mvtm_mask, part_of, read_masking
 from lab5.vqgan import VQGAN, CodeAverages
 
 
@@ -47,9 +43,9 @@ def vqgan_loss(
     """Reconstruction (absolute and squared error alike) + commitment + codebook term + weighted judges.
 
     `learn_codes` adds the codebook term |sg(z) - e|^2; without it the codes are left to `CodeAverages`.
-    `judges` are named (weight, module), called with (pictures, images) and asked once the network quantises.
-    Returns the loss, its terms, the latents (B,C,16,16) and the tokens (B,N). With `quantised=False` the network
-    is a plain autoencoder.
+    `judges` are named (weight, module), called with (pictures, images) where the network quantises.
+    Returns the loss, its terms and with them `image_squared`, the squared error of pixels in [0, 1], the latents
+    (B,C,16,16) and the tokens (B,N). With `quantised=False` the network is a plain autoencoder.
     """
     if quantised:
         out = model(images)
@@ -192,8 +188,9 @@ LOSSES = {"masked": masked_cross_entropy, "all": all_cross_entropy}
 class MVTMObjective:
     """Stage two for `fit`: batches of cached tokens, masked anew at every draw.
 
-    With `hints`, a function of the numbers of images and of holes, nine of ten images come with a hole, what is
-    visible around it, and part of its tokens masked: what decoding will meet. The tenth is masked as without.
+    With `hints`, a function (indices of images, of holes) -> (B, N, hints), nine of ten images come with a hole,
+    what is visible around it, and part of its tokens masked: what decoding will meet. Only the tenth is masked as the
+    config says.
     Raises ValueError for a masking that there is not.
     """
 

@@ -30,7 +30,7 @@ SMALL_TRANSFORMER = TransformerConfig(
     codes=512, width=128, layers=6, heads=2, hidden=256, dropout=0.0, attention_dropout=0.0, norm="pre", hints=48
 )
 
-# What fills holes best; the defaults of DecodeConfig are the lab's rule.
+# What fills holes best; the defaults of DecodeConfig are MaskGIT's rule.
 INPAINTING = DecodeConfig(fill="navier_stokes", hints=True, evidence=1.0, temperature=0.5, passes=2)
 
 PROFILES: dict[str, Config] = {

@@ -2,8 +2,8 @@
 
 Both are pure functions. One of CODES takes logits to proposed codes. One of ORDERS takes a `Proposal` to a
 score per position, and the highest scores are committed first. Another sampler is another function in its
-table. An order that does not look at the proposed codes chooses then samples: the result is distributed as if codes
-were drawn at the chosen positions only.
+table. Where an order does not look at the proposed codes, the result is distributed as if positions were chosen first
+and codes drawn at those alone.
 
 Scores at known positions mean nothing: the decoder overrules them.
 """
@@ -71,7 +71,7 @@ def _rand(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 # --- codes: (logits in float32, temperature, generator) -> codes ---
 
-COLDEST = 1e-30  # float32 divides logits by no less without overflow; already here nothing but the best is drawn
+COLDEST = 1e-30  # as a divisor of logits: a smaller one overflows float32, and this one draws the best code already
 
 
 def argmax(logits: Float[Tensor, "B N K"], temperature: float, generator: Generators) -> Int[Tensor, "B N"]:
@@ -83,7 +83,7 @@ def sample(logits: Float[Tensor, "B N K"], temperature: float, generator: Genera
     """A code with probability softmax(logits / temperature); temperature 0 is the argmax.
 
     The first code whose cumulative probability reaches a uniform number: the same distribution as the argmax of
-    logits plus Gumbel noise, with one random number per position instead of K.
+    logits / temperature plus Gumbel noise, with one random number per position instead of K.
     """
     if temperature == 0:
         return logits.argmax(dim=-1)
@@ -127,7 +127,7 @@ def confidence(proposal: Proposal, generator: Generators) -> Float[Tensor, "B N"
     """MaskGIT's own (parallel_decode.py): log-probability of the proposed code, plus Gumbel noise.
 
     Choosing after drawing is a temperature in disguise: where few of many alike positions are committed, their codes
-    follow p^(1 + 1/temperature) (Hayakawa et al. 2025, arXiv 2510.04525; `smallworld.first_committed` has it exactly).
+    follow p^(1 + 1/temperature) (Hayakawa et al. 2025, arXiv 2510.04525; `lab5.study.small_world` has it exactly).
     """
     score = proposal.log_probability
     return score + proposal.temperature * gumbel(score.shape, generator, score.device)
@@ -164,8 +164,8 @@ def moment(proposal: Proposal, generator: Generators) -> Float[Tensor, "B N"]:
     """The moment sampler: drawn without replacement in proportion to sum_v p(v)^(1 + 1/temperature).
 
     MaskGIT's distribution for few of many positions, the position chosen before its code (Hayakawa et al. 2025, arXiv
-    2510.04525): the codes of the chosen ones are then drawn at `moment_temperature`, which the decoder sees to. With
-    codes drawn at another temperature than 1 the sum is of q(v) p(v)^(1/temperature), q being how they are drawn.
+    2510.04525): the codes of the chosen ones are then drawn at `moment_temperature`, which the decoder sees to. In
+    general the sum is of q(v) p(v)^(1/temperature), q = softmax(logits / code temperature) drawing the codes.
     """
     log_p, tau = proposal.log_probabilities, proposal.temperature
     if tau == 0 or proposal.code_temperature == 0:
@@ -226,7 +226,7 @@ def halton_order(side: int) -> tuple[int, ...]:
 
 
 def _cell(point: int, base: int, side: int) -> int:
-    """The digits of `point` mirrored at the point, times `side`, rounded down: 6 = 110 in base 2 is 0.011 = 3/8."""
+    """The radical inverse of `point` (van der Corput: 6 = 110 in base 2 is 0.011 = 3/8), times `side`, rounded down."""
     mirrored, scale = 0, 1
     while point:
         point, digit = divmod(point, base)

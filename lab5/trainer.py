@@ -3,9 +3,9 @@
     for step in fit(model, objective, config, seed=0):
         print(step.step, step.loss)
 
-An objective is a callable `(model, step, generator) -> (loss, metrics)`. The generator is seeded anew from
-(seed, step), as is torch's own stream for dropout: a step depends on nothing but the state on disk, the seed and its
-number, so a resumed run goes on exactly where it was.
+An objective is a callable `(model, draw, generator) -> (loss, metrics)`; `draw` numbers the batches from 1, of which a
+step takes `accumulate`. The generator is seeded anew from (seed, draw), as is torch's own stream for dropout: a step
+depends on the state on disk, the seed and its number alone, so a resumed run goes on exactly where it was.
 """
 
 import math
@@ -43,7 +43,7 @@ class TrainStep(NamedTuple):
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """Learning rate of 1-based `step`, after a linear warm-up of `config.warmup` steps; 0 for none.
+    """Learning rate of 1-based `step`, after a linear warm-up of `config.warmup` steps (0: no warm-up).
 
     constant                      stays
     warmup_cosine, warmup_linear  falls to 1 %, as half a cosine or in a line
@@ -114,7 +114,8 @@ def fit(
     own = {"seed": seed, "parameters": sum(p.numel() for p in model.parameters()), "training": asdict(config)}
     if config.compile and device.type == "cuda":
         compile_parts(model)
-    settings, history = own | (settings or {}), [] if history is None else history
+    settings = own | (settings or {})
+    history = [] if history is None else history
     facts = save_to and load_state(save_to, parts, settings) or {"step": 0, "history": ()}
     done = facts["step"]
     history[:] = [TrainStep(*row) for row in facts["history"]]
@@ -174,7 +175,7 @@ def _step(parts: Parts, config: TrainConfig, step: int, lr: float, seed: int) ->
             total += part.detach() / config.accumulate
     scaler.unscale_(optimiser)
     clipped = nn.utils.clip_grad_norm_(model.parameters(), config.clip or math.inf)
-    # The one moment of a step at which a GPU is waited for.
+    # Fetched together: a GPU is waited for once instead of twice.
     loss, norm = torch.stack([total, clipped.to(total)]).tolist()
     if not math.isfinite(loss):
         raise FloatingPointError(f"the loss is {loss} at step {step} with a learning rate of {lr:.2g}")

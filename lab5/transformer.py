@@ -1,4 +1,4 @@
-"""The bidirectional transformer of MaskGIT: tokens with holes in, logits of a code for every position out.
+"""The bidirectional transformer of MaskGIT: from tokens, some of them the mask id, to logits of the codes everywhere.
 
 Built as the lab builds it, parameter names included, so that a lab checkpoint fits without translation.
 Source: Chang et al. 2022, "MaskGIT", section 3; post-norm blocks as in BERT (Devlin et al. 2018).
@@ -138,4 +138,4 @@ class BidirectionalTransformer(nn.Module):
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         if self.hint_emb is not None:
-            nn.init.zeros_(self.hint_emb.weight)  # at first they say nothing: a trained network can be given them
+            nn.init.zeros_(self.hint_emb.weight)  # so that hints added to a trained network change nothing at first

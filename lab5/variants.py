@@ -46,7 +46,7 @@ def decode(
 def follow_budget(
     model: Model, state: DecodeStep, decoding: DecodeConfig, generator: Generators, prior: Tensor | None
 ) -> Iterator[DecodeStep]:
-    """In at most T steps, of which the last commits the rest."""
+    """T states, as always: an image that is done early repeats, and the last step commits what is left."""
     yield state
     for step in range(1, 1 + (decoding.stop_at or decoding.steps)):
         logits = decoder.code_logits(model, state, prior)
@@ -76,7 +76,7 @@ def still_masked(
 def entropy(proposal: Proposal, ranking: Int[Tensor, "B N"], limit: float) -> Bool[Tensor, "B N"]:
     """While the sum of the entropies is within `limit` nats of their largest (EB-Sampler, arXiv 2505.24857).
 
-    sum H - max H bounds how much the positions can tell about each other, which drawing them together ignores.
+    sum H - max H bounds the joint mutual information, which drawing the codes independently ignores.
     """
     entropies = proposal.entropy.double().gather(1, ranking)
     return entropies.cumsum(dim=1) - entropies.cummax(dim=1).values <= limit
@@ -135,14 +135,14 @@ def correct(
     """The states, then `decoding.rounds` more: each masks the doubtful share of the hole and decodes it at once."""
     for state in states:
         yield state
-    at = decoder.temperatures(decoding, 1.0)[0]
+    final_temperature = decoder.temperatures(decoding, 1.0)[0]
     for _ in range(decoding.rounds):
         tokens, confidence = state.tokens, state.confidence
         if state.unknown.any():
             log_probabilities = decoder.ask(model, tokens, prior).log_softmax(dim=-1)
             again = doubtful(log_probabilities, tokens, state.unknown, decoding.redo)
             logits = decoder.ask(model, tokens.masked_fill(again, log_probabilities.shape[-1]), prior)
-            codes = CODES[decoding.codes](logits, at, generator)
+            codes = CODES[decoding.codes](logits, final_temperature, generator)
             redone = logits.log_softmax(dim=-1).gather(-1, codes[..., None]).squeeze(-1)
             tokens, confidence = torch.where(again, codes, tokens), torch.where(again, redone, confidence)
         state = state._replace(step=state.step + 1, tokens=tokens, filled=tokens, confidence=confidence)
@@ -154,9 +154,8 @@ def doubtful(
 ) -> Bool[Tensor, "B N"]:
     """The share whose codes are least probable to a model that sees them, rounded up.
 
-    What the self-planning of P2 (Peng et al. 2025, arXiv 2502.03540) takes back during the decoding. It mends what was
-    drawn carelessly, but round after round it leans to likely pictures. A model that is trained on masked tokens
-    alone has learnt nothing about the tokens that it sees.
+    What the self-planning of P2 (Peng et al. 2025, arXiv 2502.03540) takes back during the decoding. It repairs
+    improbable samples and, repeated, costs diversity. A model trained on masked tokens is not calibrated on those seen.
     """
     probability = log_probabilities.gather(-1, tokens[..., None]).squeeze(-1).masked_fill(~generated, torch.inf)
     return lowest(probability, (share * generated.sum(dim=1).double() - ROUND_OFF).ceil().long())

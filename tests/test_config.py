@@ -18,7 +18,7 @@ from lab5.config import (
     all_settings,
     allowed,
     check,
-    check_stop,
+    check_decoding,
     meanings,
 )
 from lab5.data.holes import FILLS, PASTES
@@ -317,7 +317,7 @@ def test_a_section_is_checked_by_its_own_name_or_without_one():
     with pytest.raises(ValueError, match="^decode.steps must be at least 1, not 0$"):
         check(replace(PROFILES["quick"], decode=DecodeConfig(steps=0)))
     with pytest.raises(ValueError, match=r"^decode.stop_at = 9 must lie in 0\.\.8; 0 means all decode.steps$"):
-        check_stop(DecodeConfig(steps=8, stop_at=9))
+        check_decoding(DecodeConfig(steps=8, stop_at=9))
 
 
 def test_items_of_a_setting_that_is_empty_are_counts(monkeypatch):

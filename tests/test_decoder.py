@@ -286,10 +286,11 @@ def test_no_score_brings_a_known_position_under_the_mask(monkeypatch):
         assert torch.equal(state.tokens[~unknown], tokens[~unknown])
 
 
-def test_confidence_is_the_log_probability_of_each_code_when_it_was_proposed():
+@pytest.mark.parametrize("order", ORDERS)
+def test_confidence_is_the_log_probability_of_each_code_when_it_was_proposed(order):
     tokens, unknown = a_batch()
     model = Table()
-    states = states_of(model, tokens, unknown, steps=5, temperature=2.0)
+    states = states_of(model, tokens, unknown, steps=5, temperature=2.0, order=order)
     assert not states[0].confidence.any()
     for before, after, asked in zip(states, states[1:], list(model.asked), strict=False):
         log_probabilities = model(asked).log_softmax(dim=-1)  # at temperature 1, not that of the codes
@@ -455,6 +456,13 @@ def test_what_goes_beyond_a_schedule_is_refused_with_where_it_is(settings):
 def test_a_setting_that_there_is_not_is_refused_by_its_name():
     with pytest.raises(TypeError, match="unexpected keyword argument 'temprature'"):
         inpaint(Table(), *a_batch(), generator=seeded(), steps=2, temprature=0.5)
+
+
+@pytest.mark.parametrize("setting", ["fill", "hints", "evidence", "passes", "paste", "dilate", "batch"])
+def test_a_setting_that_needs_pixels_is_not_silently_ignored(setting):
+    default = DecodeConfig.__dataclass_fields__[setting].default
+    with pytest.raises(TypeError, match=f"inpaint has tokens only; lab5.inpaint_images takes {setting}"):
+        inpaint(Table(), *a_batch(), generator=seeded(), **{setting: default})
 
 
 def test_generators_are_one_or_one_per_image():

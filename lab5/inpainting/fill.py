@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
 
-from lab5.config import DecodeConfig, check, check_stop
+from lab5.config import DecodeConfig, check, check_decoding
 from lab5.data.dataset import token_mask
 from lab5.data.holes import dilate, fill_holes, paste_known
 from lab5.decoder import DecodeStep
@@ -28,7 +28,7 @@ def decode_holes(
     Raises ValueError for settings that cannot be, and MemoryError that names the setting where a GPU's memory is full.
     """
     check(decoding, "decode")
-    check_stop(decoding)
+    check_decoding(decoding)
     generators = [torch.Generator().manual_seed(seed * 1_000_003 + i) for i in range(len(images))]
     with oom_hint("decode.batch", decoding.batch):
         decodings = []

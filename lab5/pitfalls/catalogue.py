@@ -5,7 +5,8 @@
     pitfall.check(pitfall.wrong)  # AssertionError: of 85 tokens that the model knows, only these are right ...
     print(pitfall.effect())
 
-The mistakes are in `lab5.pitfalls.training` and `lab5.pitfalls.decoding`, and nowhere in the rest of the package.
+The mistakes are in `lab5.pitfalls.training` and `lab5.pitfalls.decoding`. Two of them are settings too, so that
+they can be measured: the masking "cosine_kept" and the order "lab".
 """
 
 from collections.abc import Callable
