@@ -149,9 +149,9 @@ def ended(state: DecodeStep, decoding: DecodeConfig) -> DecodeStep:
 def temperatures(decoding: DecodeConfig, share: float) -> tuple[float, float]:
     """Of the codes and of the order, after this share of the steps."""
     end = decoding.temperature if decoding.temperature_end < 0 else decoding.temperature_end
-    pairs = (decoding.temperature, end), (decoding.choice_temperature, decoding.choice_temperature_end)
-    first, second = (last + (start - last) * (1 - share) for start, last in pairs)
-    return first, second
+    choice_end, left = decoding.choice_temperature_end, 1 - share
+    choice_temperature = choice_end + (decoding.choice_temperature - choice_end) * left
+    return end + (decoding.temperature - end) * left, choice_temperature
 
 
 def inpaint(

@@ -78,6 +78,8 @@ def test_log_and_exp_depend_on_the_size_of_the_hole_and_the_others_do_not(schedu
     assert gamma("cosine", 0.5, 100) == gamma("cosine", 0.5, 16)
     # At r = 1/n "log" begins to fall; "exp" has unmasked 16^(3/4) = 8 of 16 tokens at r = 3/4.
     assert gamma("log", 1 / 16, 16) == pytest.approx(1) and gamma("exp", 0.75, 16) == pytest.approx(0.5)
+    # The smallest holes in which they are what they are: "log" of two tokens, "exp" of one, which is one_shot.
+    assert gamma("log", 0.75, 2) == pytest.approx(-math.log2(0.75)) and gamma("exp", 0.5, 1) == 0
 
 
 # --- tokens per step

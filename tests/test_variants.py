@@ -280,6 +280,11 @@ def test_never_more_than_stay_masked_after_the_step():
     assert torch.equal(back.sum(dim=1)[left == 6], left[left == 6]), "6 generated, 6 to be masked: a chance of 1"
 
 
+def test_a_single_generated_token_has_the_whole_chance():
+    generated = (torch.arange(8) == 3).expand(200, -1)
+    assert torch.equal(taken_back(generated, torch.ones(200, dtype=torch.int64), 1.0, seeded()), generated)
+
+
 def test_nothing_is_taken_back_where_nothing_is_generated():
     assert not taken_back(torch.zeros(3, 5, dtype=torch.bool), torch.full((3,), 2), 1.0, seeded()).any()
 
