@@ -30,8 +30,14 @@ SIZES = {
 }  # fmt: skip
 
 
-def train(folder: str, said) -> None:
-    """Both stages, to the end, in a process of its own, with a state after every step; says when it makes steps."""
+def gate(parent) -> None:
+    """What a process does after each step: say that it is made, then wait for leave to make the next."""
+    parent.send("a step")
+    parent.recv()
+
+
+def train(folder: str, parent) -> None:
+    """Both stages, in a process of its own, with a state after every step."""
     os.environ["LAB5_DATA"] = folder
     torch.set_num_threads(1)
     training.SAVE_EVERY = 0.0
@@ -39,9 +45,9 @@ def train(folder: str, said) -> None:
     data = get_dataset(config)
     first = train_vqgan(config, data)
     for _ in first:
-        said.send("a step")
+        gate(parent)
     for _ in train_transformer(config, data, Tokenizer(first.model)):
-        said.send("a step")
+        gate(parent)
 
 
 # A server that has imported everything forks each process: a start takes no time, and nothing of the tests is in it.
@@ -49,13 +55,20 @@ PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["lab5.training.networks", __name__])
 
 
-def start(folder: Path, work=None):
-    """The process, and what it has to say."""
-    ours, theirs = PROCESSES.Pipe(duplex=False)
-    process = PROCESSES.Process(target=work or train, args=(str(folder), theirs))
+def start(folder: Path, leave: int, work=train):
+    """The process, with leave for so many steps, and the pipe to it: it cannot come to its end before it is killed."""
+    ours, theirs = PROCESSES.Pipe()
+    process = PROCESSES.Process(target=work, args=(str(folder), theirs))
     process.start()
     theirs.close()
+    for _ in range(leave):
+        ours.send("go on")
     return process, ours
+
+
+def steps_made(pipe, steps: int) -> list[float]:
+    """Wait for so many steps; when each was made."""
+    return [(pipe.recv(), time.monotonic())[1] for _ in range(steps)]
 
 
 def result(folder: Path) -> dict[str, list]:
@@ -86,28 +99,27 @@ def progress(folder: Path) -> str:
 
 def test_a_training_that_is_killed_at_20_random_moments_ends_with_the_same_weights(tmp_path):
     whole, killed, kills = tmp_path / "whole", tmp_path / "killed", 20
+    steps = SIZES["stage1.steps"] + SIZES["stage2.steps"]
     began = time.monotonic()
-    process, said = start(whole)
-    steps = [(said.recv(), time.monotonic()) for _ in range(SIZES["stage1.steps"] + SIZES["stage2.steps"])]
+    process, pipe = start(whole, leave=steps)
+    times = steps_made(pipe, steps)
     process.join()
     assert process.exitcode == 0
-    before, a_step = steps[0][1] - began, (steps[-1][1] - steps[0][1]) / len(steps)
+    before, a_step = times[0] - began, (times[-1] - times[0]) / steps
 
     moments, places = random.Random(0), set()
     for kill in range(kills):
-        process, said = start(killed)
-        if kill % 4:  # some steps later, at any moment of a step
-            for _ in range(moments.randint(1, 3)):
-                said.recv()
-            process.join(moments.uniform(0, a_step))
-        else:  # or in what comes before them: opening, loading, encoding
-            process.join(moments.uniform(0, before))
+        leave = moments.randint(1, 3) if kill % 4 else 0
+        process, pipe = start(killed, leave)
+        steps_made(pipe, leave)
+        # At any moment of the step after these, or of what comes before the first: opening, loading, encoding.
+        process.join(moments.uniform(0, a_step if leave else before))
         process.kill()
         process.join()
-        assert process.exitcode == -9, "it had come to its end before it could be killed"
+        assert process.exitcode == -9
         places.add(progress(killed))
     assert len(places) > kills / 3, "it was killed in one and the same place"
-    process, said = start(killed)
+    process, _ = start(killed, leave=steps)
     process.join()
     assert process.exitcode == 0
     ours, theirs = result(whole), result(killed)
@@ -126,10 +138,10 @@ def study(folder: Path, seeds: int):
     return run_study(untrained_pair(), scorer, plans, seeds=seeds, folder=folder)
 
 
-def decode(folder: str, said) -> None:
+def decode(folder: str, parent) -> None:
     torch.set_num_threads(1)
-    for result in study(Path(folder), 20):
-        said.send(len(result.rows))
+    for _ in study(Path(folder), 20):
+        gate(parent)
 
 
 def rows(results) -> list[dict]:
@@ -138,28 +150,25 @@ def rows(results) -> list[dict]:
 
 def test_a_study_that_is_killed_at_20_random_moments_ends_with_the_same_table(tmp_path):
     moments, counts, folder = random.Random(1), set(), tmp_path / "killed"
-    process, said = start(tmp_path / "first", decode)  # after which the server has imported everything
-    said.recv()
+    process, pipe = start(tmp_path / "first", 0, decode)  # after which the server has imported everything
+    steps_made(pipe, 1)
     process.kill()
     process.join()
     began = time.monotonic()
-    process, said = start(tmp_path / "whole", decode)
-    ends = [(said.recv(), time.monotonic())[1] for _ in range(60)]
+    process, pipe = start(tmp_path / "whole", 60, decode)
+    ends = steps_made(pipe, 60)
     process.join()
     assert process.exitcode == 0
     before, a_decoding = ends[0] - began, (ends[-1] - ends[0]) / 59
     for kill in range(20):
         kept = len(list(folder.glob("*.safetensors")))
-        process, said = start(folder, decode)
-        if kill % 4:
-            for _ in range(kept + moments.randint(1, 2)):
-                said.recv()
-            process.join(moments.uniform(0, 2 * a_decoding))
-        else:
-            process.join(moments.uniform(0, before))
+        leave = kept + moments.randint(1, 2) if kill % 4 else 0
+        process, pipe = start(folder, leave, decode)
+        steps_made(pipe, leave)
+        process.join(moments.uniform(0, 2 * a_decoding if leave else before))
         process.kill()
         process.join()
-        assert process.exitcode == -9, "it had come to its end before it could be killed"
+        assert process.exitcode == -9
         counts.add(len(list(folder.glob("*.safetensors"))))
     assert len(counts) > 8 and max(counts) < 60
     threads = torch.get_num_threads()
