@@ -101,9 +101,10 @@ class Training:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self._seed)
                 self._model = self._kind.build().to(self._device, memory_format=torch.channels_last)
+                objective = self._kind.objective()  # a critic's first weights are drawn here
             self.history = []
             steps = fit(
-                self._model, self._kind.objective(), self.config, seed=self._seed, save_to=self._states,
+                self._model, objective, self.config, seed=self._seed, save_to=self._states,
                 save_every=SAVE_EVERY, settings=self.settings, history=self.history,
             )  # fmt: skip
             for step in steps:

@@ -150,6 +150,16 @@ def test_a_vqgan_is_judged_by_those_that_have_a_weight(monkeypatch, weights, jud
     assert {"perceptual", "adversarial"} & run.history[-1].metrics.keys() == judges
 
 
+def test_a_critic_begins_as_the_seed_says_whatever_was_drawn_before(monkeypatch, tmp_path):
+    losses = []
+    for state in (0, 1):
+        monkeypatch.setenv("LAB5_DATA", str(tmp_path / str(state)))
+        torch.manual_seed(state)
+        config = tiny(**{"stage1.adversarial": 0.2, "stage1.steps": 3, "stage1.autoencoder_share": 0.0})
+        losses.append([step.loss for step in train_vqgan(config, get_dataset(config))])
+    assert losses[0] == losses[1]
+
+
 def test_settings_of_another_network_change_nothing():
     config = tiny()
     other = tiny(**{"stage2.steps": 7, "decode.steps": 3, "classifier.steps": 9})
