@@ -103,6 +103,14 @@ def test_links_and_pictures_lead_somewhere(page):
         assert file.suffix != ".png" or Image.open(file).size > (0, 0)
 
 
+def test_the_files_that_texts_name_are_there():
+    pages = [*PAGES, *(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "lab5").rglob("*.py")]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    named = set(re.findall(r"\b(?:lab5|tests|bench)/[\w/]+\.py\b", text))
+    assert len(named) > 10
+    assert [name for name in sorted(named) if not (ROOT / name).is_file()] == []
+
+
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a clone: nothing says what is committed")
 def test_nothing_that_is_linked_is_ignored_by_git():
     files = {
