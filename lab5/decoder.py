@@ -192,7 +192,7 @@ def code_logits(model: Model, state: DecodeStep, prior: Float[Tensor, "B N K"] |
     """The model's answer to a state; where nothing is masked any more it is not asked."""
     if state.masked.any():
         return ask(model, state.tokens, prior)
-    # Logits of two codes, for the noise alone: as much is drawn as in any batch, of which an image must not depend.
+    # Logits of two codes, for the noise alone: an image draws as much of it as in any other batch.
     return torch.zeros(*state.tokens.shape, 2, device=state.tokens.device)
 
 
