@@ -29,10 +29,10 @@ MEMORY_GB, DISK_GB = 2.0, 2.0  # what a run of profile quick takes, and some roo
 
 
 class Finding(NamedTuple):
-    """One line: `needed` and not `found` is what has to be mended."""
+    """One line: `needed` and not `ok` is what has to be mended."""
 
     topic: str
-    found: bool
+    ok: bool
     text: str
     needed: bool = True
 
@@ -41,7 +41,7 @@ def examine(dataset: str = "toycats") -> bool:
     """Print a line per finding; is everything there that is needed? `dataset` is one that a run would be given."""
     missing = False
     for finding in _findings(dataset):
-        word = "ok" if finding.found else "MISSING" if finding.needed else "none"
+        word = "ok" if finding.ok else "MISSING" if finding.needed else "none"
         print(f"{word:<8}{finding.topic:<13}{finding.text}", flush=True)
         missing |= word == "MISSING"
     return not missing
@@ -158,8 +158,8 @@ def _why(log: Path) -> str:
     lines = [re.sub(r"^\d{4}-\S+ ", "", line).strip() for line in lines]  # each begins with the time
     reasons = {line: None for line in lines if " depends on " in line}
     for line in lines:
-        if (found := re.match(r"The user requested \(constraint\) ([\w.-]+)", line)) and _installed([found[1]]):
-            reasons[f"{found[1]} {importlib.metadata.version(found[1])} is here"] = None
+        if (wanted := re.match(r"The user requested \(constraint\) ([\w.-]+)", line)) and _installed([wanted[1]]):
+            reasons[f"{wanted[1]} {importlib.metadata.version(wanted[1])} is here"] = None
     errors = [line.removeprefix("ERROR: ").rstrip(".") for line in lines if line.startswith("ERROR: ")]
     return ", and ".join(reasons) or "".join(errors[-1:]) or "pip gave no reason"
 

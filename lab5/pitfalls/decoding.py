@@ -84,10 +84,10 @@ class Oracle:
     """In the place of the transformer: certain of the true codes, and keeps what it was shown."""
 
     def __init__(self, truth: Tensor):
-        self.truth, self.mask_id, self.shown = truth, K, []
+        self.truth, self.mask_id, self.inputs = truth, K, []
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        self.shown.append(tokens.clone())
+        self.inputs.append(tokens.clone())
         return 20.0 * F.one_hot(self.truth, K + 1).float()
 
 
@@ -95,8 +95,8 @@ class Forgetful(Oracle):
     """Repeats what it is shown, but for another twentieth of the positions in each call."""
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        slip = (torch.arange(N) - len(self.shown)) % 20 == 0
-        self.shown.append(tokens.clone())
+        slip = (torch.arange(N) - len(self.inputs)) % 20 == 0
+        self.inputs.append(tokens.clone())
         return 20.0 * F.one_hot((tokens + slip) % K, K + 1).float()
 
 
@@ -120,7 +120,7 @@ def run(decode: Decoding, model: type[Oracle] = Oracle, **settings: Any) -> tupl
     """What a decoding of the hole shows after each step, and what the model was shown before it."""
     truth, tokens, unknown = a_hole()
     oracle = model(truth)
-    return decode(oracle, tokens, unknown, generator=seeded(), steps=STEPS, **settings), oracle.shown
+    return decode(oracle, tokens, unknown, generator=seeded(), steps=STEPS, **settings), oracle.inputs
 
 
 # --- 1, 2, 3, 13: what is kept of the model's answer ----------------------------------------------------------------

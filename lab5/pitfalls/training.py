@@ -159,7 +159,7 @@ def check_uniform_loss(loss: Callable[..., tuple[Tensor, Tensor]]) -> None:
 def loss_of_a_copyist(loss: Callable[..., tuple[Tensor, Tensor]]) -> float:
     """Of a model that copies what it is shown and knows nothing else, with half of the tokens masked."""
     masked = torch.arange(N).expand(2, N) % 2 == 0
-    copyist = Stub(lambda shown: 50.0 * F.one_hot(shown, K + 1).float().masked_fill((shown == K)[..., None], 0.0))
+    copyist = Stub(lambda tokens: 50.0 * F.one_hot(tokens, K + 1).float().masked_fill((tokens == K)[..., None], 0.0))
     return float(loss(copyist, some_tokens(), masked)[0])
 
 
@@ -205,7 +205,7 @@ def validations(judge: Callable[..., dict[str, float]], times: int) -> list[floa
     """Of one network on the same images, several times. It knows some positions better than others."""
     tokens, masked = some_tokens(1).expand(10, N), torch.rand(10, N, generator=seeded()) < 0.5
     dropout, logits = nn.Dropout(0.1), torch.linspace(0, 12, N)[:, None] * F.one_hot(tokens[0], K + 1)
-    model = Stub(lambda shown: dropout(logits.expand(len(shown), N, K + 1)))
+    model = Stub(lambda tokens: dropout(logits.expand(len(tokens), N, K + 1)))
     model.dropout = dropout
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

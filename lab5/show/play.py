@@ -138,12 +138,12 @@ class _Controls:
         self.game.decode = replace(self.game.decode, **changes, paste="poisson" if self.paste.value else "none")
         began = time.monotonic()
         try:
-            shown = self.game.fill(self.samples.value)
+            scrubber = self.game.fill(self.samples.value)
         except (ValueError, MemoryError) as error:
             self.message.value = str(error)
             self._show()
             return
-        self._show(shown.live())
+        self._show(scrubber.live())
         took, share = time.monotonic() - began, float(self.game.hole.double().mean())
         self.message.value = f"{share:.0%} of the pixels missing, filled {self.samples.value} times in {took:.1f} s"
 

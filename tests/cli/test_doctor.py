@@ -23,22 +23,22 @@ def finding(topic: str, dataset: str = "toycats") -> doctor.Finding:
 def test_a_network_that_is_not_the_one_described_is_missed(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor, "pretrained_folder", lambda: tmp_path)
     (tmp_path / "vqgan.safetensors").write_bytes(b"weights")
-    assert doctor._weights("vqgan").found, "without notes any file is taken"
+    assert doctor._weights("vqgan").ok, "without notes any file is taken"
     note = {"vqgan": {"sha256": hashlib.sha256(b"weights").hexdigest()}}
     (tmp_path / "training.json").write_text(json.dumps(note))
-    assert doctor._weights("vqgan").found
+    assert doctor._weights("vqgan").ok
     (tmp_path / "vqgan.safetensors").write_bytes(b"weight")
-    assert not doctor._weights("vqgan").found and "damaged" in doctor._weights("vqgan").text
+    assert not doctor._weights("vqgan").ok and "damaged" in doctor._weights("vqgan").text
 
 
 def test_too_little_memory_or_disk_would_stop_a_run(monkeypatch, tmp_path):
     monkeypatch.setenv("LAB5_DATA", str(tmp_path))
     monkeypatch.setattr(machine, "memory_gb", lambda: (0.5, 8.0))
-    assert not doctor._memory().found and doctor._memory().needed and "close other programs" in doctor._memory().text
+    assert not doctor._memory().ok and doctor._memory().needed and "close other programs" in doctor._memory().text
     monkeypatch.setattr(machine, "memory_gb", lambda: (0.0, 0.0))
-    assert doctor._memory().found, "a system that does not say is no obstacle"
+    assert doctor._memory().ok, "a system that does not say is no obstacle"
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
-    assert not doctor._disk().found and "LAB5_DATA" in doctor._disk().text
+    assert not doctor._disk().ok and "LAB5_DATA" in doctor._disk().text
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip", "text", "nothing"])
@@ -51,12 +51,12 @@ def test_a_dataset_is_a_folder_or_a_zip(tmp_path, kind):
     elif kind == "text":
         path.write_text("cats")
     found = doctor._dataset(str(path))
-    assert found.found == (kind in ("folder", "zip")) and str(path) in found.text and found.needed
+    assert found.ok == (kind in ("folder", "zip")) and str(path) in found.text and found.needed
 
 
 def test_a_browser_is_welcome_and_not_needed(monkeypatch):
     monkeypatch.setattr(doctor, "find_browser", lambda: None)
-    assert not doctor._browser().found and not doctor._browser().needed and "report.pdf" in doctor._browser().text
+    assert not doctor._browser().ok and not doctor._browser().needed and "report.pdf" in doctor._browser().text
     monkeypatch.setattr(doctor, "find_browser", lambda: "/usr/bin/chromium")
     assert doctor._browser().text.startswith("/usr/bin/chromium")
 
@@ -70,7 +70,7 @@ def test_a_gpu_that_cannot_be_used_is_told(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch, "empty", broken)
     found = doctor._device()
-    assert not found.found and found.needed and "(the driver is too old)" in found.text
+    assert not found.ok and found.needed and "(the driver is too old)" in found.text
 
 
 # --- packages -------------------------------------------------------------------------------------------------------
@@ -158,17 +158,17 @@ def test_an_installed_package_knows_what_it_needs_without_a_checkout(environment
     monkeypatch.setattr(doctor, "ROOT", tmp_path)
     monkeypatch.setattr(doctor.importlib.metadata, "requires", lambda name: required)
     found = doctor._packages()
-    assert not found.found and found.text == "no-such-thing: pip install 'no-such-thing>=1.2'"
+    assert not found.ok and found.text == "no-such-thing: pip install 'no-such-thing>=1.2'"
     required.pop(2)
     found = doctor._packages()
-    assert found.found and found.text.startswith("all 3, but scipy ") and found.text.endswith(" instead of scipy>=999")
+    assert found.ok and found.text.startswith("all 3, but scipy ") and found.text.endswith(" instead of scipy>=999")
     assert "numpy" not in found.text and "torch" not in found.text
 
     def unknown(name):
         raise doctor.importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(doctor.importlib.metadata, "requires", unknown)
-    assert doctor._packages().found and "not installed" in doctor._packages().text
+    assert doctor._packages().ok and "not installed" in doctor._packages().text
     monkeypatch.setattr(doctor.subprocess, "run", lambda *_, **__: pytest.fail("pip was asked"))
     doctor.install_missing()
 
