@@ -3,6 +3,7 @@
 #   make report PROFILE=smoke       another size of run: smoke, quick, full; auto picks by device
 #   make report VENV=../venv        an environment that several clones share
 #   make report PYTHON=/opt/py/bin/python3.12
+#   make test ARGS="-p no:randomly" what goes to pytest: here, the tests in the order of the files
 
 VENV    ?= .venv
 PROFILE ?= auto
@@ -11,6 +12,9 @@ PYTHON  ?= python3.13 python3.12 python3.11 python3
 VENV_PYTHON := $(abspath $(VENV))/bin/python
 INSTALLED   := $(VENV)/requirements.txt
 CHECKOUT    := $(VENV)/lab5-checkout.txt
+
+# A process per core, in random order: its seed is printed, and ARGS=--randomly-seed=… gives that order again.
+PYTEST = "$(VENV_PYTHON)" -m pytest --numprocesses auto --dist loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help report test test-all bench lab lint pretrained clean distclean setup
@@ -22,10 +26,10 @@ report: setup  ## run the notebooks, export them, write report/index.html
 	@"$(VENV_PYTHON)" -m lab5 report --profile $(PROFILE)
 
 test: setup  ## run the tests, but for the slow ones
-	@"$(VENV_PYTHON)" -m pytest -m "not slow"
+	@$(PYTEST) -m "not slow" $(ARGS)
 
 test-all: setup  ## run all tests
-	@"$(VENV_PYTHON)" -m pytest
+	@$(PYTEST) $(ARGS)
 
 bench: setup  ## measure beside a plain implementation, about a quarter of an hour
 	@"$(VENV_PYTHON)" -m bench

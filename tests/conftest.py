@@ -1,12 +1,11 @@
 """What all tests share: shapes are checked, threads are few, and no test writes into the checkout."""
 
+import os
 import resource
 import signal
-from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
-import nbformat
 import pytest
 import torch
 from jaxtyping import install_import_hook
@@ -15,11 +14,37 @@ from jaxtyping import install_import_hook
 install_import_hook("lab5", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 pytest.register_assert_rewrite("stubs")
 
-torch.set_num_threads(min(2, torch.get_num_threads()))
+if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores: one thread for each and for its children
+    os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(min(2, int(os.environ.get("OMP_NUM_THREADS", 2)), torch.get_num_threads()))
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in the background of a script, where Ctrl-C is not for it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+SMOKE = ("report/test_notebooks.py", "report/test_browser.py")  # files with tests of the smoke report
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """`-n auto`: a process per core that may be used, four at most, because each takes a gigabyte of memory."""
+    return min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    """The tests of a file share a process, for what they have set up; so do the files that look at the smoke report."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "smoke report" if file.endswith(SMOKE) else file
+
+    return ByFile(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest begins first, so that nothing waits for it in the end."""
+    items.sort(key=lambda item: not item.path.as_posix().endswith(SMOKE))
 
 
 @pytest.fixture(autouse=True)
@@ -56,37 +81,13 @@ def disk_of():
     return full
 
 
-@pytest.fixture
-def write_notebook(tmp_path) -> Callable[..., Path]:
-    """`write_notebook("01_a", ("markdown", "# Is it?"), ("parameters", "profile = 1"), "print(1)")`: cells of
-    code, but where a pair says markdown or gives a tag. Returns the folder, which several notebooks share."""
-
-    def write(name: str, *cells: str | tuple[str, str]) -> Path:
-        notebook = nbformat.v4.new_notebook()
-        for cell in cells:
-            tag, source = cell if isinstance(cell, tuple) else ("", cell)
-            if tag == "markdown":
-                notebook.cells.append(nbformat.v4.new_markdown_cell(source))
-            else:
-                notebook.cells.append(nbformat.v4.new_code_cell(source))
-                notebook.cells[-1].metadata["tags"] = [tag] if tag else []
-        folder = tmp_path / "notebooks"
-        folder.mkdir(exist_ok=True)
-        nbformat.write(notebook, folder / f"{name}.ipynb")
-        return folder
-
-    return write
-
-
 @pytest.fixture(scope="session")
 def smoke_report(tmp_path_factory) -> Path:
     """The folder of a report on the real notebooks, made once for all tests that look at it."""
-    if not list(NOTEBOOKS.glob("*.ipynb")):
-        pytest.skip("there are no notebooks yet")
     from lab5.report.run import run_report
 
     out = tmp_path_factory.mktemp("smoke")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LAB5_DATA", str(out / "data"))
         patch.setenv("LAB5_FIGURES_DIR", str(out / "figures"))
-        return run_report("smoke", notebooks=NOTEBOOKS, out=out / "report").parent
+        return run_report("smoke", out=out / "report").parent

@@ -151,7 +151,7 @@ def outcome(folder: Path, test: str, limit: float) -> int | str:
         try:
             import pytest
 
-            words = ["-x", "-q", "-p", "no:cacheprovider", "-W", "ignore", test]
+            words = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", "-W", "ignore", test]
             os._exit(int(pytest.main(words, plugins=[ShortestFirst(folder / "took.json")])))
         finally:
             os._exit(99)

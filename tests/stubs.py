@@ -1,10 +1,19 @@
 """Small stand-ins that several test files decode and score with."""
 
-from collections.abc import Callable, Iterator
+import io
+import multiprocessing
+import warnings
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import jaxtyping
+import numpy as np
 import torch
+from PIL import Image
 
 from lab5.config import DecodeConfig
 from lab5.data.dataset import Dataset, open_dataset
@@ -137,3 +146,90 @@ def assert_committed_tokens_stay(states: list[DecodeStep]) -> None:
     for before, after in pairwise(states):
         assert not (after.masked & ~before.masked).any()
         assert torch.equal(after.tokens[~before.masked], before.tokens[~before.masked])
+
+
+# --- files: what would be on disk, as bytes
+
+
+def written(write: Callable[[io.BytesIO], Any]) -> bytes:
+    """What `write` writes into a file."""
+    buffer = io.BytesIO()
+    write(buffer)
+    return buffer.getvalue()
+
+
+def encoded(picture: Image.Image, kind: str = "PNG", **more: Any) -> bytes:
+    return written(lambda file: picture.save(file, kind, **more))
+
+
+def png(pixels: np.ndarray) -> bytes:
+    return encoded(Image.fromarray(pixels))
+
+
+def zipped(entries: Iterable[tuple[str | zipfile.ZipInfo, bytes]], packing: int = zipfile.ZIP_STORED) -> bytes:
+    def write(file: io.BytesIO) -> None:
+        with zipfile.ZipFile(file, "w", packing) as archive, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of names given twice
+            for name, content in entries:
+                archive.writestr(name, content)
+
+    return written(write)
+
+
+def write_files(folder: Path, files: dict[str, bytes]) -> Path:
+    """Below `folder`, under these names."""
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@contextmanager
+def shapes_unchecked() -> Iterator[None]:
+    """As for a user: without the test suite's check of shapes, which would refuse some input first."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", before)
+
+
+def assert_finished_states_repeat(states: list[DecodeStep]) -> None:
+    for before, after in pairwise(states):
+        if not before.masked.any():
+            assert after.step == before.step + 1
+            assert all(torch.equal(new, old) for new, old in zip(after[1:6], before[1:6], strict=True))
+
+
+def assert_stopping_early_follows_the_plan(decode: Decode, **settings) -> None:
+    whole = walk(decode, Table(), *a_batch(), **settings)
+    for stop_at in range(1, len(whole)):
+        *states, last = walk(decode, Table(), *a_batch(), **settings, stop_at=stop_at)
+        assert len(states) == stop_at
+        for state, right in zip(states, whole, strict=False):
+            assert torch.equal(state.tokens, right.tokens)
+        # The last one shows what the whole run showed at this step, but with nothing left masked.
+        assert torch.equal(last.filled, whole[stop_at].filled)
+        assert torch.equal(last.tokens, last.filled) and not last.masked.any()
+
+
+def assert_the_logit_of_the_mask_id_does_not_matter(decode: Decode, **settings) -> None:
+    model = Table()
+    with_mask = named(lambda tokens: torch.nn.functional.pad(model(tokens), (0, 1), value=1e9))
+    with_and_without = (walk(decode, one, *a_batch(), **settings) for one in (with_mask, model))
+    for state, right in zip(*with_and_without, strict=True):
+        assert torch.equal(state.filled, right.filled) and torch.equal(state.confidence, right.confidence)
+
+
+# --- processes: forked by a server that has imported torch and what is trained, so that a start takes no time
+
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["lab5.training.networks", "lab5.study.run", "torch._dynamo"])  # which optimisers load
+
+
+def started(work: Callable, *args) -> multiprocessing.Process:
+    """A process of its own, in which nothing of the tests has run; `work` is a function of a module."""
+    process = PROCESSES.Process(target=work, args=args)
+    process.start()
+    return process

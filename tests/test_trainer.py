@@ -2,6 +2,7 @@
 
 import copy
 import math
+import sys
 from dataclasses import replace
 
 import pytest
@@ -11,10 +12,11 @@ from torch import nn
 from lab5.config import TrainConfig, TransformerConfig
 from lab5.runtime.files import load_tensors
 from lab5.runtime.states import state_files
-from lab5.trainer import TrainStep, compile_parts, fit, learning_rate, learning_rates
+from lab5.trainer import compile_parts, fit, learning_rate, learning_rates
 from lab5.transformer import BidirectionalTransformer
 
 CONFIG = TrainConfig(steps=8, batch=4, lr=1e-2, warmup=2, amp="off", ema=0.0, clip=0.0)
+AT_EVERY_STEP = -1.0  # as `save_every`: also where the clock has not moved
 
 
 def mlp(dropout=0.0):
@@ -23,7 +25,7 @@ def mlp(dropout=0.0):
         return nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Dropout(dropout), nn.Linear(16, 2))
 
 
-def convolutions(dropout=0.2):
+def convolutions(dropout=0.0):
     """With weights laid out as on the way to fast convolutions, not row by row."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
@@ -31,14 +33,14 @@ def convolutions(dropout=0.2):
         return layers.to(memory_format=torch.channels_last)
 
 
-def batch_of(generator, n=4, shape=(5,)):
-    inputs = torch.randn(n, *shape, generator=generator)
+def batch_of(generator, shape=(5,)):
+    inputs = torch.randn(4, *shape, generator=generator)
     return inputs, torch.stack([inputs.flatten(1).sum(1), inputs.flatten(1)[:, 0]], 1)
 
 
 def regression(model, draw, generator):
     inputs, targets = batch_of(generator)
-    return (model(inputs) - targets).square().mean(), {"draw": float(draw)}
+    return (model(inputs) - targets).square().mean(), {"draw": torch.tensor(float(draw))}
 
 
 def image_regression(model, draw, generator):
@@ -54,11 +56,6 @@ def same(a, b):
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
-def close(a, b, tolerance=1e-6):
-    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
-    return all(torch.allclose(x, y, rtol=0, atol=tolerance) for x, y in pairs)
-
-
 def saved_step(file):
     """The step of the newest state, as its name and its content say."""
     newest = state_files(file)[0]
@@ -67,44 +64,27 @@ def saved_step(file):
     return step
 
 
-def draws_of(seed, draw):
-    """The generator that an objective is given for a draw: a function of the two."""
-    caught = []
-
-    def catch(model, number, generator):
-        if number == draw:
-            caught.append(generator.clone_state())
-        return model[0].weight.sum() * 0, {}
-
-    run(mlp(), catch, replace(CONFIG, steps=draw, accumulate=1), seed)
-    return caught[0]
-
-
 # --- the learning rate ------------------------------------------------------------------------------------------------
 
 
 SCHEDULES = TrainConfig.__dataclass_fields__["schedule"].metadata["choices"]
+DECAYS = {"multi_step": {"milestones": (3, 10, 11)}, "step": {"decay_every": 4}}
+NOBODYS = {"milestones": (99, 1), "decay_every": 99, "decay": 0.9}  # where no schedule looks at them
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_the_learning_rate_rises_in_a_line_and_reaches_its_peak_at_the_end_of_the_warm_up(schedule):
-    config = TrainConfig(steps=110, batch=1, lr=2e-3, warmup=10, schedule=schedule, milestones=(50,), decay_every=40)
-    rates = [learning_rate(config, step) for step in range(1, 111)]
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [1, 1, 1]),
+        ("warmup_linear", [0.75, 0.5, 0.01]),  # a floor of 1 %
+        ("warmup_cosine", [0.01 + 0.99 * (2 + math.sqrt(2)) / 4, 0.505, 0.01]),
+    ],
+)
+def test_the_rate_rises_in_a_line_to_the_end_of_the_warm_up_and_then_has_its_closed_form(schedule, expected):
+    rates = learning_rates(TrainConfig(steps=110, batch=1, lr=2e-3, warmup=10, schedule=schedule, **NOBODYS))
     assert rates[:10] == pytest.approx([2e-3 * step / 10 for step in range(1, 11)])
-    assert max(rates) == rates[9] == pytest.approx(2e-3)
-
-
-def test_after_the_warm_up_each_schedule_has_its_closed_form():
-    def rates(schedule, *steps):
-        config = TrainConfig(steps=110, batch=1, lr=2e-3, warmup=10, schedule=schedule)
-        return [learning_rate(config, step) / 2e-3 for step in steps]
-
-    assert rates("constant", 11, 60, 110) == pytest.approx([1, 1, 1])
-    assert rates("warmup_linear", 35, 60, 110) == pytest.approx([0.75, 0.5, 0.01])  # a floor of 1 %
-    assert rates("warmup_cosine", 35, 60, 110) == pytest.approx([0.01 + 0.99 * (2 + math.sqrt(2)) / 4, 0.505, 0.01])
-    for schedule in ("warmup_linear", "warmup_cosine"):
-        falling = rates(schedule, *range(10, 111))
-        assert all(a >= b >= 0.01 - 1e-12 for a, b in zip(falling, falling[1:], strict=False))
+    assert [rates[step - 1] / 2e-3 for step in (35, 60, 110)] == pytest.approx(expected)
+    assert rates[9:] == sorted(rates[9:], reverse=True)
 
 
 def test_without_warm_up_the_first_step_is_at_full_speed_nearly():
@@ -113,32 +93,7 @@ def test_without_warm_up_the_first_step_is_at_full_speed_nearly():
     assert learning_rate(replace(config, steps=1), 1) == pytest.approx(0.01)
 
 
-def test_an_unknown_schedule_is_refused_at_the_first_step_and_not_after_the_warm_up():
-    with pytest.raises(ValueError, match="^schedule must be one of constant, warmup_cosine, warmup_linear, .*'cosine'"):
-        learning_rate(replace(CONFIG, schedule="cosine"), 1)
-
-
-DECAYS = {"multi_step": {"milestones": (3, 10, 11)}, "step": {"decay_every": 4}}
-
-
-@pytest.mark.parametrize("name", DECAYS)
-def test_decays_come_when_torchs_schedulers_have_them(name):
-    config = TrainConfig(steps=20, batch=1, lr=2e-3, warmup=0, schedule=name, decay=0.3, **DECAYS[name])
-    optimiser = torch.optim.SGD([torch.zeros((), requires_grad=True)], lr=2e-3)
-    if name == "multi_step":
-        scheduler = torch.optim.lr_scheduler.MultiStepLR(optimiser, [3, 10, 11], 0.3)
-    else:
-        scheduler = torch.optim.lr_scheduler.StepLR(optimiser, 4, 0.3)
-    expected = []
-    for _ in range(20):
-        expected.append(optimiser.param_groups[0]["lr"])
-        optimiser.step()
-        scheduler.step()
-    assert learning_rates(config) == pytest.approx(expected)
-    assert len(set(learning_rates(config))) > 3
-
-
-def test_a_warm_up_delays_the_intervals_of_step_and_not_the_milestones():
+def test_decays_come_after_milestones_and_after_intervals_behind_the_warm_up():
     config = TrainConfig(steps=20, batch=1, lr=1.0, warmup=3, decay=0.5, decay_every=5, milestones=(8, 13))
     rates = [1 / 3, 2 / 3, 1, *[1.0] * 5, *[0.5] * 5, *[0.25] * 5, 0.125, 0.125]
     assert learning_rates(replace(config, schedule="step")) == pytest.approx(rates)
@@ -146,14 +101,15 @@ def test_a_warm_up_delays_the_intervals_of_step_and_not_the_milestones():
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_the_rates_of_a_plan_are_those_of_the_run(schedule):
-    config = replace(CONFIG, schedule=schedule, milestones=(4,), decay_every=3)
+def test_the_rates_of_a_plan_are_those_of_the_run_however_many_batches_are_in_a_step(schedule):
+    config = replace(CONFIG, steps=12, schedule=schedule, accumulate=2, **DECAYS.get(schedule, NOBODYS))
     assert [step.lr for step in run(mlp(), config=config)] == learning_rates(config)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"schedule": "cosine"}, "^schedule must be one of constant, warmup_cosine, warmup_linear, .*'cosine'"),
         ({"schedule": "multi_step", "milestones": (9,)}, r"rise from 3, .* to 8, the last step; found \(9,\)"),
         ({"schedule": "multi_step", "milestones": (2, 5)}, r"found \(2, 5\)"),  # one within the warm-up
         ({"schedule": "multi_step", "milestones": (6, 5)}, r"found \(6, 5\)"),
@@ -162,98 +118,75 @@ def test_the_rates_of_a_plan_are_those_of_the_run(schedule):
         ({"schedule": "step", "decay_every": 0}, "decay_every must be at least 1, not 0"),
         ({"schedule": "step", "decay_every": 3, "decay": 1.0}, "decay must be above 0 and below 1, not 1.0"),
         ({"optimiser": "sgd"}, "optimiser must be one of adamw, adam, not 'sgd'"),
+        ({"amp": "bf8"}, "^amp must be one of bf16, fp16, off, not 'bf8'"),
     ],
+    ids=lambda value: "-".join(f"{item}" for item in value.values()) if isinstance(value, dict) else "",
 )
-def test_a_decay_that_would_never_come_is_refused_before_the_first_step(changes, message, tmp_path):
+def test_settings_that_cannot_be_are_refused_before_the_first_step_and_nothing_is_written(changes, message, tmp_path):
+    config = replace(CONFIG, **changes)
     with pytest.raises(ValueError, match=message):
-        run(mlp(), config=replace(CONFIG, **changes), save_to=tmp_path / "state")
+        learning_rate(config, 1)
+    with pytest.raises(ValueError, match=message):
+        run(mlp(), config=config, save_to=tmp_path / "state")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_settings_of_other_schedules_are_not_looked_at():
-    config = replace(CONFIG, milestones=(99, 1), decay_every=99, decay=0.9)
-    assert [step.lr for step in run(mlp(), config=config)] == learning_rates(CONFIG)
-
-
-def test_the_learning_rate_moves_once_a_step_however_many_batches_are_in_it():
-    config = replace(CONFIG, accumulate=3)
-    steps = run(mlp(), config=config)
-    assert [step.lr for step in steps] == [learning_rate(config, n) for n in range(1, 9)]
-    assert [step.metrics["draw"] for step in steps] == [3, 6, 9, 12, 15, 18, 21, 24]
 
 
 # --- the steps --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("clip", [0.0, 0.05])
-@pytest.mark.parametrize("accumulate", [1, 3])
-def test_it_is_torchs_adamw_step_for_step(clip, accumulate):
-    config = replace(CONFIG, clip=clip, accumulate=accumulate, weight_decay=0.1, betas=(0.8, 0.95))
-    batches = [batch_of(draws_of(0, draw)) for draw in range(1, 8 * accumulate + 1)]
-    ours, plain = mlp(), mlp()
-    losses = [step.loss for step in run(ours, config=config)]
+@pytest.mark.parametrize(
+    ("optimiser", "clip", "accumulate"),
+    [("adamw", 0.0, 1), ("adamw", 0.05, 1), ("adamw", 0.0, 3), ("adamw", 0.05, 3), ("adam", 0.0, 1)],
+)
+def test_it_is_torchs_adamw_or_adam_step_for_step(optimiser, clip, accumulate):
+    """One batch, `accumulate` times as large; AdamW shrinks the weights themselves, Adam has the decay in gradients."""
+    config = replace(
+        CONFIG, optimiser=optimiser, clip=clip, accumulate=accumulate, weight_decay=0.3, betas=(0.8, 0.95)
+    )
+    batches, ours, plain = [], mlp(), mlp()
 
+    def remembered(model, draw, generator):
+        batches.append(batch_of(generator))
+        return (model(batches[-1][0]) - batches[-1][1]).square().mean(), {}
+
+    losses = [step.loss for step in run(ours, remembered, config)]
     weights, biases = ([p for p in plain.parameters() if (p.dim() > 1) == wide] for wide in (True, False))
-    groups = [{"params": weights, "weight_decay": 0.1}, {"params": biases, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, betas=(0.8, 0.95), foreach=False, fused=False)
+    groups = [{"params": weights, "weight_decay": 0.3}, {"params": biases, "weight_decay": 0.0}]
+    build = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[optimiser]
+    theirs = build(groups, betas=(0.8, 0.95), foreach=False, fused=False)
     for step in range(8):
         inputs, targets = (torch.cat(part) for part in zip(*batches[step * accumulate :][:accumulate], strict=True))
-        loss = (plain(inputs) - targets).square().mean()  # one batch, `accumulate` times as large
+        loss = (plain(inputs) - targets).square().mean()
         assert losses[step] == pytest.approx(loss.item(), rel=1e-4)
-        optimiser.zero_grad()
+        theirs.zero_grad()
         loss.backward()
         if clip:
             nn.utils.clip_grad_norm_(plain.parameters(), clip)
-        for group in optimiser.param_groups:
+        for group in theirs.param_groups:
             group["lr"] = learning_rate(config, step + 1)
-        optimiser.step()
-    assert close(ours, plain)
-    assert not close(ours, mlp(), 1e-3)
-    for p, q in zip(ours.parameters(), plain.parameters(), strict=True):  # Adam itself is blind to a wrong scale
-        torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-6)
-
-
-def test_adam_is_torchs_and_has_its_decay_in_the_gradient():
-    config = replace(CONFIG, optimiser="adam", weight_decay=0.3, betas=(0.8, 0.95))
-    ours, plain, other = mlp(), mlp(), mlp()
-    run(ours, config=config)
-    run(other, config=replace(config, optimiser="adamw"))
-    weights, biases = ([p for p in plain.parameters() if (p.dim() > 1) == wide] for wide in (True, False))
-    groups = [{"params": weights, "weight_decay": 0.3}, {"params": biases, "weight_decay": 0.0}]
-    optimiser = torch.optim.Adam(groups, betas=(0.8, 0.95), foreach=False, fused=False)
-    for step in range(1, 9):
-        inputs, targets = batch_of(draws_of(0, step))
-        optimiser.zero_grad()
-        (plain(inputs) - targets).square().mean().backward()
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(config, step)
-        optimiser.step()
-    assert close(ours, plain)
-    assert not close(ours, other, 1e-3)
-
-
-def test_gradients_longer_than_the_clip_are_shortened_to_it():
-    def norm(model):
-        return torch.stack([p.grad.norm() for p in model.parameters()]).norm().item()
-
-    for clip in (0.0, 0.01, 1e3):
-        model = mlp()
-        for _ in fit(model, regression, replace(CONFIG, clip=clip), seed=0):
-            if clip == 0.01:
-                assert norm(model) == pytest.approx(0.01, rel=1e-3)
-            else:
-                assert 0.1 < norm(model) < 1e3
+        theirs.step()
+    for p, q, start in zip(ours.parameters(), plain.parameters(), mlp().parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=1e-6)
+        assert not torch.allclose(p, start, rtol=0, atol=1e-3)
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-6)  # Adam itself is blind to a wrong scale
 
 
 def test_a_step_says_what_happened():
-    steps = run(mlp(), config=replace(CONFIG, accumulate=2), seed=4)
-    assert all(isinstance(step, TrainStep) for step in steps)
+    losses = []
+
+    def remembered(model, draw, generator):
+        loss, metrics = regression(model, draw, generator)
+        losses.append(loss.item())
+        return loss, metrics
+
+    steps = run(mlp(), remembered, replace(CONFIG, accumulate=2), seed=4)
     assert [(step.step, step.steps) for step in steps] == [(n, 8) for n in range(1, 9)]
+    assert [step.loss for step in steps] == pytest.approx([sum(losses[n : n + 2]) / 2 for n in range(0, 16, 2)])
     seconds = [step.seconds for step in steps]
-    assert seconds == sorted(seconds) and seconds[0] > 0
-    # The loss is the mean over the step's batches.
-    losses = [regression(mlp(), draw, draws_of(4, draw))[0].item() for draw in (1, 2)]
-    assert steps[0].loss == pytest.approx(sum(losses) / 2, rel=1e-6)
+    assert seconds == sorted(seconds) and seconds[0] >= 0
+    # Metrics are those of the last batch, and numbers: they may come as tensors, so that no GPU has to be waited for.
+    assert [step.metrics for step in steps] == [{"draw": 2 * n} for n in range(1, 9)]
+    assert type(steps[0].metrics["draw"]) is float
 
 
 def test_weight_decay_spares_biases_norms_and_embeddings_of_tokens_and_positions():
@@ -289,16 +222,6 @@ def test_mixed_precision_is_in_force_within_the_objective_and_not_outside(amp, d
     assert all(p.dtype == torch.float32 for p in model.parameters())
 
 
-def test_an_unknown_mixed_precision_is_refused_and_nothing_is_written(tmp_path):
-    for change, message in (
-        ({"amp": "bf8"}, "amp must be one of bf16, fp16, off, not 'bf8'"),
-        ({"schedule": "cosine"}, "schedule must be one of constant, .*, not 'cosine'"),
-    ):
-        with pytest.raises(ValueError, match=f"^{message}"):
-            run(mlp(), config=replace(CONFIG, **change), save_to=tmp_path / "state")
-    assert list(tmp_path.iterdir()) == []
-
-
 # --- averaged weights -------------------------------------------------------------------------------------------------
 
 
@@ -311,8 +234,7 @@ def average_by_hand(weights, decay):
     return average
 
 
-@pytest.mark.parametrize("decay", [0.3, 0.999])
-@pytest.mark.parametrize("left_after", [8, 5])
+@pytest.mark.parametrize(("decay", "left_after"), [(0.3, 5), (0.999, 8)])
 def test_when_the_loop_ends_or_is_left_the_averaged_weights_are_in_the_model_ready_to_use(decay, left_after):
     model, seen = mlp(dropout=0.3), []
     for step in fit(model, regression, replace(CONFIG, ema=decay, schedule="constant"), seed=0):
@@ -335,37 +257,32 @@ def test_without_averaging_the_last_weights_stay_in_the_model():
 # --- random numbers ---------------------------------------------------------------------------------------------------
 
 
-def test_a_run_is_a_function_of_its_seed_and_not_of_the_global_random_state():
+def test_a_run_is_a_function_of_its_seed_and_neither_reads_nor_moves_the_global_random_state():
     models = []
     for seed, outer in ((1, 1), (1, 2), (2, 1)):
         torch.manual_seed(outer)
+        state = torch.get_rng_state()
         models.append(mlp(dropout=0.5))
-        run(models[-1], seed=seed)
+        for _ in fit(models[-1], regression, CONFIG, seed=seed):
+            assert torch.equal(torch.get_rng_state(), state)
+        assert torch.equal(torch.get_rng_state(), state)
     assert same(models[0], models[1]) and not same(models[0], models[2])
 
 
-def test_the_global_random_state_is_as_it_was_at_every_step_and_after():
-    torch.manual_seed(11)
-    state = torch.get_rng_state()
-    for _ in fit(mlp(dropout=0.5), regression, CONFIG, seed=0):
-        assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(torch.get_rng_state(), state)
-
-
 def test_every_draw_has_random_numbers_of_its_own_from_the_generator_and_for_dropout():
-    numbers = [torch.rand(4, generator=draws_of(seed, draw)) for seed, draw in ((0, 1), (0, 2), (1, 1))]
-    assert len({tuple(row.tolist()) for row in numbers}) == 3
-    assert torch.equal(numbers[0], torch.rand(4, generator=draws_of(0, 1)))
+    def numbers(seed):
+        rows = []
 
-    dropped = []
+        def objective(model, draw, generator):
+            rows.extend([torch.rand(64, generator=generator), torch.rand(64)])
+            return regression(model, draw, generator)
 
-    def objective(model, draw, generator):
-        dropped.append(tuple(nn.functional.dropout(torch.ones(64)).tolist()))
-        return regression(model, draw, generator)
-
-    for seed in (0, 1, 0):
         run(mlp(), objective, replace(CONFIG, accumulate=2, steps=4), seed)
-    assert len(set(dropped)) == 16 and dropped[:8] == dropped[16:]
+        return torch.stack(rows)
+
+    first, other = numbers(0), numbers(1)
+    assert torch.equal(numbers(0), first)
+    assert torch.corrcoef(torch.cat([first, other])).fill_diagonal_(0).abs().max() < 0.6
 
 
 # --- stopping and going on --------------------------------------------------------------------------------------------
@@ -385,43 +302,28 @@ class Counting(nn.Module):
         return loss * (1 + self.calls / 10), metrics
 
 
-@pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
-@pytest.mark.parametrize("stop", [1, 5])
 @pytest.mark.parametrize(
-    ("build", "objective"), [(lambda: mlp(0.5), regression), (convolutions, image_regression)], ids=["mlp", "convs"]
+    "changes",
+    [{"amp": "off"}, {"amp": "bf16"}, {"amp": "fp16"}, {"schedule": "step", "decay_every": 2}, {"optimiser": "adam"}],
+    ids=["off", "bf16", "fp16", "decays", "adam"],
 )
-def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path, build, objective, stop, amp):
-    config = replace(CONFIG, ema=0.9, clip=1.0, weight_decay=0.05, accumulate=2, amp=amp, steps=12)
-    whole, parts, file = build(), build(), tmp_path / "state.safetensors"
+@pytest.mark.parametrize(
+    ("build", "objective"), [(mlp, regression), (convolutions, image_regression)], ids=["mlp", "convs"]
+)
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path, build, objective, changes):
+    config = replace(CONFIG, ema=0.9, clip=1.0, weight_decay=0.05, accumulate=2, steps=12, **changes)
+    whole, file, found = build(0.5), tmp_path / "state.safetensors", []
     straight = run(whole, Counting(objective), config)
-
-    for step in fit(parts, Counting(objective), config, seed=0, save_to=file):
-        if step.step == stop:
-            break
-    assert saved_step(file) == stop
-    parts, counting = build(), Counting(objective)  # as in a new process
-    rest = run(parts, counting, config, save_to=file)
-    assert [(s.step, s.loss, s.lr) for s in rest] == [(s.step, s.loss, s.lr) for s in straight[stop:]]
-    assert same(parts, whole) and not same(parts, build())
+    for stop in (1, 5, 12):
+        parts, counting = build(0.5), Counting(objective)  # as in a new process
+        for step in fit(parts, counting, config, seed=0, save_to=file):
+            found.append((step.step, step.loss, step.lr))
+            if step.step == stop:
+                break
+        assert saved_step(file) == stop
+    assert found == [(s.step, s.loss, s.lr) for s in straight]
+    assert same(parts, whole) and not same(parts, build(0.5))
     assert counting.calls == 24
-
-
-@pytest.mark.parametrize("stop", [3, 4, 9])
-@pytest.mark.parametrize("changes", [{"schedule": "step", "decay_every": 2, "decay": 0.5}, {"optimiser": "adam"}],
-                         ids=["step", "adam"])  # fmt: skip
-def test_decays_and_adam_go_on_bit_for_bit_too(tmp_path, changes, stop):
-    config, file = replace(CONFIG, ema=0.9, steps=12, **changes), tmp_path / "state.safetensors"
-    whole, parts = mlp(0.5), mlp(0.5)
-    straight = run(whole, config=config)
-    for step in fit(parts, regression, config, seed=0, save_to=file):
-        if step.step == stop:
-            break
-    parts = mlp(0.5)
-    rest = run(parts, config=config, save_to=file)
-    assert [(s.step, s.loss, s.lr) for s in rest] == [(s.step, s.loss, s.lr) for s in straight[stop:]]
-    assert same(parts, whole)
-    if "schedule" in changes:  # and there was something to go on with
-        assert len({step.lr for step in straight[2:]}) > 2
 
 
 def test_a_finished_run_is_not_trained_again_and_gives_its_averaged_weights(tmp_path):
@@ -436,17 +338,15 @@ def test_a_finished_run_is_not_trained_again_and_gives_its_averaged_weights(tmp_
 
 
 def test_the_state_is_written_on_the_way_and_at_the_end(tmp_path):
-    file = tmp_path / "state.safetensors"
-    for step in fit(mlp(), regression, CONFIG, seed=0, save_to=file, save_every=0.0):
+    often, once = tmp_path / "often", tmp_path / "once"
+    for step in fit(mlp(), regression, CONFIG, seed=0, save_to=often, save_every=AT_EVERY_STEP):
         if step.step > 1:  # when the next one is asked for, so that what its caller has added to it is there too
-            assert saved_step(file) == step.step - 1
-            assert len(state_files(file)) == min(step.step - 1, 2), "the last two are kept"
-    assert [path.name for path in state_files(file)] == ["state.safetensors-8", "state.safetensors-7"]
-    for path in state_files(file):
-        path.unlink()
-    for _ in fit(mlp(), regression, CONFIG, seed=0, save_to=file, save_every=1e6):
-        assert not state_files(file)
-    assert saved_step(file) == 8
+            assert saved_step(often) == step.step - 1
+            assert len(state_files(often)) == min(step.step - 1, 2), "the last two are kept"
+    assert [path.name for path in state_files(often)] == ["often-8", "often-7"]
+    for _ in fit(mlp(), regression, CONFIG, seed=0, save_to=once, save_every=1e6):
+        assert not state_files(once)
+    assert saved_step(once) == 8
 
 
 def fails_at(draw, failure):
@@ -459,21 +359,14 @@ def fails_at(draw, failure):
     return objective
 
 
-def raises(error):
-    def failure(loss):
-        raise error
-
-    return failure
-
-
 FAILURES = {
     "a loss that is no number": (lambda loss: loss * math.nan, FloatingPointError, "loss is nan at step 5 .* of 0.005"),
     "an infinite loss": (lambda loss: loss * math.inf, FloatingPointError, "loss is inf at step 5"),
     # d sqrt(x) / dx is infinite at 0, where sqrt itself is fine
     "a gradient that is no number": (
         lambda loss: loss + (loss * 0).sqrt(), FloatingPointError, "gradient is nan at step 5 .* of 0.005"),
-    "an interrupt": (raises(KeyboardInterrupt()), KeyboardInterrupt, None),
-    "an error": (raises(RuntimeError("out of memory")), RuntimeError, "out of memory"),
+    "an error": (lambda loss: 1 / 0, ZeroDivisionError, "division by zero"),
+    "an end": (lambda loss: sys.exit("interrupted"), SystemExit, "interrupted"),
 }  # fmt: skip
 
 
@@ -483,7 +376,7 @@ def test_a_step_that_fails_says_so_and_leaves_the_last_good_state(name, tmp_path
     config, file = replace(CONFIG, ema=0.9), tmp_path / "state.safetensors"
     model, good = mlp(), []
     with pytest.raises(error, match=message):
-        for _ in fit(model, fails_at(5, failure), config, seed=0, save_to=file, save_every=0.0):
+        for _ in fit(model, fails_at(5, failure), config, seed=0, save_to=file, save_every=AT_EVERY_STEP):
             good.append([p.detach().clone() for p in model.parameters()])
     assert len(good) == 4
     assert saved_step(file) == 4
@@ -506,36 +399,23 @@ def test_a_failure_at_the_first_step_writes_nothing(tmp_path):
 # --- speed ------------------------------------------------------------------------------------------------------------
 
 
-def test_metrics_may_come_as_tensors_and_leave_as_numbers():
-    """So that an objective need not wait for a GPU."""
-    def objective(model, step, generator):
-        return model(torch.ones(2, 5)).square().mean(), {"accuracy": torch.tensor(0.25)}
-
-    step = next(fit(mlp(), objective, CONFIG, seed=0))
-    assert step.metrics == {"accuracy": 0.25} and type(step.metrics["accuracy"]) is float
-
-
 def test_the_way_of_matmul_is_put_back_between_steps(monkeypatch):
     monkeypatch.setattr("lab5.runtime.machine._onednn_is_faster", lambda: True)
-    seen = []
+    seen, before = [], torch.get_float32_matmul_precision()
 
     def objective(model, step, generator):
         seen.append(torch.get_float32_matmul_precision())
         return model(torch.ones(2, 5)).square().mean(), {}
 
     next(fit(mlp(), objective, CONFIG, seed=0))
-    assert seen[0] == "medium" and torch.get_float32_matmul_precision() == "highest"
+    assert seen == ["medium"] and torch.get_float32_matmul_precision() == before
 
 
-class Part(nn.Module):
+class Part(nn.Linear):
     """Not one of torch's own, which torch.compile leaves to themselves."""
 
-    def __init__(self):
-        super().__init__()
-        self.linear = nn.Linear(5, 5)
-
     def forward(self, x):
-        return self.linear(x).tanh()
+        return super().forward(x).tanh()
 
 
 class Blocks(nn.Module):
@@ -543,13 +423,13 @@ class Blocks(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.blocks = nn.ModuleList(Part() for _ in range(2))
+        self.blocks = nn.ModuleList(Part(5, 5) for _ in range(2))
 
     def forward(self, x):
         return self.blocks[1](self.blocks[0](x))
 
 
-@pytest.mark.parametrize("build", [Blocks, Part])
+@pytest.mark.parametrize("build", [Blocks, lambda: Part(5, 5)], ids=["blocks", "whole"])
 def test_compiled_parts_are_the_same_network_under_the_same_names(build):
     model, x, graphs = build(), torch.randn(4, 5, generator=torch.Generator().manual_seed(0)), []
     names, expected = list(model.state_dict()), model(x)

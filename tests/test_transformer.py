@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from stubs import seeded
 
 from lab5.config import TransformerConfig
 from lab5.transformer import BidirectionalTransformer
@@ -19,14 +20,13 @@ LAB_SIZE = TransformerConfig(
 SMALL = TransformerConfig(
     codes=12, positions=9, width=16, layers=3, heads=4, hidden=24, dropout=0.1, attention_dropout=0.1
 )
-NORMS = ("post", "pre")
+both_norms = pytest.mark.parametrize("norm", ["post", "pre"])
 
 
 def small_model(norm="post", fused=True):
     """In float64; biases are not zero, so that a test sees whether each position gets its own."""
-    generator = torch.Generator().manual_seed(7)
-    config = replace(SMALL, norm=norm)
-    model = BidirectionalTransformer(config, fused=fused, generator=generator).double().eval()
+    generator = seeded(7)
+    model = BidirectionalTransformer(replace(SMALL, norm=norm), fused=fused, generator=generator).double().eval()
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             parameter.data.normal_(0, 0.3, generator=generator)
@@ -34,8 +34,7 @@ def small_model(norm="post", fused=True):
 
 
 def random_tokens(images=4):
-    generator = torch.Generator().manual_seed(5)
-    return torch.randint(0, SMALL.codes + 1, (images, SMALL.positions), generator=generator)
+    return torch.randint(0, SMALL.codes + 1, (images, SMALL.positions), generator=seeded(5))
 
 
 def lab_shapes():
@@ -53,12 +52,14 @@ def lab_weight(key, shape):
     return torch.from_numpy(np.float32(1 + 0.1 * draw) if key.endswith("weight") else np.float32(0.02) * draw)
 
 
-def test_parameters_have_the_labs_names_and_shapes():
+@both_norms
+def test_parameters_have_the_labs_names_and_shapes(norm):
+    config = replace(LAB_SIZE, norm=norm)
     with torch.device("meta"):
-        model = BidirectionalTransformer(LAB_SIZE)
+        model = BidirectionalTransformer(config)
     assert {key: tuple(value.shape) for key, value in model.state_dict().items()} == lab_shapes()
     assert sum(parameter.numel() for parameter in model.parameters()) == pytest.approx(72.7e6, rel=1e-3)
-    assert (model.codes, model.mask_id, model.config) == (1024, 1024, LAB_SIZE)
+    assert (model.codes, model.mask_id, model.config) == (1024, 1024, config)
 
 
 def test_outputs_equal_those_of_the_labs_own_modules():
@@ -78,16 +79,7 @@ def test_outputs_equal_those_of_the_labs_own_modules():
     assert torch.equal(logits[..., :1024].argmax(dim=-1)[clear], right[clear])
 
 
-@pytest.mark.parametrize("norm", NORMS)
-def test_both_norms_have_the_same_parameters_and_other_outputs(norm):
-    other = next(name for name in NORMS if name != norm)
-    model, twin = small_model(norm), small_model(other)
-    assert list(model.state_dict()) == list(twin.state_dict())
-    twin.load_state_dict(model.state_dict())
-    assert not torch.allclose(model(random_tokens()), twin(random_tokens()))
-
-
-@pytest.mark.parametrize("norm", NORMS)
+@both_norms
 def test_a_block_is_its_equation(norm):
     block = small_model(norm).blocks[1]
     x = torch.randn(2, SMALL.positions, SMALL.width, dtype=torch.float64)
@@ -100,34 +92,26 @@ def test_a_block_is_its_equation(norm):
     torch.testing.assert_close(block(x), right)
 
 
-@pytest.mark.parametrize("norm", NORMS)
-def test_logits_where_asked_are_those_of_the_full_answer(norm):
+@both_norms
+def test_logits_where_asked_and_their_gradients_are_those_of_the_full_answer(norm):
     model, tokens = small_model(norm), random_tokens()
-    where = tokens % 3 == 0
+    where, found = tokens % 3 == 0, []
     assert 0 < where.sum() < where.numel()
-    torch.testing.assert_close(model(tokens, where), model(tokens)[where])
-    assert model(tokens, torch.zeros_like(where)).shape == (0, SMALL.codes + 1)
-
-
-def test_a_loss_where_asked_has_the_gradients_of_the_full_answer():
-    model, tokens = small_model(), random_tokens()
-    where = tokens % 3 == 0
-    gradients = []
     for logits in (model(tokens, where), model(tokens)[where]):
         model.zero_grad()
         logits.logsumexp(dim=-1).square().sum().backward()
-        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
-    for selected, full in zip(*gradients, strict=True):
-        torch.testing.assert_close(selected, full)
+        found.append([logits] + [parameter.grad.clone() for parameter in model.parameters()])
+    torch.testing.assert_close(*found)
+    assert model(tokens, torch.zeros_like(where)).shape == (0, SMALL.codes + 1)
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@both_norms
 def test_the_fused_kernel_changes_nothing(norm):
     tokens = random_tokens()
     torch.testing.assert_close(small_model(norm, fused=True)(tokens), small_model(norm, fused=False)(tokens))
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@both_norms
 def test_attention_weights_are_those_that_the_forward_pass_uses(norm):
     model, tokens = small_model(norm, fused=False), random_tokens()
     weights = model.attention_weights(tokens)
@@ -157,8 +141,7 @@ def test_images_do_not_see_each_other():
 
 def test_initial_weights_follow_the_seed_and_the_labs_distribution():
     def build(seed):
-        generator = torch.Generator().manual_seed(seed)
-        return BidirectionalTransformer(replace(SMALL, width=64), generator=generator)
+        return BidirectionalTransformer(replace(SMALL, width=64), generator=seeded(seed))
 
     first, again, other = build(1).state_dict(), build(1).state_dict(), build(2).state_dict()
     assert all(torch.equal(first[key], again[key]) for key in first)
@@ -188,32 +171,32 @@ def test_tokens_out_of_range_are_refused(wrong):
         small_model()(tokens)
 
 
-def test_bad_shapes_and_settings_are_refused():
+def test_bad_shapes_settings_and_hints_that_were_not_learned_are_refused():
     with pytest.raises(ValueError, match="must have 9 positions per image, but they have 8"):
         small_model()(random_tokens()[:, :8])
     with pytest.raises(ValueError, match="norm must be 'post' or 'pre', but it is 'middle'"):
         BidirectionalTransformer(replace(SMALL, norm="middle"))
     with pytest.raises(ValueError, match="width is 16 and heads is 3"):
         BidirectionalTransformer(replace(SMALL, heads=3))
+    with pytest.raises(ValueError, match="built for tokens alone"):
+        BidirectionalTransformer(SMALL)(random_tokens(), hints=torch.zeros(4, 9, 5))
 
 
 # --- hints ------------------------------------------------------------------------------------------------------------
 
 
-def hinted_model():
+def hinted_model(size=0.5):
     """With a table of hints that is not zero, as a training leaves it."""
-    generator = torch.Generator().manual_seed(7)
-    model = BidirectionalTransformer(replace(SMALL, hints=5), generator=generator).eval()
-    model.hint_emb.weight.data.normal_(0, 0.5, generator=generator)
+    model = BidirectionalTransformer(replace(SMALL, hints=5), generator=seeded(7)).eval()
+    model.hint_emb.weight.data += size * torch.randn(16, 5, generator=seeded(1))
     return model
 
 
 def test_a_network_without_hints_has_the_labs_parameters_and_one_with_them_starts_as_the_same_function():
-    plain = BidirectionalTransformer(SMALL, generator=torch.Generator().manual_seed(1)).eval()
-    hinted = BidirectionalTransformer(replace(SMALL, hints=5), generator=torch.Generator().manual_seed(1)).eval()
+    plain, hinted = BidirectionalTransformer(SMALL).eval(), hinted_model(size=0.0)
     assert set(hinted.state_dict()) - set(plain.state_dict()) == {"hint_emb.weight"}
     hinted.load_state_dict(plain.state_dict(), strict=False)
-    tokens, hints = random_tokens(), torch.randn(4, 9, 5, generator=torch.Generator().manual_seed(2))
+    tokens, hints = random_tokens(), torch.randn(4, 9, 5, generator=seeded(2))
     assert torch.equal(hinted(tokens, hints=hints), plain(tokens)), "an untrained table says nothing"
 
 
@@ -227,18 +210,8 @@ def test_no_hints_and_zeros_are_the_same_and_others_are_not():
 
 
 def test_hints_are_added_to_the_embedding_before_its_norm():
-    model, tokens = hinted_model(), random_tokens()
-    hints = torch.randn(4, 9, 5, generator=torch.Generator().manual_seed(3))
-    other = BidirectionalTransformer(SMALL).eval()
-    other.load_state_dict({name: t for name, t in model.state_dict().items() if name != "hint_emb.weight"})
+    model, tokens, hints = hinted_model(), random_tokens(), torch.randn(4, 9, 5, generator=seeded(3))
     x = model.LN(model.tok_emb(tokens) + model.pos_emb + hints @ model.hint_emb.weight.T)
-    weights = model.attention_weights(tokens, hints)
-    torch.testing.assert_close(weights[0], other.blocks[0].attention_weights(x))
-    where = torch.zeros(4, 9, dtype=torch.bool)
-    where[2, 4:] = True
+    torch.testing.assert_close(model.attention_weights(tokens, hints)[0], model.blocks[0].attention_weights(x))
+    where = tokens > 6
     torch.testing.assert_close(model(tokens, where, hints), model(tokens, hints=hints)[where])
-
-
-def test_hints_for_a_network_that_has_not_learned_any_are_refused():
-    with pytest.raises(ValueError, match="built for tokens alone"):
-        BidirectionalTransformer(SMALL)(random_tokens(), hints=torch.zeros(4, 9, 5))

@@ -37,6 +37,7 @@ def execute(
             progress_bar={"desc": label},
             stderr_file=_KernelStderr(),
             execution_timeout=limit,
+            start_timeout=600,  # a busy machine takes its time
             kernel_manager_class=_own_kernel(environment),
         )
     except (PapermillExecutionError, CellTimeoutError, DeadKernelError) as error:

@@ -8,7 +8,7 @@ import platform
 import signal
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -54,7 +54,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         raise OSError(f"{path} could not be written and is as it was before: {error}") from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(NotADirectoryError):  # a file where the folder should be
+            part.unlink(missing_ok=True)
 
 
 def _sweep(path: Path) -> None:
@@ -123,11 +124,12 @@ def _lock(path: Path) -> BinaryIO:
             mine = " (this one: leave its loop first)" if owner == _me() else ""
             raise InUseError(f"{path.parent} is in use by {owner}{mine}: wait for it, or stop it") from error
         # Whoever had it may have removed the file between the two lines above: then this is no lock.
-        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            file.truncate(0)
-            file.write(_me().encode())
-            file.flush()
-            return file
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                file.truncate(0)
+                file.write(_me().encode())
+                file.flush()
+                return file
         file.close()
 
 

@@ -27,7 +27,7 @@ def images(generator) -> Tensor:
 
 @pytest.fixture
 def network(monkeypatch, images) -> ToyFeatures:
-    """A small network that counts the images it looks at, in the place of the committed classifier and of Inception."""
+    """A small network that counts the images it looks at, in the place of the committed classifier."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = ToyFeatures({"fur": 3}, features=5, channels=(8, 8, 8, 8)).eval()
@@ -44,143 +44,118 @@ def network(monkeypatch, images) -> ToyFeatures:
 
 
 @pytest.fixture
-def folders(images, tmp_path) -> tuple[str, str]:
-    """Two folders of six images."""
-    return tuple(str(write_images(tmp_path / name, part)) for name, part in zip("ab", images.split(6), strict=True))
+def folders(images, tmp_path, monkeypatch) -> tuple[str, str]:
+    """Two folders of six images, in the folder that the command line is used in."""
+    monkeypatch.chdir(tmp_path)
+    return write_images("a", images[:6]), write_images("b", images[6:])
 
 
-def write_images(folder: Path, images: Tensor) -> Path:
-    folder.mkdir()
+def write_images(folder: str, images: Tensor) -> str:
+    Path(folder).mkdir()
     for i, image in enumerate(images):
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"image_{i:03d}.png")
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(f"{folder}/image_{i:03d}.png")
     return folder
 
 
-def write_csv(file: Path, images: Tensor, header: str = ",".join(map(str, range(PIXELS)))) -> Path:
-    """As the lab's ground truth: pixels row by row, red green blue of each."""
-    rows = images.permute(0, 2, 3, 1).reshape(len(images), -1).tolist()
-    file.write_text("\n".join([header, *(",".join(map(str, row)) for row in rows)]) + "\n")
-    return file
+def run(line: str, features: str = "toy") -> int:
+    return main(["fid", *line.split(), "--features", features, "--profile", "smoke", "--device", "cpu"])
 
 
-def run(*words, features: str = "toy") -> int:
-    return main(["fid", *map(str, words), "--features", features, "--profile", "smoke", "--device", "cpu"])
+@pytest.fixture
+def distance(folders, images, network) -> float:
+    """Of the two folders."""
+    return frechet_distance(*(network.features(part / 255) for part in images.split(6)))
 
 
 def value(out: str) -> float:
     return float(re.search(r"^Frechet.* = (\S+)$", out, re.MULTILINE)[1])
 
 
-# --- what is printed --------------------------------------------------------------------------------------------
-
-
-def test_n_of_both_the_network_and_the_values_are_printed(folders, images, network, capsys):
-    assert run(*folders) == 0
+def test_n_of_both_the_network_and_the_values_are_printed(images, network, distance, capsys):
+    assert run("a b") == 0
     n_a, n_b, used, score, spread = capsys.readouterr().out.splitlines()
-    assert (n_a, n_b) == (f"n = 6: {folders[0]}", f"n = 6: {folders[1]}")
+    assert (n_a, n_b) == ("n = 6: a", "n = 6: b")
     assert re.fullmatch(r"features: ToyFeatures, weights [0-9a-f]{12}", used)
-    a, b = (network.features(part / 255) for part in images.split(6))
-    assert score == f"Frechet distance on toy-attribute features = {frechet_distance(a, b):.4f}", "it is not called FID"
-    assert re.fullmatch(r"KID = -?\d+\.\d+ ± \d+\.\d+ \(SD .*\)", spread)
-    assert float(spread.split()[2]) == pytest.approx(kid(a, b), abs=1e-6)
+    assert score == f"Frechet distance on toy-attribute features = {distance:.4f}", "it is not called FID"
+    printed = re.fullmatch(r"KID = (-?\d+\.\d+) ± \d+\.\d+ \(SD .*\)", spread)[1]
+    assert float(printed) == pytest.approx(kid(*(network.features(part / 255) for part in images.split(6))), abs=1e-6)
 
 
-def test_the_weights_hash_changes_with_a_weight(folders, network, capsys):
-    run(*folders)
-    first = capsys.readouterr().out.splitlines()[2]
-    with torch.no_grad():
-        network.heads["fur"].bias[0] += 1
-    run(*folders)
-    assert capsys.readouterr().out.splitlines()[2] != first
-
-
-# --- every kind of set ------------------------------------------------------------------------------------------
-
-
-def test_the_labs_csv_is_the_folder_of_its_images(folders, images, network, tmp_path, capsys):
-    csv = write_csv(tmp_path / "gt.csv", images[6:])
-    assert run(*folders) == 0
+def test_the_labs_csv_is_the_folder_of_its_images(folders, images, network, capsys):
+    rows = images[6:].permute(0, 2, 3, 1).reshape(6, -1).tolist()  # pixels row by row, red green blue of each
+    Path("gt.csv").write_text("\n".join(",".join(map(str, row)) for row in [range(PIXELS), *rows]) + "\n")
+    assert run("a b") == 0
     as_folder = capsys.readouterr().out.splitlines()[2:]
-    assert run("--predicted-path", folders[0], "--gtcsv-path", csv) == 0
+    assert run("--predicted-path a --gtcsv-path gt.csv") == 0
     printed = capsys.readouterr()
     assert printed.out.splitlines()[2:] == as_folder
     assert "found on disk" in printed.err, "the same images, wherever they are from"
 
 
-@pytest.mark.parametrize("with_n", [True, False])
-def test_pytorch_fids_statistics_take_the_place_of_images(folders, images, network, tmp_path, capsys, with_n):
-    run(*folders)
-    expected = value(capsys.readouterr().out)
+@pytest.mark.parametrize("n", [{"n": 6}, {}], ids=["n", "unknown"])
+def test_pytorch_fids_statistics_take_the_place_of_images(images, network, distance, capsys, n):
     mu, sigma = feature_stats(network.features(images[6:] / 255))
-    more = {"n": 6} if with_n else {}
-    np.savez(tmp_path / "stats.npz", mu=mu.numpy(), sigma=sigma.numpy(), **more)
-    assert run(folders[0], tmp_path / "stats.npz") == 0
+    np.savez("stats.npz", mu=mu.numpy(), sigma=sigma.numpy(), **n)
+    assert run("a stats.npz") == 0
     out = capsys.readouterr().out
-    assert value(out) == pytest.approx(expected, abs=1e-3)
-    assert f"n = {6 if with_n else 'unknown'}: {tmp_path / 'stats.npz'}" in out
+    assert value(out) == pytest.approx(distance, abs=1e-3)
+    assert f"n = {n.get('n', 'unknown')}: stats.npz" in out
     assert "KID needs the images of both sets" in out and "KID =" not in out
 
 
-def test_saved_statistics_can_be_compared_later_and_read_by_others(folders, images, network, tmp_path, capsys):
-    run(*folders)
-    expected = value(capsys.readouterr().out)
-    assert run(folders[1], "--save-stats", tmp_path / "b.npz") == 0
+def test_saved_statistics_can_be_compared_later_and_read_by_others(images, network, distance, capsys):
+    assert run("b --save-stats b.npz") == 0
     assert "mu, sigma and n = 6" in capsys.readouterr().out
-    with np.load(tmp_path / "b.npz") as stats:
+    with np.load("b.npz") as stats:
         features = network.features(images[6:] / 255).double().numpy()
         np.testing.assert_allclose(stats["mu"], features.mean(0), atol=1e-6)
         np.testing.assert_allclose(stats["sigma"], np.cov(features, rowvar=False), atol=1e-6)
-    assert run(folders[0], tmp_path / "b.npz") == 0
-    assert value(capsys.readouterr().out) == pytest.approx(expected, abs=1e-3)
-    assert run(folders[1], folders[0], "--save-stats", tmp_path / "a.npz") == 0, "of the second"
+    assert run("b a --save-stats a.npz") == 0, "of the second"
     network.seen.clear()
     capsys.readouterr()
-    assert run(tmp_path / "a.npz", tmp_path / "b.npz") == 0
-    assert value(capsys.readouterr().out) == pytest.approx(expected, abs=1e-3) and network.seen == []
+    assert run("a.npz b.npz") == 0
+    assert value(capsys.readouterr().out) == pytest.approx(distance, abs=1e-3) and network.seen == []
 
 
 def test_toy_cats_are_cut_to_the_number_of_the_other_set(folders, images, network, monkeypatch, capsys):
     none = torch.zeros(12, dtype=torch.bool)
     cats = Dataset("toycats", images, images, images.flip(3), torch.zeros(12, 64, 64) > 0, none, none, {}, {})
     monkeypatch.setattr(command, "get_dataset", lambda config: cats)
-    assert run(folders[0], "toycats-test") == 0
+    assert run("a toycats-test") == 0
     out = capsys.readouterr().out
-    assert out.startswith(f"n = 6: {folders[0]}\nn = 6: toycats-test\n")
+    assert out.startswith("n = 6: a\nn = 6: toycats-test\n")
     a, b = (network.features(part / 255) for part in (images[:6], images.flip(3)[:6]))
     assert value(out) == pytest.approx(frechet_distance(a, b), abs=1e-4)
-    assert run("toycats-test", folders[0], "--n", "5") == 0
+    assert run("toycats-test a --n 5") == 0
     assert "n = 5: toycats-test\nn = 5:" in capsys.readouterr().out
 
 
-# --- the cache --------------------------------------------------------------------------------------------------
-
-
-def test_features_of_the_reference_are_made_once(folders, images, network, capsys):
-    run(*folders)
+def test_features_of_the_reference_are_made_once(folders, network, capsys):
+    run("a b")
     first = capsys.readouterr()
     assert network.seen == [6, 6] and "found on disk" not in first.err
-    run(*folders)
+    run("a b")
     second = capsys.readouterr()
     assert network.seen == [6, 6, 6], "only those of the results"
-    assert f"features of {folders[1]}: found on disk" in second.err and second.out == first.out
+    assert "features of b: found on disk" in second.err and second.out == first.out
 
 
 def test_another_pixel_weight_or_number_of_images_is_another_reference(folders, images, network, capsys):
-    run(*folders)
-    Image.fromarray(images[0].permute(1, 2, 0).numpy()).save(Path(folders[1]) / "image_003.png")
-    run(*folders)
-    run(*folders, "--n", "5")
+    run("a b")
+    first = capsys.readouterr().out.splitlines()
+    Image.fromarray(images[0].permute(1, 2, 0).numpy()).save("b/image_003.png")
+    run("a b")
+    run("a b --n 5")
     with torch.no_grad():
         network.mean += 1
-    run(*folders)
-    assert network.seen == [6, 6] * 2 + [5, 5] + [6, 6]
-    assert "found on disk" not in capsys.readouterr().err
+    capsys.readouterr()
+    run("a b")
+    last = capsys.readouterr()
+    assert network.seen == [6, 6] * 2 + [5, 5] + [6, 6] and "found on disk" not in last.err
+    assert last.out.splitlines()[2] != first[2], "the hash of the weights"
 
 
-# --- Inception --------------------------------------------------------------------------------------------------
-
-
-def test_inception_is_made_from_the_flags(folders, network, monkeypatch, tmp_path, capsys):
+def test_inception_is_made_from_the_flags(folders, network, monkeypatch, capsys):
     asked = []
 
     class Stub(InceptionFeatures):
@@ -194,37 +169,33 @@ def test_inception_is_made_from_the_flags(folders, network, monkeypatch, tmp_pat
             return network.features(images)
 
     monkeypatch.setattr(command, "InceptionFeatures", Stub)
-    assert run(*folders, features="inception") == 0
+    assert run("a b", features="inception") == 0
     out = capsys.readouterr().out
     assert "FID (Inception 6726825d) = " in out and "features: Stub, weights 6726825d0000" in out
-    run(*folders, "--weights", "w.pth", "--download", "--batch-size", "7", "--dims", "2048", features="inception")
+    run("a b --weights w.pth --download --batch-size 7 --dims 2048", features="inception")
     assert asked == [(None, False), 50, 50, (Path("w.pth"), True), 7], "features of the reference were found"
 
 
-# --- what is refused --------------------------------------------------------------------------------------------
-
-
-def test_sets_of_different_n_are_refused_with_the_way_out(images, network, tmp_path, capsys):
-    a, b = write_images(tmp_path / "a", images[:6]), write_images(tmp_path / "b", images[6:11])
-    assert run(a, b) == 2
+def test_sets_of_different_n_are_refused_with_the_way_out(folders, network, capsys):
+    Path("b/image_005.png").unlink()
+    assert run("a b") == 2
     error = capsys.readouterr().err
     assert "a has 6 images and" in error and "b has 5" in error and "--n" in error
-    assert run(a, b, "--n", 5) == 0 and "n = 5" in capsys.readouterr().out
-    assert run(a, b, "--n", 3) == 2 and "at least 4 images, found 3" in capsys.readouterr().err
-    np.savez(tmp_path / "five.npz", mu=np.zeros(5), sigma=np.eye(5), n=5)
-    assert run(a, tmp_path / "five.npz") == 2 and "has 6 images and" in capsys.readouterr().err
+    assert run("a b --n 5") == 0 and "n = 5" in capsys.readouterr().out
+    assert run("a b --n 3") == 2 and "at least 4 images, found 3" in capsys.readouterr().err
+    np.savez("five.npz", mu=np.zeros(5), sigma=np.eye(5), n=5)
+    assert run("a five.npz") == 2 and "has 6 images and" in capsys.readouterr().err
 
 
-def test_images_that_cannot_be_compared_are_named(images, network, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("LAB5_INCEPTION_WEIGHTS", str(tmp_path / "none.pth"))
-    folder, small = write_images(tmp_path / "a", images[:4]), write_images(tmp_path / "b", images[:4, :, :32, :32])
-    assert run(folder, small) == 2 and "64x64" in capsys.readouterr().err
-    assert run(folder, small, features="inception") == 2
-    assert "no Inception weights at" in capsys.readouterr().err
-    Image.new("RGB", (20, 10)).save(small / "4.png")
-    assert run(folder, small) == 2 and "several sizes (20x10, 32x32)" in capsys.readouterr().err
-    (folder / "image_002.png").write_bytes(b"no picture")
-    assert run(folder, small) == 2 and "image_002.png in" in capsys.readouterr().err
+def test_images_that_cannot_be_compared_are_named(folders, images, network, monkeypatch, capsys):
+    monkeypatch.setenv("LAB5_INCEPTION_WEIGHTS", "none.pth")
+    write_images("small", images[:6, :, :32, :32])
+    assert run("a small") == 2 and "64x64" in capsys.readouterr().err
+    assert run("a small", features="inception") == 2 and "no Inception weights at" in capsys.readouterr().err
+    Image.new("RGB", (20, 10)).save("small/4.png")
+    assert run("a small") == 2 and "several sizes (20x10, 32x32)" in capsys.readouterr().err
+    Path("a/image_002.png").write_bytes(b"no picture")
+    assert run("a small") == 2 and "image_002.png in" in capsys.readouterr().err
 
 
 ROW = ",".join(["7"] * PIXELS)
@@ -240,14 +211,6 @@ ROW = ",".join(["7"] * PIXELS)
     (f"header\n{ROW[:-1]}0.5\n", "whole numbers from 0 to 255"),
     (f"header\n{ROW[:-1]}nan\n", "whole numbers from 0 to 255"),
     (f"{ROW}\n{ROW}\n", "has no header"),
-])  # fmt: skip
-def test_a_csv_that_is_not_the_labs_is_refused(folders, network, tmp_path, capsys, content, sentence):
-    (tmp_path / "gt.csv").write_text(content)
-    assert run(folders[0], tmp_path / "gt.csv") == 2
-    assert sentence in capsys.readouterr().err and network.seen == []
-
-
-@pytest.mark.parametrize("arrays, sentence", [
     ({"mu": np.zeros(5)}, "must hold mu and sigma, found mu"),
     ({"mu": np.zeros(5), "sigma": np.eye(4)}, "found mu (5,), sigma (4, 4)"),
     ({"mu": np.zeros(5), "sigma": np.eye(5), "n": np.zeros(3)}, "n (3,) float64"),
@@ -255,34 +218,38 @@ def test_a_csv_that_is_not_the_labs_is_refused(folders, network, tmp_path, capsy
     ({"mu": np.zeros(5, int), "sigma": np.eye(5)}, "must hold finite floats"),
     ({"mu": np.array([None] * 5), "sigma": np.eye(5)}, "is not a readable npz"),
     ({"mu": np.zeros(7), "sigma": np.eye(7)}, "has 5 features and"),
-])  # fmt: skip
-def test_statistics_of_another_form_are_refused(folders, network, tmp_path, capsys, arrays, sentence):
-    np.savez(tmp_path / "stats.npz", **arrays)
-    assert run(folders[0], tmp_path / "stats.npz") == 2
+], ids=[f"csv{i}" for i in range(9)] + [f"npz{i}" for i in range(7)])  # fmt: skip
+def test_a_csv_or_statistics_of_another_form_are_refused(folders, network, capsys, content, sentence):
+    if isinstance(content, str):
+        Path("set.csv").write_text(content)
+    else:
+        np.savez("set.npz", **content)
+    assert run("a set.csv" if isinstance(content, str) else "a set.npz") == 2
     printed = capsys.readouterr()
     assert sentence in printed.err and printed.out == ""
+    assert network.seen == [] or sentence == "has 5 features and", "refused before anything is computed"
 
 
-@pytest.mark.parametrize("words, sentence", [
-    (["{a}", "/nowhere"], "/nowhere is no folder and no file; a set is"),
-    (["{a}", "{a}/image_000.png"], "is no set: files must be"),
-    (["{a}", "--save-stats", "{tmp}/stats.txt"], "writes a new file that ends in .npz"),
-    (["{a}", "--save-stats", "{tmp}/there.npz"], "there.npz is there already"),
-    (["{a}", "{tmp}/there.npz", "--save-stats", "{tmp}/new.npz"], "is a file of statistics itself"),
-    (["{a}", "{b}", "--n", "0"], "--n must be at least 1"),
-    (["{a}", "{b}", "--batch-size", "0"], "--batch-size must be at least 1"),
+@pytest.mark.parametrize("line, sentence", [
+    ("a /nowhere", "/nowhere is no folder and no file; a set is"),
+    ("a a/image_000.png", "is no set: files must be"),
+    ("a --save-stats stats.txt", "writes a new file that ends in .npz"),
+    ("a --save-stats there.npz", "there.npz is there already"),
+    ("a there.npz --save-stats new.npz", "is a file of statistics itself"),
+    ("a b --n 0", "--n must be at least 1"),
+    ("a b --batch-size 0", "--batch-size must be at least 1"),
 ])  # fmt: skip
-def test_other_mistakes_are_one_sentence(folders, network, tmp_path, capsys, words, sentence):
-    np.savez(tmp_path / "there.npz", mu=np.zeros(5), sigma=np.eye(5))
-    assert run(*(word.format(a=folders[0], b=folders[1], tmp=tmp_path) for word in words)) == 2
-    assert sentence in capsys.readouterr().err and network.seen == [] and not (tmp_path / "new.npz").exists()
+def test_other_mistakes_are_one_sentence(folders, network, capsys, line, sentence):
+    np.savez("there.npz", mu=np.zeros(5), sigma=np.eye(5))
+    assert run(line) == 2
+    assert sentence in capsys.readouterr().err and network.seen == [] and not Path("new.npz").exists()
 
 
-def test_statistics_are_written_whole_or_not_at_all(folders, network, tmp_path, monkeypatch, capsys):
+def test_statistics_are_written_whole_or_not_at_all(folders, network, monkeypatch, capsys):
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(files.os, "replace", full)
-    assert run(folders[0], "--save-stats", tmp_path / "stats.npz") == 2
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+    assert run("a --save-stats stats.npz") == 2
+    assert sorted(path.name for path in Path().iterdir()) == ["a", "b"]
     assert "No space left" in capsys.readouterr().err

@@ -34,15 +34,11 @@ def encoded(pair, dataset, fill) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("evidence", [0.0, 2.0])
-def test_the_result_does_not_depend_on_the_batch(pair, dataset, evidence):
+def test_an_image_is_filled_alike_in_any_batch_and_any_company(pair, dataset, evidence):
     decode = replace(DECODE, evidence=evidence)
     results = [filled(pair, dataset.test, dataset.holes, replace(decode, batch=batch)) for batch in (1, 4, 64)]
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
-
-
-def test_an_image_is_filled_alike_alone_and_in_company(pair, dataset):
-    together = filled(pair, dataset.test, dataset.holes, DECODE)
-    assert torch.equal(filled(pair, dataset.test[:2], dataset.holes[:2], DECODE), together[:2])
+    assert torch.equal(filled(pair, dataset.test[:2], dataset.holes[:2], decode), results[0][:2])
 
 
 def test_another_seed_and_another_image_have_other_noise(pair, dataset):

@@ -41,7 +41,7 @@ def vqgan(seed=0):
     return model
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def tokenizer():
     return Tokenizer(vqgan(), batch=3)
 
@@ -67,6 +67,9 @@ def test_decode_gives_bytes_of_the_networks_pictures(tokenizer, images):
     with torch.no_grad():
         exact = denormalise(tokenizer.vqgan.decode(tokens)) * 255
     assert (pictures - exact).abs().max() <= 0.5 + 1e-3  # rounded, not cut off
+    error = (pictures / 255 - images / 255).square().mean().item()
+    found = reconstruction_psnr_db(tokenizer.vqgan, images, batch=3)
+    assert found == pytest.approx(-10 * np.log10(error), abs=0.01)
 
 
 def test_tokenizing_is_done_in_full_precision_whatever_is_on_around_it(tokenizer, images):
@@ -95,19 +98,6 @@ def test_the_network_is_frozen_and_in_evaluation_mode():
     assert not model.training and not any(p.requires_grad for p in model.parameters())
 
 
-def test_a_mask_id_cannot_be_decoded(tokenizer, images):
-    tokens = tokenizer.encode(images)
-    tokens[3, 5] = CONFIG.codes
-    with pytest.raises(ValueError, match="masked positions have to be filled"):
-        tokenizer.decode(tokens)
-
-
-def test_the_reconstructions_psnr_is_that_of_the_bytes_nearly(tokenizer, images):
-    error = (tokenizer.decode(tokenizer.encode(images)) / 255 - images / 255).square().mean().item()
-    found = reconstruction_psnr_db(tokenizer.vqgan, images, batch=3)
-    assert found == pytest.approx(-10 * np.log10(error), abs=0.01)
-
-
 # --- holes ------------------------------------------------------------------------------------------------------------
 
 
@@ -122,22 +112,31 @@ def test_pixels_under_a_hole_that_is_filled_are_never_read(fill, tokenizer, imag
     assert not torch.equal(tokenizer.encode(other), tokenizer.encode(images))  # who reads them sees a difference
 
 
-def test_evidence_favours_the_code_of_what_is_seen_and_says_nothing_of_what_is_not(tokenizer, images, holes):
+def test_evidence_is_each_codes_distance_by_what_is_seen_and_says_nothing_of_what_is_not(tokenizer, images, holes):
+    filled, codes = fill_holes(images, holes, "telea"), tokenizer.vqgan.codebook.embedding.weight
+    rows = tokenizer.evidence(filled, holes, strength=3.0)
+    latents, missing = tokenizer.hints(filled, holes).split((CONFIG.latent, 16), dim=2)
+    distance = torch.cdist(latents * codes.std(), codes.expand(7, -1, -1)).square()
+    known, seen = ~token_mask(holes), 1 - missing.mean(2)
+    unit = (distance.amin(2) * known).sum(1) / known.sum(1)  # of each image by itself
+    expected = -3 / 2 * seen.square()[:, :, None] * distance / unit[:, None, None]
+    torch.testing.assert_close(rows, expected, rtol=1e-2, atol=1e-2)
+    assert torch.equal(rows.argmax(2)[known], tokenizer.encode(filled)[known])
+    assert (seen == 0).any() and not rows[seen == 0].any()
+    assert not tokenizer.evidence(filled, torch.ones_like(holes), 1.0).any(), "of an image without a known token"
+
+
+def test_hints_are_the_latents_of_the_filled_image_and_the_missing_pixels_of_each_block(tokenizer, images, holes):
     filled = fill_holes(images, holes, "telea")
-    rows = tokenizer.evidence(filled, holes, strength=2.0)
-    tokens, unknown = tokenizer.encode(filled), token_mask(holes)
-    assert rows.shape == (7, 256, CONFIG.codes) and (rows <= 0).all()
-    assert torch.equal(rows.argmax(2)[~unknown], tokens[~unknown])
-    blind = token_mask(~holes).logical_not()  # not one pixel of the token is known
-    assert blind.any() and (rows[blind] == 0).all() and (rows[~blind] < 0).any(1).all()
-    torch.testing.assert_close(tokenizer.evidence(filled, holes, strength=1.0), rows / 2)
-
-
-def test_evidence_is_each_images_own(tokenizer, images, holes):
-    grey = fill_holes(images, holes, "grey")
-    rows = tokenizer.evidence(grey, holes, strength=1.0)
-    alone = torch.cat([tokenizer.evidence(grey[i : i + 1], holes[i : i + 1], 1.0) for i in range(7)])
-    torch.testing.assert_close(alone, rows, rtol=1e-2, atol=1e-2)
+    hints = tokenizer.hints(filled, holes)
+    latent = tokenizer.vqgan.config.latent
+    assert hints.shape == (len(images), 256, latent + 16)
+    maps = tokenizer.vqgan.latents(normalise(filled)) / tokenizer.vqgan.codebook.embedding.weight.std()
+    row, column = 5, 9
+    torch.testing.assert_close(hints[:, 16 * row + column, :latent], maps[:, :, row, column], rtol=1e-4, atol=1e-5)
+    block = holes[:, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4].flatten(1).float()
+    assert torch.equal(hints[:, 16 * row + column, latent:], block)
+    assert torch.equal(hints[:, :, latent:].any(2), token_mask(holes))
 
 
 # --- the cache --------------------------------------------------------------------------------------------------------
@@ -146,19 +145,15 @@ def test_evidence_is_each_images_own(tokenizer, images, holes):
 def test_cached_tokens_are_the_encoding_and_the_file_is_used_again(tokenizer, images, tmp_path, monkeypatch):
     file = tokenizer.cache_file(images, tmp_path / "cache", "train")
     assert not file.exists()
+    tokenizer.cached(images, tmp_path / "cache", "train").zero_()  # into memory, not into the file
     first = tokenizer.cached(images, tmp_path / "cache", "train")
     assert torch.equal(first.long(), tokenizer.encode(images)) and first.dtype == torch.int16
     assert list(file.parent.iterdir()) == [file]  # and nothing half-written beside it
-    os.utime(file, ns=(1, 1))
+    os.utime(file, (86400, 86400))
     monkeypatch.setattr(Tokenizer, "encode", lambda *_: pytest.fail("encoded again"))
     again = tokenizer.cached(images, tmp_path / "cache", "train")
-    assert torch.equal(again, first) and file.stat().st_mtime_ns == 1
+    assert torch.equal(again, first) and file.stat().st_mtime == 86400
     assert torch.equal(Tokenizer(vqgan()).cached(images, tmp_path / "cache", "train"), first)  # in another process
-
-
-def test_writing_into_cached_tokens_does_not_change_the_file(tokenizer, images, tmp_path):
-    tokenizer.cached(images, tmp_path, "train").zero_()
-    assert torch.equal(tokenizer.cached(images, tmp_path, "train").long(), tokenizer.encode(images))
 
 
 def test_other_images_other_weights_and_other_names_have_files_of_their_own(tokenizer, images, tmp_path):
@@ -172,13 +167,8 @@ def test_other_images_other_weights_and_other_names_have_files_of_their_own(toke
         tokenizer.cache_file(images.flip(3), tmp_path, "train"),
         tokenizer.cache_file(images, tmp_path, "val"),
         Tokenizer(model).cache_file(images, tmp_path, "train"),
-        Tokenizer(vqgan(seed=1)).cache_file(images, tmp_path, "train"),
     }
-    assert len(files) == 6
-    assert tokenizer.cache_file(images, tmp_path, "train") in files
-    for file_images in (images, other_images):
-        tokenizer.cached(file_images, tmp_path, "train")
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(files) == 5 and tokenizer.cache_file(images, tmp_path, "train") in files
 
 
 def test_the_hash_of_the_weights_is_theirs_alone_and_not_their_layouts():
@@ -186,16 +176,6 @@ def test_the_hash_of_the_weights_is_theirs_alone_and_not_their_layouts():
     assert len(plain) == 12 and int(plain, 16) >= 0
     assert Tokenizer(vqgan().to(memory_format=torch.channels_last), batch=1).weights_hash == plain
     assert Tokenizer(vqgan(seed=1)).weights_hash != plain
-
-
-def test_an_encoding_that_fails_leaves_no_file(tokenizer, images, tmp_path, monkeypatch):
-    def fails(*_):
-        raise RuntimeError("out of memory")
-
-    monkeypatch.setattr(Tokenizer, "encode", fails)
-    with pytest.raises(RuntimeError, match="out of memory"):
-        tokenizer.cached(images, tmp_path, "train")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_cache_that_was_cut_short_goes_on_from_the_last_piece(tokenizer, images, tmp_path, monkeypatch):
@@ -218,17 +198,12 @@ def test_a_cache_that_was_cut_short_goes_on_from_the_last_piece(tokenizer, image
     assert list(tmp_path.iterdir()) == [tokenizer.cache_file(images, tmp_path, "train")]
 
 
-def not_tokens(path):
-    np.save(path, np.full((2, 256), 9999, np.int16))
-
-
-def fewer(path):
-    np.save(path, np.zeros((1, 256), np.int16))
-
-
 @pytest.mark.parametrize("spoil", [
-    lambda path: path.write_bytes(b""), lambda path: path.write_bytes(path.read_bytes()[:300]),
-    lambda path: path.write_bytes(b"something else"), not_tokens, fewer,
+    lambda path: path.write_bytes(b""),
+    lambda path: path.write_bytes(path.read_bytes()[:300]),
+    lambda path: path.write_bytes(b"something else"),
+    lambda path: np.save(path, np.full((2, 256), 9999, np.int16)),
+    lambda path: np.save(path, np.zeros((1, 256), np.int16)),
     lambda path: np.save(path, np.array([{}], dtype=object), allow_pickle=True),
 ], ids=["empty", "cut short", "foreign", "other numbers", "fewer", "a pickle"])  # fmt: skip
 def test_a_damaged_token_cache_is_told_and_made_again(spoil, tokenizer, images, tmp_path):
@@ -245,47 +220,3 @@ def test_a_full_disk_leaves_no_token_cache_and_is_told(disk_of, tokenizer, image
     with disk_of(100), pytest.raises(OSError, match="tokens-train-.* could not be written"):
         tokenizer.cached(images[:2], tmp_path, "train")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_one_pair_of_statistics_goes_both_ways():
-    """The lab has two; a tokenizer that mixed them would shift every picture's colours."""
-    ramp = torch.linspace(0, 1, 256).expand(1, 3, 1, 256)
-    torch.testing.assert_close(denormalise(normalise(ramp)), ramp, rtol=0, atol=1e-6)
-
-
-# --- evidence ---------------------------------------------------------------------------------------------------------
-
-
-def test_without_a_hole_the_evidence_is_for_the_tokens_of_the_encoder(tokenizer, images):
-    weights = tokenizer.evidence(images, torch.zeros(len(images), 64, 64, dtype=torch.bool), 1.0)
-    assert torch.equal(weights.argmax(-1), tokenizer.encode(images))
-    assert (weights <= 0).all()
-
-
-def test_tokens_without_a_visible_pixel_weigh_all_codes_alike(tokenizer, images, holes):
-    weights = tokenizer.evidence(fill_holes(images, holes, "grey"), holes, 5.0)
-    unseen = holes.unflatten(2, (16, 4)).unflatten(1, (16, 4)).all(4).all(2).flatten(1)
-    assert unseen.any() and (weights[unseen] == 0).all()
-    assert (weights[~unseen].amin(-1) < 0).all()
-
-
-def test_evidence_grows_in_proportion_to_its_strength(tokenizer, images, holes):
-    filled = fill_holes(images, holes, "mean")
-    one, three = (tokenizer.evidence(filled, holes, strength) for strength in (1.0, 3.0))
-    torch.testing.assert_close(three, 3 * one)
-
-
-# --- hints ------------------------------------------------------------------------------------------------------------
-
-
-def test_hints_are_the_latents_of_the_filled_image_and_the_missing_pixels_of_each_block(tokenizer, images, holes):
-    filled = fill_holes(images, holes, "telea")
-    hints = tokenizer.hints(filled, holes)
-    latent = tokenizer.vqgan.config.latent
-    assert hints.shape == (len(images), 256, latent + 16)
-    maps = tokenizer.vqgan.latents(normalise(filled)) / tokenizer.vqgan.codebook.embedding.weight.std()
-    row, column = 5, 9
-    torch.testing.assert_close(hints[:, 16 * row + column, :latent], maps[:, :, row, column], rtol=1e-4, atol=1e-5)
-    block = holes[:, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4].flatten(1).float()
-    assert torch.equal(hints[:, 16 * row + column, latent:], block)
-    assert torch.equal(hints[:, :, latent:].any(2), token_mask(holes))

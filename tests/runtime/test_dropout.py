@@ -34,9 +34,8 @@ def test_the_gradient_passes_where_the_value_does():
 
 
 def test_a_seed_gives_the_same_numbers_and_another_others():
-    x = torch.ones(100)
-    draws = [(torch.manual_seed(seed), dropout(x, 0.5))[1] for seed in (3, 3, 4)]
-    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+    first, again, other = ((torch.manual_seed(seed), dropout(torch.ones(100), 0.5))[1] for seed in (3, 3, 4))
+    assert torch.equal(first, again) and not torch.equal(first, other)
 
 
 def test_it_rests_in_evaluation_at_zero_and_takes_all_at_one():

@@ -1,15 +1,15 @@
 """Training, its token cache and a study are killed again and again, at random moments, and end with the same bits."""
 
-import multiprocessing
 import os
 import random
+import signal
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from stubs import Blocks, cats, untrained_pair
+from stubs import PROCESSES, Blocks, cats, started, untrained_pair
 
 from lab5.config import DecodeConfig
 from lab5.data.dataset import get_dataset
@@ -21,13 +21,14 @@ from lab5.study.run import Plan, run_study
 from lab5.training import session as training
 from lab5.training.networks import train_transformer, train_vqgan
 
-ROOT = Path(__file__).parents[2]
 SIZES = {
     "device": "cpu",
     "data.train": 24, "data.val": 8, "data.test": 8, "transformer.dropout": 0.1, "transformer.hints": 0,
     "stage1.steps": 24, "stage1.batch": 4, "stage1.warmup": 2, "stage1.adversarial": 0.1, "stage1.ema": 0.9,
-    "stage2.steps": 80, "stage2.batch": 4, "stage2.warmup": 2, "stage2.schedule": "step", "stage2.decay_every": 4,
+    "stage2.steps": 40, "stage2.batch": 4, "stage2.warmup": 2, "stage2.schedule": "step", "stage2.decay_every": 4,
 }  # fmt: skip
+STEPS = SIZES["stage1.steps"] + SIZES["stage2.steps"]  # more than all processes together have leave to make
+KILLS = 20
 
 
 def gate(parent) -> None:
@@ -40,7 +41,7 @@ def train(folder: str, parent) -> None:
     """Both stages, in a process of its own, with a state after every step."""
     os.environ["LAB5_DATA"] = folder
     torch.set_num_threads(1)
-    training.SAVE_EVERY = 0.0
+    training.SAVE_EVERY = -1.0
     config = configure("smoke", **SIZES)
     data = get_dataset(config)
     first = train_vqgan(config, data)
@@ -50,33 +51,43 @@ def train(folder: str, parent) -> None:
         gate(parent)
 
 
-# A server that has imported everything forks each process: a start takes no time, and nothing of the tests is in it.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["lab5.training.networks", __name__])
-
-
-def start(folder: Path, leave: int, work=train):
-    """The process, with leave for so many steps, and the pipe to it: it cannot come to its end before it is killed."""
+def start(work, folder: Path, leave: int):
+    """The process, with leave for so many steps, and the pipe to it."""
     ours, theirs = PROCESSES.Pipe()
-    process = PROCESSES.Process(target=work, args=(str(folder), theirs))
-    process.start()
+    process = started(work, str(folder), theirs)
     theirs.close()
     for _ in range(leave):
         ours.send("go on")
     return process, ours
 
 
-def steps_made(pipe, steps: int) -> list[float]:
-    """Wait for so many steps; when each was made."""
-    return [(pipe.recv(), time.monotonic())[1] for _ in range(steps)]
+def whole(work, folder: Path, steps: int) -> tuple[float, float]:
+    """All steps, of which so many are left; the seconds before the first, and those of a step."""
+    started(str).join()  # after which the server has imported everything
+    began = time.monotonic()
+    process, pipe = start(work, folder, steps)
+    pipe.recv()
+    first = time.monotonic()
+    process.join()
+    assert process.exitcode == 0
+    return first - began, (time.monotonic() - first) / steps
+
+
+def kill(work, folder: Path, leave: int, seconds: float) -> None:
+    """So many steps, and then killed: in a later one, which it has no leave to end, or before the first."""
+    process, pipe = start(work, folder, leave)
+    for _ in range(leave):
+        pipe.recv()
+    process.join(seconds)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
 
 
 def result(folder: Path) -> dict[str, list]:
     """Everything that a run leaves: weights, losses and metrics, tokens; without times and the folder's name."""
     found: dict[str, list] = {}
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        if file.name == ".lock":  # of a process that was killed when all was done but this; it locks nothing now
-            continue
         name = str(file.relative_to(folder))
         if file.suffix == ".safetensors":
             state, meta = load_tensors(file)
@@ -86,7 +97,7 @@ def result(folder: Path) -> dict[str, list]:
             found[name] = [(step, loss, lr, metrics) for step, _, loss, lr, _, metrics in steps]
         elif file.suffix == ".npy":
             found[name] = [np.load(file).tobytes()]
-        else:
+        elif file.name != ".lock":  # of a process that was killed when all was done but this; it locks nothing now
             found[name] = [] if file.suffix == ".npz" else [file.read_bytes()]
     return found
 
@@ -98,31 +109,15 @@ def progress(folder: Path) -> str:
 
 
 def test_a_training_that_is_killed_at_20_random_moments_ends_with_the_same_weights(tmp_path):
-    whole, killed, kills = tmp_path / "whole", tmp_path / "killed", 20
-    steps = SIZES["stage1.steps"] + SIZES["stage2.steps"]
-    began = time.monotonic()
-    process, pipe = start(whole, leave=steps)
-    times = steps_made(pipe, steps)
-    process.join()
-    assert process.exitcode == 0
-    before, a_step = times[0] - began, (times[-1] - times[0]) / steps
-
-    moments, places = random.Random(0), set()
-    for kill in range(kills):
-        leave = moments.randint(1, 3) if kill % 4 else 0
-        process, pipe = start(killed, leave)
-        steps_made(pipe, leave)
-        # At any moment of the step after these, or of what comes before the first: opening, loading, encoding.
-        process.join(moments.uniform(0, a_step if leave else before))
-        process.kill()
-        process.join()
-        assert process.exitcode == -9
-        places.add(progress(killed))
-    assert len(places) > kills / 3, "it was killed in one and the same place"
-    process, _ = start(killed, leave=steps)
-    process.join()
-    assert process.exitcode == 0
-    ours, theirs = result(whole), result(killed)
+    before, a_step = whole(train, tmp_path / "whole", STEPS)
+    moments, places, folder = random.Random(0), set(), tmp_path / "killed"
+    for number in range(KILLS):
+        leave = moments.randint(1, 3) if number % 4 else 0
+        kill(train, folder, leave, moments.uniform(0, a_step if leave else before))
+        places.add(progress(folder))
+    assert len(places) > KILLS / 3, "it was killed in one and the same place"
+    whole(train, folder, STEPS)
+    ours, theirs = result(tmp_path / "whole"), result(folder)
     assert ours.keys() == theirs.keys(), "files are missing, or left over"
     assert [name for name in ours if ours[name] != theirs[name]] == []
     assert {Path(name).name for name in ours} >= {"vqgan.safetensors", "transformer.safetensors", "history.json"}
@@ -131,16 +126,16 @@ def test_a_training_that_is_killed_at_20_random_moments_ends_with_the_same_weigh
 # --- the study --------------------------------------------------------------------------------------------------------
 
 
-def study(folder: Path, seeds: int):
+def study(folder: Path):
     """Sixty decodings, of which each is kept when it is done."""
     scorer = Scorer(cats(4, folder.parent / "cache"), Blocks())
     plans = [Plan(replace(DecodeConfig(steps=2), schedule=name), (1, 2)) for name in ("cosine", "linear", "square")]
-    return run_study(untrained_pair(), scorer, plans, seeds=seeds, folder=folder)
+    return run_study(untrained_pair(), scorer, plans, seeds=20, folder=folder)
 
 
 def decode(folder: str, parent) -> None:
     torch.set_num_threads(1)
-    for _ in study(Path(folder), 20):
+    for _ in study(Path(folder)):
         gate(parent)
 
 
@@ -149,33 +144,14 @@ def rows(results) -> list[dict]:
 
 
 def test_a_study_that_is_killed_at_20_random_moments_ends_with_the_same_table(tmp_path):
-    moments, counts, folder = random.Random(1), set(), tmp_path / "killed"
-    process, pipe = start(tmp_path / "first", 0, decode)  # after which the server has imported everything
-    steps_made(pipe, 1)
-    process.kill()
-    process.join()
-    began = time.monotonic()
-    process, pipe = start(tmp_path / "whole", 60, decode)
-    ends = steps_made(pipe, 60)
-    process.join()
-    assert process.exitcode == 0
-    before, a_decoding = ends[0] - began, (ends[-1] - ends[0]) / 59
-    for kill in range(20):
-        kept = len(list(folder.glob("*.safetensors")))
-        leave = kept + moments.randint(1, 2) if kill % 4 else 0
-        process, pipe = start(folder, leave, decode)
-        steps_made(pipe, leave)
-        process.join(moments.uniform(0, 2 * a_decoding if leave else before))
-        process.kill()
-        process.join()
-        assert process.exitcode == -9
-        counts.add(len(list(folder.glob("*.safetensors"))))
-    assert len(counts) > 8 and max(counts) < 60
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        ours, theirs = list(study(folder, 20)), list(study(tmp_path / "whole", 20))
-    finally:
-        torch.set_num_threads(threads)
-    assert rows(ours) == rows(theirs) and len(ours) == 60
+    before, a_decoding = whole(decode, tmp_path / "whole", 60)
+    moments, counts, folder = random.Random(1), [0], tmp_path / "killed"
+    for number in range(KILLS):
+        leave = counts[-1] + moments.randint(1, 2) if number % 4 else 0
+        kill(decode, folder, leave, moments.uniform(0, 2 * a_decoding if leave else before))
+        counts.append(len(list(folder.glob("*.safetensors"))))
+    assert len(set(counts)) > 8 and max(counts) < 60
+    whole(decode, folder, 60)
+    ours, theirs = rows(study(tmp_path / "whole")), rows(study(folder))
+    assert ours == theirs and len(ours) == 2 * 60
     assert all(file.suffix == ".safetensors" for file in folder.iterdir()), "nothing half written is left"

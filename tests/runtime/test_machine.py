@@ -9,15 +9,15 @@ import torch
 from lab5.runtime import machine
 from lab5.runtime.machine import fast_float32
 
-CPU = torch.device("cpu")
+CPU, the_way = torch.device("cpu"), torch.get_float32_matmul_precision
 
 
 @pytest.fixture(autouse=True)
 def as_it_was():
     """The setting is the process's."""
-    assert torch.get_float32_matmul_precision() == "highest"
+    assert the_way() == "highest"
     yield
-    assert torch.get_float32_matmul_precision() == "highest"
+    assert the_way() == "highest"
 
 
 @pytest.mark.parametrize(("words", "faster"), [
@@ -44,9 +44,8 @@ def test_what_is_fast_here_is_exact_too():
 
 def test_the_way_is_borrowed_and_put_back_also_after_an_error(monkeypatch):
     monkeypatch.setattr(machine, "_onednn_is_faster", lambda: True)
-    with fast_float32(CPU):
-        assert torch.get_float32_matmul_precision() == "medium"
     with pytest.raises(ZeroDivisionError), fast_float32(CPU):
+        assert the_way() == "medium"
         raise ZeroDivisionError
 
 
@@ -55,15 +54,14 @@ def test_a_choice_that_was_made_already_stays(monkeypatch):
     torch.set_float32_matmul_precision("high")
     try:
         with fast_float32(CPU):
-            assert torch.get_float32_matmul_precision() == "high"
+            assert the_way() == "high"
     finally:
         torch.set_float32_matmul_precision("highest")
+    with fast_float32(torch.device("cuda")):
+        assert the_way() == "highest", "a GPU is left alone"
     monkeypatch.setenv("LAB5_MATMUL", "highest")
     with fast_float32(CPU):
-        assert torch.get_float32_matmul_precision() == "highest"
-    monkeypatch.delenv("LAB5_MATMUL")
-    with fast_float32(torch.device("cuda")):
-        assert torch.get_float32_matmul_precision() == "highest", "a GPU is left alone"
+        assert the_way() == "highest"
 
 
 def test_a_full_gpu_is_told_with_the_setting_to_lower(monkeypatch):

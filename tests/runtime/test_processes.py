@@ -1,15 +1,14 @@
 """Pieces of work over processes: each done once, with what is shared, and errors that are not lost."""
 
+import multiprocessing
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from stubs import PROCESSES, started
 
-from lab5.runtime.folders import ROOT
 from lab5.runtime.processes import run_parallel
 
 
@@ -25,7 +24,7 @@ def fail(shared: int, item: int) -> int:
 
 def stay(folder: Path, item: int) -> None:
     (folder / str(os.getpid())).touch()
-    time.sleep(600)
+    time.sleep(3600)
 
 
 def die(shared: int, item: int) -> int:
@@ -49,35 +48,32 @@ def test_several_processes_share_the_items_and_the_threads():
     assert all(result[2] == max(1, torch.get_num_threads() // 2) for result in found.values())
 
 
-def test_an_error_in_a_process_is_raised_here():
-    with pytest.raises(ValueError, match="two is refused"):
-        list(run_parallel(fail, 0, [1, 2, 3], jobs=2))
+@pytest.mark.parametrize(("work", "error", "says"), [
+    (fail, ValueError, "two is refused"),
+    (die, ChildProcessError, "a worker process died.*run again to go on from what is done"),
+])  # fmt: skip
+def test_an_error_in_a_process_and_its_death_are_told_here(work, error, says, monkeypatch):
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: PROCESSES)  # as fresh, and sooner there
+    with pytest.raises(error, match=says):
+        list(run_parallel(work, 0, [1, 2, 3], jobs=2))
 
 
-def test_a_process_that_dies_is_told_in_one_sentence():
-    with pytest.raises(ChildProcessError, match="a worker process died.*run again to go on from what is done"):
-        list(run_parallel(die, 0, [1, 2], jobs=2))
+def spread(folder: Path) -> None:
+    list(run_parallel(stay, folder, [1, 2], jobs=2))
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to see which processes run")
 def test_workers_end_with_a_parent_that_is_killed(tmp_path):
-    code = "import sys; from pathlib import Path\n"
-    code += "from lab5.runtime.processes import run_parallel\nfrom tests.runtime.test_processes import stay\n"
-    code += "if __name__ == '__main__': list(run_parallel(stay, Path(sys.argv[1]), [1, 2], jobs=2))"
-    script = tmp_path / "spreads.py"
-    script.write_text(code)
-    parent = subprocess.Popen([sys.executable, script, tmp_path], env=os.environ | {"PYTHONPATH": str(ROOT)})
-    workers: list[int] = []
-    while len(workers) < 2:
-        assert parent.poll() is None
-        time.sleep(0.1)
-        workers = [int(path.name) for path in tmp_path.iterdir() if path.name.isdigit()]
+    parent = started(spread, tmp_path)
+    while len(workers := [int(path.name) for path in tmp_path.iterdir()]) < 2:
+        assert parent.is_alive()
+        time.sleep(0.05)
     parent.kill()
-    parent.wait()
-    end = time.monotonic() + 20
-    while any(map(is_running, workers)) and time.monotonic() < end:
-        time.sleep(0.1)
-    assert not any(map(is_running, workers))
+    parent.join()
+    end = time.monotonic() + 600
+    while any(map(is_running, workers)):
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def is_running(process: int) -> bool:

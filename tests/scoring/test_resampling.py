@@ -1,20 +1,14 @@
 """Metrics of weighted images: against the unweighted ones, against repeated images, and influences against slopes."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
+from stubs import seeded
 
 from lab5.fid import frechet_distance, kid
 from lab5.scoring.resampling import METRICS, Outcome, resample, resamples
-from lab5.scoring.scores import ssim_map
 
-RATIOS = ["hole_psnr_db", "ssim", "seam", "token_accuracy", "attribute_accuracy"]
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
+SIZES = pytest.mark.parametrize("n, features", [(30, 5), (12, 20)])
 
 
 def reference(n: int, features: int) -> torch.Tensor:
@@ -41,10 +35,6 @@ def outcome(n: int, features: int = 4, seed: int = 0) -> Outcome:
         read=counts(0, 2),
         asked=counts(2, 4),
     )
-
-
-def repeated(o: Outcome, weights: torch.Tensor) -> Outcome:
-    return Outcome(*(part.repeat_interleave(weights, dim=0) for part in o))
 
 
 def whole(metric: str, o: Outcome, true: torch.Tensor) -> float:
@@ -78,17 +68,15 @@ def test_resamples_draw_every_image_alike_and_as_often_as_chance_says():
     assert (weights.sum(dim=1) == 20).all() and weights.min() == 0
     assert weights.double().mean(0) == pytest.approx(1, abs=0.08)
     assert weights.double().var(0).mean().item() == pytest.approx(1 - 1 / 20, rel=0.03)  # multinomial
-    assert (weights == 0).double().mean().item() == pytest.approx((1 - 1 / 20) ** 20, abs=0.01)
-    assert torch.equal(weights, resamples(20, 4000, seeded())) and not torch.equal(
-        weights, resamples(20, 4000, seeded(1))
-    )
+    assert torch.equal(weights, resamples(20, 4000, seeded()))
+    assert not torch.equal(weights, resamples(20, 4000, seeded(1)))
 
 
 # --- metrics
 
 
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("n, features", [(30, 5), (12, 20)])
+@SIZES
 def test_with_every_image_once_a_metric_is_what_it_is_elsewhere(metric, n, features):
     o, true = outcome(n, features), reference(n, features)
     found = resample({7: o}, metric, torch.ones(2, n, dtype=torch.long), true)
@@ -97,12 +85,13 @@ def test_with_every_image_once_a_metric_is_what_it_is_elsewhere(metric, n, featu
     assert found.bend.abs().max() < 1e-6, "nothing bends where nothing is resampled"
 
 
-@pytest.mark.parametrize("metric", ["score", *RATIOS])
-@pytest.mark.parametrize("n, features", [(30, 5), (12, 20)])
+@pytest.mark.parametrize("metric", [metric for metric in METRICS if metric != "kid"])
+@SIZES
 def test_an_image_that_counts_twice_is_in_the_set_twice(metric, n, features):
     o, true = outcome(n, features), reference(n, features)
     weights = resamples(n, 5, seeded(3))
-    expected = [whole(metric, repeated(o, w), true.repeat_interleave(w, dim=0)) for w in weights]
+    repeated = (Outcome(*(part.repeat_interleave(w, dim=0) for part in o)) for w in weights)
+    expected = [whole(metric, r, true.repeat_interleave(w, dim=0)) for r, w in zip(repeated, weights, strict=True)]
     assert every(metric, o, true, weights).tolist() == pytest.approx(expected, rel=1e-6)
 
 
@@ -123,17 +112,8 @@ def test_kid_leaves_out_all_pairs_of_an_image_with_its_own_duplicates():
         assert every("kid", o, true, weights[None]).item() == pytest.approx(sum(values) / len(values), rel=1e-9)
 
 
-def test_resampled_kid_is_not_biased_and_resampled_frechet_distance_is():
-    n, features = 40, 12
-    o, true, weights = outcome(n, features), reference(n, features), resamples(n, 800, seeded(5))
-    values = every("kid", o, true, weights)
-    assert abs(values.mean() - kid(o.features, true, paired=True)) < 4 * values.std() / 800**0.5
-    values = every("score", o, true, weights)
-    assert values.mean() > 1.2 * frechet_distance(o.features, true)
-
-
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("n, features", [(30, 5), (12, 20)])
+@SIZES
 def test_influences_are_the_slopes_of_the_metric(metric, n, features):
     o, true = outcome(n, features), reference(n, features)
     found = resample({0: o}, metric, resamples(n, 20, seeded(6)), true)
@@ -155,24 +135,6 @@ def test_value_influence_and_bend_make_up_the_resampled_value(metric):
     assert found.bend[0].var() < first_order.var()
 
 
-def test_psnr_and_ssim_are_those_of_the_pictures():
-    truth = torch.randint(256, (5, 3, 64, 64), generator=seeded(), dtype=torch.uint8)
-    pictures = torch.randint(256, (5, 3, 64, 64), generator=seeded(1), dtype=torch.uint8)
-    holes = torch.rand(5, 64, 64, generator=seeded(2)) < torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5])[:, None, None]
-    missing = holes.sum((1, 2))
-    o = outcome(5)._replace(
-        error=((pictures.double() - truth.double()).square().mean(1) * holes).sum((1, 2)),
-        missing=missing,
-        ssim=(ssim_map(pictures, truth) * holes).sum((1, 2)) / missing,
-    )
-    ones, true = torch.ones(2, 5, dtype=torch.long), reference(5, 4)
-    errors = (pictures.double() - truth.double()).square().mean(1)[holes]
-    ssim = ssim_map(pictures, truth)[holes].mean()
-    expected = {"hole_psnr_db": 10 * math.log10(255**2 / errors.mean()), "ssim": ssim}
-    for metric, value in expected.items():
-        assert resample({0: o}, metric, ones, true).value.item() == pytest.approx(float(value), rel=1e-6)
-
-
 def test_no_error_at_all_is_138_db_in_every_resample():
     o = outcome(10)._replace(error=torch.zeros(10))
     found = resample({0: o}, "hole_psnr_db", resamples(10, 5, seeded()), reference(10, 4))
@@ -186,9 +148,6 @@ def test_the_truth_itself_has_no_distance_and_no_error():
         found = resample({0: outcome(30, 5)._replace(features=true)}, metric, resamples(30, 5, seeded()), true)
         for part in found[1:]:
             assert part.abs().max() < 1e-5
-
-
-# --- refusals
 
 
 def test_what_cannot_be_measured_in_some_resample_is_refused():

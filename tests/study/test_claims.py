@@ -1,5 +1,7 @@
 """Claims against studies whose answer is known: better, worse, equal, or too noisy to tell."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -15,7 +17,6 @@ from lab5.study.claims import (
     Differences,
     Direction,
     Verdict,
-    direction,
     effects,
     judge,
     judge_all,
@@ -27,8 +28,7 @@ from lab5.study.run import Point
 N, F = 32, 6
 TRUTH = torch.randn(N, F, generator=torch.Generator().manual_seed(0))
 QUICK = plans.quick(StudyConfig(schedules=("cosine", "linear", "square"), steps=(1, 4, 8), seeds=3), DecodeConfig())
-PARTS = plans.wide(configure("quick", device="cpu"))
-WIDE = Grid([], [p for part in PARTS for p in part.plans], [c for part in PARTS for c in part.comparisons])
+ALL = plans.claims(configure("quick", device="cpu"))  # which asks about every claim what the wide grid asks
 BETTER, WORSE, NONE, UNKNOWN = Direction
 HOLDS_BETTER, HOLDS_WORSE, HOLDS_NONE = ((Verdict.HOLDS, is_so) for is_so in (BETTER, WORSE, NONE))
 FAILS_BETTER, FAILS_WORSE, FAILS_NONE = ((Verdict.FAILS, is_so) for is_so in (BETTER, WORSE, NONE))
@@ -57,56 +57,49 @@ def verdicts(grid: Grid, shift_of, noise: float = 0.05) -> dict[str, tuple[Verdi
     return {one.claim.says: (one.verdict, one.direction) for one in judgements}
 
 
-def test_the_best_schedule_is_found_whichever_it_is():
-    for best in ("cosine", "linear", "square"):
-        verdict = verdicts(QUICK, lambda point, best=best: 0.2 if point.decode.schedule == best else 0.9)
-        for name in ("cosine", "linear", "square"):
-            assert verdict[f"{name} is the best schedule"] == (HOLDS_BETTER if name == best else FAILS_WORSE)
+SWEET, EQUAL_SWEET = "stopping early, at a sweet spot, helps", "a sweet spot changes nothing"
+HURTS, NOT_NEEDED = "iterating hurts: all at once is better", "iterating is not needed: all at once is as good"
+ALL_TOKENS = "a loss on all tokens trains better"
 
 
-def test_the_best_is_better_than_each_of_the_others_and_not_on_average_alone():
-    far = {"linear": 0.2, "cosine": 0.4, "square": 2.0}
-    verdict = verdicts(QUICK, lambda point: far.get(point.decode.schedule, 0.3))
-    assert verdict["linear is the best schedule"] == HOLDS_BETTER
-    assert verdict["cosine is the best schedule"] == FAILS_WORSE
-    alike = verdicts(QUICK, lambda point: 0.2 if point.decode.schedule != "square" else 2.0)
-    assert alike["linear is the best schedule"] == alike["cosine is the best schedule"] == FAILS_NONE
+def schedules(default: float = 0.3, **shifts: float) -> Callable[[Point], float]:
+    return lambda point: shifts.get(point.decode.schedule, default)
 
 
-def test_where_nothing_differs_no_direction_holds_and_equality_does():
-    verdict = verdicts(QUICK, lambda point: 0.3)
-    for name in ("cosine", "linear", "square"):
-        assert verdict[f"{name} is the best schedule"] == FAILS_NONE
-    assert verdict["a sweet spot changes nothing"] == HOLDS_NONE
-    assert verdict["iterating is not needed: all at once is as good"] == HOLDS_NONE
-    assert verdict["iterating hurts: all at once is better"] == FAILS_NONE
-    assert verdict["a loss on all tokens trains better"] == (Verdict.NOT_MEASURED, UNKNOWN)
+def best(**verdicts: tuple[Verdict, Direction]) -> dict[str, tuple[Verdict, Direction]]:
+    return {f"{name} is the best schedule": verdict for name, verdict in verdicts.items()}
 
 
-def test_a_sweet_spot_and_iterating_are_told_apart_from_their_opposites():
-    early = verdicts(QUICK, lambda point: 0.2 if point.stop < point.decode.steps else 0.9)
-    assert early["stopping early, at a sweet spot, helps"] == HOLDS_BETTER
-    assert early["a sweet spot changes nothing"] == FAILS_BETTER
-    hurts = verdicts(QUICK, lambda point: 0.2 if point.decode.steps == 1 else 0.9)
-    assert hurts["iterating hurts: all at once is better"] == HOLDS_WORSE
-    assert hurts["iterating is not needed: all at once is as good"] == FAILS_WORSE
-    more = verdicts(QUICK, lambda point: 0.9 - 0.08 * point.decode.steps)
-    assert more["more steps are better"] == HOLDS_BETTER
-    assert more["iterating hurts: all at once is better"] == FAILS_BETTER
+@pytest.mark.parametrize(("shift_of", "expected"), [
+    (schedules(0.9, cosine=0.2), best(cosine=HOLDS_BETTER, linear=FAILS_WORSE, square=FAILS_WORSE)),
+    (schedules(0.9, linear=0.2), best(cosine=FAILS_WORSE, linear=HOLDS_BETTER, square=FAILS_WORSE)),
+    (schedules(0.9, square=0.2), best(cosine=FAILS_WORSE, linear=FAILS_WORSE, square=HOLDS_BETTER)),
+    # The best is better than each of the others, and not on average alone.
+    (schedules(linear=0.2, cosine=0.4, square=2.0), best(linear=HOLDS_BETTER, cosine=FAILS_WORSE)),
+    (schedules(0.2, square=2.0), best(linear=FAILS_NONE, cosine=FAILS_NONE)),
+    (schedules(), best(cosine=FAILS_NONE, linear=FAILS_NONE, square=FAILS_NONE) | {
+        EQUAL_SWEET: HOLDS_NONE, NOT_NEEDED: HOLDS_NONE, HURTS: FAILS_NONE, ALL_TOKENS: (Verdict.NOT_MEASURED, UNKNOWN),
+    }),
+    (lambda point: 0.2 if point.stop < point.decode.steps else 0.9, {SWEET: HOLDS_BETTER, EQUAL_SWEET: FAILS_BETTER}),
+    (lambda point: 0.2 if point.decode.steps == 1 else 0.9, {HURTS: HOLDS_WORSE, NOT_NEEDED: FAILS_WORSE}),
+    (lambda point: 0.9 - 0.08 * point.decode.steps, {"more steps are better": HOLDS_BETTER, HURTS: FAILS_BETTER}),
+], ids=["cosine", "linear", "square", "than each", "two", "alike", "stopping", "one shot", "more"])  # fmt: skip
+def test_claims_and_their_opposites_are_told_apart(shift_of, expected):
+    assert expected.items() <= verdicts(QUICK, shift_of).items()
 
 
 def test_noise_leaves_a_claim_undecided():
-    assert verdicts(QUICK, lambda point: 0.3, noise=3.0)["cosine is the best schedule"] == (Verdict.OPEN, UNKNOWN)
+    assert best(cosine=(Verdict.OPEN, UNKNOWN)).items() <= verdicts(QUICK, schedules(), noise=3.0).items()
 
 
-def test_the_wide_grid_decides_every_claim():
+def test_the_grid_of_claims_decides_every_claim():
     good = {"40 to 50 % masked", "loss on all tokens"}
-    verdict = verdicts(WIDE, lambda point: 0.2 if point.network in good or point.decode.codes == "sample" else 0.9)
+    verdict = verdicts(ALL, lambda point: 0.2 if point.network in good or point.decode.codes == "sample" else 0.9)
     assert len(verdict) == len(CLAIMS) and Verdict.NOT_MEASURED not in {one for one, _ in verdict.values()}
     assert verdict["sampled codes are better than the likeliest"] == HOLDS_BETTER
     # The trainings' decodings are all sampled: 0.2 everywhere.
     assert verdict["masking 40 to 50 % trains best"] == FAILS_NONE
-    late = verdicts(WIDE, lambda point: 0.9 if point.network == plans.CONTROL else 0.2)
+    late = verdicts(ALL, lambda point: 0.9 if point.network == plans.CONTROL else 0.2)
     assert late["masking half of the tokens trains best"] == HOLDS_BETTER
     assert late["a lower loss is not a lower score"] == HOLDS_WORSE
 
@@ -118,24 +111,22 @@ def test_the_wide_grid_decides_every_claim():
     ("loss on all tokens", "a loss on all tokens trains better"),
 ])  # fmt: skip
 def test_a_claim_about_a_training_is_about_that_network_alone(name, says):
-    verdict = verdicts(WIDE, lambda point: 0.2 if point.network == name else 0.9)
+    verdict = verdicts(ALL, lambda point: 0.2 if point.network == name else 0.9)
     trained = {claim for claim in verdict if "train" in claim}
     assert {claim for claim in trained if verdict[claim] == HOLDS_BETTER} == {says} < trained
 
 
 def test_a_judgement_counts_its_comparisons_and_the_clear_ones():
-    far = {"linear": 0.2, "cosine": 0.2, "square": 2.0}
-    differences = study(QUICK, lambda point: far.get(point.decode.schedule, 0.3))
+    differences = study(QUICK, schedules(linear=0.2, cosine=0.2, square=2.0))
     judgements = {one.claim.says: one for one in judge_all(QUICK.comparisons, differences, 0.05)}
     square = judgements["square is the best schedule"]
     assert (square.comparisons, square.clear) == (4, 4), "two rivals at two T, in either place of the pair"
     assert square.effect.kid.low > 0 and square.effect.label == square.claim.says
-    missing = judgements["a loss on all tokens trains better"]
-    assert (missing.effect, missing.comparisons, missing.clear) == (None, 0, 0)
+    assert judgements[ALL_TOKENS][3:] == (None, 0, 0), "not measured"
 
 
 def test_effects_are_first_minus_second_and_only_of_what_is_there():
-    differences = study(QUICK, lambda point: 0.2 if point.decode.schedule == "linear" else 0.9)
+    differences = study(QUICK, schedules(0.9, linear=0.2))
     by_label = {effect.label: effect for effect in effects(QUICK.comparisons, differences)}
     assert len(by_label) == len(QUICK.comparisons)
     clear = by_label["cosine − linear, T = 8"]
@@ -146,24 +137,17 @@ def test_effects_are_first_minus_second_and_only_of_what_is_there():
     assert {e.label for e in effects(QUICK.comparisons, some)} == {name for name in by_label if "linear" not in name}
 
 
-def interval(low: float, high: float) -> Difference:
-    return Difference((low + high) / 2, 0.1, low, high, 0.5)
-
-
-def test_an_interval_has_a_direction_unless_it_reaches_over_zero_and_the_margin():
-    assert direction(interval(-0.3, -0.1), 0.05) == BETTER and direction(interval(0.01, 0.2), 0.05) == WORSE
-    assert direction(interval(-0.04, 0.04), 0.05) == NONE == direction(interval(0.01, 0.04), 0.05)
-    assert direction(interval(-0.04, 0.2), 0.05) == UNKNOWN
-
-
-def test_what_is_expected_holds_fails_or_is_open():
-    assert judge((BETTER,), interval(-0.3, -0.1), 0.05) == HOLDS_BETTER
-    assert judge((WORSE,), interval(-0.3, -0.1), 0.05) == FAILS_BETTER
-    assert judge((NONE,), interval(0.1, 0.3), 0.05) == FAILS_WORSE
-    assert judge((NONE,), interval(0.01, 0.3), 0.05) == FAILS_WORSE
-    assert judge((WORSE, NONE), interval(-0.04, 0.04), 0.05) == HOLDS_NONE
-    assert judge((WORSE, NONE), interval(0.1, 0.2), 0.05) == HOLDS_WORSE
-    assert judge((BETTER,), interval(-0.2, 0.04), 0.05) == (Verdict.OPEN, UNKNOWN)
+@pytest.mark.parametrize(("expects", "low", "high", "verdict"), [
+    ((BETTER,), -0.3, -0.1, HOLDS_BETTER), ((WORSE,), -0.3, -0.1, FAILS_BETTER),
+    ((NONE,), 0.1, 0.3, FAILS_WORSE), ((NONE,), 0.01, 0.3, FAILS_WORSE),
+    ((WORSE, NONE), -0.04, 0.04, HOLDS_NONE), ((WORSE, NONE), 0.01, 0.04, HOLDS_NONE),
+    ((WORSE, NONE), 0.1, 0.2, HOLDS_WORSE),
+    ((BETTER,), -0.2, 0.04, (Verdict.OPEN, UNKNOWN)), ((NONE,), -0.04, 0.2, (Verdict.OPEN, UNKNOWN)),
+])  # fmt: skip
+def test_what_is_expected_holds_fails_or_is_open_where_the_interval_reaches_over_zero_and_the_margin(
+    expects, low, high, verdict
+):
+    assert judge(expects, Difference((low + high) / 2, 0.1, low, high, 0.5), 0.05) == verdict
 
 
 def test_the_margin_is_a_share_of_what_there_is_to_gain():

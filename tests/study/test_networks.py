@@ -1,81 +1,81 @@
 """Networks of a study: trained with their changes, and kept on the way as an interrupted training would be."""
 
+from contextlib import closing
+
 import pytest
 import torch
+from stubs import untrained_pair
 
-from lab5.data.dataset import get_dataset
+from lab5.data.dataset import open_dataset
 from lab5.inpainting.tokenizer import Tokenizer
 from lab5.profiles import configure
 from lab5.runtime.files import load_tensors, save_tensors
 from lab5.study.networks import Network, train_networks, validation_loss
 from lab5.training.networks import train_transformer
-from lab5.vqgan import VQGAN
 
 
 @pytest.fixture(scope="module")
 def config():
-    return configure("smoke", device="cpu", **{"data.train": 8, "data.val": 4, "data.test": 4, "stage2.steps": 6,
-                                               "stage2.batch": 2, "stage2.warmup": 1, "stage2.ema": 0.5})  # fmt: skip
+    return configure("smoke", device="cpu", **{
+        "data.train": 8, "data.val": 4, "data.test": 4, "transformer.width": 16, "transformer.hidden": 16,
+        "transformer.layers": 1, "stage2.steps": 6, "stage2.batch": 2, "stage2.warmup": 1, "stage2.ema": 0.5,
+    })  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def tokenizer(config):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        vqgan = VQGAN(config.vqgan)
-        torch.nn.init.normal_(vqgan.codebook.embedding.weight)
-    return Tokenizer(vqgan)
+def data(tmp_path_factory):
+    return open_dataset("toycats", n_train=8, n_val=4, n_test=4, seed=0, cache=tmp_path_factory.mktemp("cache"))
 
 
-def weights(pair) -> torch.Tensor:
-    return flat(pair.transformer)
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return untrained_pair().tokenizer
 
 
-def flat(model) -> torch.Tensor:
+def weights(model) -> torch.Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
 
-def test_a_network_kept_on_the_way_is_the_averaged_one_and_disturbs_nothing(config, tokenizer, tmp_path, monkeypatch):
-    data = get_dataset(config)
-    plain = train_networks(config, data, tokenizer, Network("plain", {}))["plain"]
-    monkeypatch.setenv("LAB5_DATA", str(tmp_path))
+def test_a_network_kept_on_the_way_is_the_averaged_one_and_disturbs_nothing(
+    config, data, tokenizer, tmp_path, monkeypatch
+):
     pairs = train_networks(config, data, tokenizer, Network("watched", {}, stops=(2, 4)))
     assert list(pairs) == ["watched @ 2", "watched @ 4", "watched"]
-    assert torch.equal(weights(pairs["watched"]), weights(plain)), "looking on the way changes nothing"
-    assert not torch.equal(weights(pairs["watched @ 2"]), weights(pairs["watched @ 4"]))
-    monkeypatch.setenv("LAB5_DATA", str(tmp_path / "again"))
+    two, four, end = (weights(pair.transformer) for pair in pairs.values())
+    assert not torch.equal(two, four)
+    monkeypatch.setenv("LAB5_DATA", str(tmp_path))
     training = train_transformer(config, data, tokenizer)
-    steps = iter(training)
-    while next(steps).step < 4:
-        pass
-    steps.close()  # an interrupt leaves the averaged weights in the network
-    assert torch.equal(weights(pairs["watched @ 4"]), flat(training.model))
+    with closing(iter(training)) as steps:
+        while next(steps).step < 4:
+            pass
+    assert torch.equal(four, weights(training.model)), "an interrupt leaves the averaged weights in the network"
+    assert torch.equal(end, weights(training.run().model)), "looking on the way changes nothing"
 
 
-def test_a_network_is_found_again_and_a_lost_stop_is_made_again(config, tokenizer):
-    data, network = get_dataset(config), Network("watched", {}, stops=(3,))
-    first = train_networks(config, data, tokenizer, network)
+def test_a_network_is_found_again_and_a_lost_stop_is_made_again(config, data, tokenizer):
+    def trained() -> torch.Tensor:
+        pairs = train_networks(config, data, tokenizer, Network("watched", {}, stops=(3,)))
+        return torch.stack([weights(pair.transformer) for pair in pairs.values()])
+
+    first = trained()
     folder = train_transformer(config, data, tokenizer).folder
-    made = (folder / "transformer.safetensors").stat().st_mtime_ns
-    again = train_networks(config, data, tokenizer, network)
-    assert (folder / "transformer.safetensors").stat().st_mtime_ns == made
-    (folder / "after-3.safetensors").unlink()
-    third = train_networks(config, data, tokenizer, network)
-    state, meta = load_tensors(folder / "after-3.safetensors")
+    end, stop = folder / "transformer.safetensors", folder / "after-3.safetensors"
+    made = end.stat().st_mtime_ns
+    assert torch.equal(trained(), first) and end.stat().st_mtime_ns == made
+    state, meta = load_tensors(stop)
     others = {name: torch.zeros_like(value) for name, value in state.items()}
-    old = meta["settings"] | {"code": 0}
-    save_tensors(folder / "after-3.safetensors", others, meta | {"settings": old})  # of another version of the code
-    fourth = train_networks(config, data, tokenizer, network)
-    (folder / "after-3.safetensors").write_bytes(b"damaged")
-    fifth = train_networks(config, data, tokenizer, network)
-    for name in first:
-        for pairs in (again, third, fourth, fifth):
-            assert torch.equal(weights(first[name]), weights(pairs[name]))
+    of_other_code = meta | {"settings": meta["settings"] | {"code": 0}}
+    for spoil in (
+        stop.unlink,
+        lambda: save_tensors(stop, others, of_other_code),
+        lambda: stop.write_bytes(b"damaged"),
+    ):
+        spoil()
+        assert torch.equal(trained(), first)
 
 
-def test_changes_reach_the_training_and_names_tell_networks_apart(config, tokenizer):
-    data = get_dataset(config)
+def test_changes_reach_the_training_and_names_tell_networks_apart(config, data, tokenizer):
     (one,) = train_networks(config, data, tokenizer, Network("one", {})).values()
     (other,) = train_networks(config, data, tokenizer, Network("other", {"stage2.loss": "all"})).values()
-    assert not torch.equal(weights(one), weights(other)) and one.weights != other.weights
+    assert not torch.equal(weights(one.transformer), weights(other.transformer)) and one.weights != other.weights
     assert validation_loss(one, data) == validation_loss(one, data) > 0

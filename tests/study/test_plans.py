@@ -52,11 +52,6 @@ def test_the_quick_grid_is_every_schedule_and_t_and_one_shot_once():
     assert [p.decode.schedule for p in shot.plans] == ["one_shot"] and not shot.comparisons
 
 
-def test_an_unknown_schedule_is_refused_before_there_is_a_grid():
-    with pytest.raises(ValueError, match="study.schedules must be one of linear, cosine, .*, not 'sine'"):
-        configure("quick", **{"study.schedules": "cosine,sine"})
-
-
 def test_the_wide_grid_asks_all_that_the_reports_disagree_about():
     assert {c.question for c in CLAIMED.comparisons + OTHERS.comparisons} == set(Question)
     for name in RECIPES:  # the lab's three schedules for each recipe, besides its own decoding
@@ -111,21 +106,13 @@ def test_around_the_hole_all_is_tried_that_differs_from_a_base_in_one_setting_th
     assert set(AROUND["fill"]) <= set(FILLS) and AROUND["paste"] == tuple(PASTES)
 
 
-def test_a_mask_that_shall_shrink_is_refused():
-    assert configure("smoke", device="cpu", **{"decode.dilate": 2}).decode.dilate == 2
-    with pytest.raises(ValueError, match="decode.dilate must be at least 0, not -1"):
-        configure("smoke", device="cpu", **{"decode.dilate": -1})
-
-
 def test_trainings_differ_from_the_paper_in_one_setting():
-    by_name = {network.name: network for network in OTHERS.networks}
-    paper = dict(by_name[CONTROL].changes)
+    by_name = {network.name: dict(network.changes) for network in OTHERS.networks}
     for name in CONTROLLED:
-        other = dict(by_name[name].changes)
-        assert sum(other.get(key) != paper.get(key) for key in other.keys() | paper.keys()) == 1
+        assert len({key for key, _ in by_name[name].items() ^ by_name[CONTROL].items()}) == 1
     (watched,) = (network for network in OTHERS.networks if network.stops)
-    assert watched.name == CONTROL and watched.stops == tuple(sorted(watched.stops)) and len(watched.stops) == 5
-    assert max(watched.stops) < CONFIG.stage2.steps
+    assert watched.name == CONTROL and len(watched.stops) == 5
+    assert list(watched.stops) == sorted(watched.stops) and watched.stops[-1] < CONFIG.stage2.steps
 
 
 def test_ends_and_one_shot():

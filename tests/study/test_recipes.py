@@ -5,20 +5,19 @@ from functools import cache
 
 import pytest
 import torch
+from stubs import untrained_pair
 
 from lab5.config import Config, DecodeConfig, all_settings
 from lab5.data.dataset import open_dataset
 from lab5.data.toycats import random_holes
 from lab5.inpainting.fill import decode_holes, inpaint_images
 from lab5.inpainting.pair import Pair
-from lab5.inpainting.tokenizer import Tokenizer
 from lab5.masking import read_masking
 from lab5.objectives import LOSSES
 from lab5.profiles import INPAINTING, PROFILES, configure
 from lab5.study.recipes import RECIPES, changes
 from lab5.trainer import learning_rate, learning_rates
 from lab5.training.networks import train_transformer
-from lab5.vqgan import VQGAN
 
 REPORTS = ["kept-ratio-warmup", "half-mask-multistep", "narrow-mask-long", "uniform-mask-steplr", "bernoulli-sampling"]
 NAMES = [*REPORTS, "paper", "best"]
@@ -33,9 +32,8 @@ def apply(config: Config, name: str) -> Config:
 
 
 def test_the_five_reports_the_paper_and_the_best_are_there_by_what_they_do():
-    assert list(RECIPES) == NAMES
-    assert [recipe.source for recipe in RECIPES.values()][:5] == [f"report {letter}" for letter in "ABCDE"]
-    assert all(recipe.about for recipe in RECIPES.values())
+    assert list(RECIPES) == NAMES and all(recipe.about for recipe in RECIPES.values())
+    assert [RECIPES[name].source for name in REPORTS] == [f"report {letter}" for letter in "ABCDE"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -53,53 +51,36 @@ def test_a_recipe_changes_nothing_but_training_decoding_and_hints(base, name):
     assert 0 < learning_rate(after.stage2, 1) <= after.stage2.lr  # the schedule is one that can be had
 
 
-@pytest.mark.parametrize("name", REPORTS)
-def test_the_reports_decode_under_the_labs_rule_and_train_without_clipping_or_averages(name):
-    decode, stage2 = apply(profile("quick"), name).decode, apply(profile("quick"), name).stage2
-    own = {"schedule", "steps", "stop_at", "codes", "order", "batch"}
-    lab = asdict(DecodeConfig())
-    assert {key: value for key, value in asdict(decode).items() if lab[key] != value}.keys() <= own
-    assert (decode.order, decode.choice_temperature) == ("lab", 4.5)
-    assert (stage2.clip, stage2.ema, stage2.label_smoothing) == (0, 0, 0)
-
-
-def test_at_full_size_the_reports_rates_are_the_reports():
+@pytest.mark.parametrize(("name", "own", "rates", "decoding"), [
+    ("kept-ratio-warmup", {"masking": "cosine_kept", "loss": "all", "optimiser": "adam", "warmup": 7200},
+     {3600: 0.5e-4, 7200: 1e-4, 7200 + 14400: 0.5e-4},  # 10 of 50 epochs
+     ("cosine", 100, 7, "argmax")),
+    ("half-mask-multistep", {"masking": "bernoulli:0.5", "loss": "all", "milestones": (720, 3600)},
+     {1: 1e-4, 720: 1e-4, 721: 1e-5, 3600: 1e-5, 3601: 1e-6, 36000: 1e-6},  # 2 and 10 of 100
+     ("linear", 10, 0, "argmax")),
+    ("narrow-mask-long", {"masking": "count:0.4:0.5", "loss": "all", "optimiser": "adamw", "weight_decay": 0.01},
+     {1: 1e-4, 36000: 1e-4}, ("stair", 20, 0, "argmax")),
+    ("uniform-mask-steplr", {"masking": "bernoulli:0:1", "loss": "masked", "decay_every": 7200},
+     {7200 * k + 1: 0.1**k * 1e-4 for k in range(5)},  # 10 of 50
+     ("raised_cosine", 12, 6, "argmax")),
+    ("bernoulli-sampling", {"masking": "bernoulli:0.5", "loss": "all", "batch": 20, "accumulate": 5},
+     {1: 5e-5, 18000: 0.505 * 5e-5, 36000: 0.01 * 5e-5}, ("cosine", 7, 0, "sample")),
+], ids=REPORTS)  # fmt: skip
+def test_at_full_size_the_reports_rates_and_decodings_are_the_reports(name, own, rates, decoding):
     """36000 steps of 100 images are the 300 epochs of report C; the others' epochs are shares of their own length."""
-    a, b, c, d, e = (apply(profile(), name).stage2 for name in REPORTS)
-
-    def rates(stage2, *steps):
-        return [learning_rate(stage2, step) for step in steps]
-
-    assert (a.masking, a.loss, a.optimiser, a.warmup) == ("cosine_kept", "all", "adam", 7200)  # 10 of 50 epochs
-    assert rates(a, 3600, 7200, 7200 + 14400) == pytest.approx([0.5e-4, 1e-4, 0.5e-4])
-
-    assert (b.masking, b.loss, b.milestones) == ("bernoulli:0.5", "all", (720, 3600))  # 2 and 10 of 100
-    assert rates(b, 1, 720, 721, 3600, 3601, 36000) == pytest.approx([1e-4, 1e-4, 1e-5, 1e-5, 1e-6, 1e-6])
-
-    assert (c.masking, c.loss, c.optimiser, c.weight_decay) == ("count:0.4:0.5", "all", "adamw", 0.01)
-    assert rates(c, 1, 36000) == [1e-4, 1e-4]
-
-    assert (d.masking, d.loss, d.decay_every) == ("bernoulli:0:1", "masked", 7200)  # 10 of 50
-    assert rates(d, *(7200 * k + 1 for k in range(5))) == pytest.approx([1e-4, 1e-5, 1e-6, 1e-7, 1e-8])
-
-    assert (e.masking, e.loss, e.batch, e.accumulate) == ("bernoulli:0.5", "all", 20, 5)
-    assert rates(e, 1, 18000, 36000) == pytest.approx([5e-5, 0.505 * 5e-5, 0.01 * 5e-5])
+    config = apply(profile(), name)
+    stage2, decode = config.stage2, config.decode
+    assert own.items() <= asdict(stage2).items()
+    assert {step: learning_rate(stage2, step) for step in rates} == pytest.approx(rates)
+    assert (stage2.clip, stage2.ema, stage2.label_smoothing) == (0, 0, 0)
+    assert (decode.schedule, decode.steps, decode.stop_at, decode.codes) == decoding
+    assert (decode.order, decode.choice_temperature) == ("lab", 4.5)
+    changed = {name for name, value in asdict(DecodeConfig()).items() if getattr(decode, name) != value}
+    assert changed <= {"schedule", "steps", "stop_at", "codes", "order", "batch"}, "the rest is the lab's rule"
 
 
-def test_the_reports_decodings_are_the_reports():
-    plans = {name: apply(profile(), name).decode for name in NAMES}
-    settings = {name: (d.schedule, d.steps, d.stop_at, d.codes) for name, d in plans.items()}
-    assert settings == {
-        "kept-ratio-warmup": ("cosine", 100, 7, "argmax"),
-        "half-mask-multistep": ("linear", 10, 0, "argmax"),
-        "narrow-mask-long": ("stair", 20, 0, "argmax"),
-        "uniform-mask-steplr": ("raised_cosine", 12, 6, "argmax"),
-        "bernoulli-sampling": ("cosine", 7, 0, "sample"),
-        "paper": ("cosine", 8, 0, "sample"),
-        "best": (INPAINTING.schedule, INPAINTING.steps, INPAINTING.stop_at, INPAINTING.codes),
-    }
-    assert plans["paper"] == DecodeConfig()
-    assert plans["best"] == INPAINTING
+def test_the_paper_decodes_by_default_and_the_best_as_the_profiles_do():
+    assert apply(profile(), "paper").decode == DecodeConfig() and apply(profile(), "best").decode == INPAINTING
 
 
 def test_shares_follow_the_steps_that_a_run_has():
@@ -125,41 +106,32 @@ def test_what_was_changed_before_stays_and_what_is_changed_after_has_the_last_wo
 
 def test_an_unknown_recipe_is_refused_with_those_that_there_are():
     with pytest.raises(ValueError, match="unknown recipe 'worst'; there are kept-ratio-warmup, .*, best"):
-        apply(profile(), "worst")
+        changes(profile(), "worst")
 
 
 # --- each of them, from settings to pictures --------------------------------------------------------------------------
 
 
-TINY = {"data.train": 48, "data.val": 8, "data.test": 4, "stage2.steps": 10, "stage2.batch": 8, "transformer.width": 16,
-        "transformer.hidden": 16, "transformer.layers": 1}  # fmt: skip
+TINY = {"data.train": 48, "data.val": 8, "data.test": 4, "stage2.steps": 10, "stage2.batch": 8,
+        "transformer.width": 16, "transformer.hidden": 16, "transformer.layers": 1}  # fmt: skip
 holes_once = cache(random_holes)  # the walks that make them take a second
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """Images and an untrained tokenizer, for all recipes."""
-    data = profile("smoke", **TINY).data
-    sizes = {"n_train": data.train, "n_val": data.val, "n_test": data.test}
-    images = open_dataset("toycats", **sizes, seed=data.seed, cache=tmp_path_factory.mktemp("cache"))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return images, Tokenizer(VQGAN(profile("smoke").vqgan))
+    cache = tmp_path_factory.mktemp("cache")
+    return open_dataset("toycats", n_train=48, n_val=8, n_test=4, seed=0, cache=cache), untrained_pair().tokenizer
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_recipe_trains_and_decodes_by_name_under_every_schedule_of_the_lab(name, tiny, monkeypatch):
+def test_each_recipe_trains_and_decodes_by_name(name, tiny, monkeypatch):
     monkeypatch.setattr("lab5.training.networks.random_holes", holes_once)
     config, (data, tokenizer) = apply(profile("smoke", **TINY), name), tiny
-    steps = list(train_transformer(config, data, tokenizer))
-    assert [step.lr for step in steps] == learning_rates(config.stage2)
     training = train_transformer(config, data, tokenizer)
-    assert training.reused and all(torch.isfinite(p).all() for p in training.model.parameters())
-
-    pair = Pair(tokenizer, training.model, "tiny")
-    images, holes = data.test[:3], holes_once(1, 3)
-    for schedule in (config.decode.schedule, "cosine", "linear", "square"):
-        *_, last = decode_holes(pair, images, holes, replace(config.decode, schedule=schedule), seed=0)
-        assert last.step == (config.decode.stop_at or config.decode.steps) and not last.masked.any()
-    pictures = inpaint_images(pair, images, holes, config.decode, seed=0)
-    assert pictures.shape == images.shape and pictures.dtype == torch.uint8
+    assert [step.lr for step in training] == learning_rates(config.stage2)
+    assert all(torch.isfinite(p).all() for p in training.model.parameters())
+    pair, images, holes = Pair(tokenizer, training.model, "tiny"), data.test[:3], holes_once(1, 3)
+    *_, last = decode_holes(pair, images, holes, config.decode, seed=0)
+    assert last.step == (config.decode.stop_at or config.decode.steps) and not last.masked.any()
+    assert inpaint_images(pair, images, holes, config.decode, seed=0).shape == images.shape

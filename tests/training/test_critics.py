@@ -1,38 +1,42 @@
 """Judges of pictures: a distance between features, and a critic that learns along."""
 
+import copy
+
 import torch
+from stubs import seeded
 from torch import nn
 
 from lab5.training.critics import PatchCritic, PerceptualDistance
 
 
 def pictures(seed: int, n: int = 4) -> torch.Tensor:
-    return torch.randn(n, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(n, 3, 64, 64, generator=seeded(seed))
 
 
-def layers(seed: int = 0) -> nn.Sequential:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.SiLU(), nn.Conv2d(8, 8, 3, stride=2), nn.ReLU())
+def critic(**settings) -> PatchCritic:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return PatchCritic(width=8, **settings)
 
 
-def test_a_picture_is_at_no_perceptual_distance_from_itself():
-    judge = PerceptualDistance(layers())
-    assert judge(pictures(0), pictures(0)).item() == 0
-    assert judge(pictures(0), pictures(1)).item() > 0.1
+def assert_same_weights(a: nn.Module, b: nn.Module) -> None:
+    torch.testing.assert_close(list(a.parameters()), list(b.parameters()), rtol=0, atol=0)
 
 
-def test_the_perceptual_distance_does_not_see_the_length_of_activations():
+def test_the_perceptual_distance_sees_directions_of_activations_and_not_their_length():
     """After a single layer without bias, doubled weights double all activations and change no direction."""
     network = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.ReLU())
-    before = PerceptualDistance(network)(pictures(0), pictures(1))
+    nn.init.normal_(network[0].weight, generator=seeded())
+    judge = PerceptualDistance(network)
+    before = judge(pictures(0), pictures(1))
+    assert judge(pictures(0), pictures(0)).item() == 0 and before.item() > 0.1
     with torch.no_grad():
         network[0].weight.mul_(2)
-    after = PerceptualDistance(network)(pictures(0), pictures(1))
-    torch.testing.assert_close(after, before)
+    torch.testing.assert_close(judge(pictures(0), pictures(1)), before)
 
 
 def test_the_perceptual_network_is_frozen_and_passes_the_gradient_on():
-    judge = PerceptualDistance(layers())
+    judge = PerceptualDistance(nn.Sequential(nn.Conv2d(3, 8, 3), nn.SiLU(), nn.Conv2d(8, 8, 3), nn.ReLU()))
     made = pictures(0).requires_grad_()
     judge(made, pictures(1)).backward()
     assert made.grad.abs().sum() > 0
@@ -40,29 +44,36 @@ def test_the_perceptual_network_is_frozen_and_passes_the_gradient_on():
 
 
 def test_the_critic_learns_to_tell_real_from_made():
-    torch.manual_seed(0)
-    critic = PatchCritic(width=8, lr=2e-3)
+    judge = critic(lr=2e-3)
     for step in range(30):
-        critic(0.3 * pictures(2 * step), pictures(2 * step + 1))
+        judge(0.3 * pictures(2 * step), pictures(2 * step + 1))
     with torch.no_grad():
-        real, made = critic.layers(pictures(1000)).mean(), critic.layers(0.3 * pictures(1001)).mean()
+        real, made = judge.layers(pictures(1000)).mean(), judge.layers(0.3 * pictures(1001)).mean()
     assert real > made + 0.5
 
 
 def test_the_critic_moves_pictures_and_is_not_moved_by_their_maker():
-    critic = PatchCritic(width=8)
-    made = pictures(0).requires_grad_()
-    loss = critic(made, pictures(1))
-    weights = [p.clone() for p in critic.parameters()]
+    judge, made = critic(), pictures(0).requires_grad_()
+    loss = judge(made, pictures(1))
+    before = copy.deepcopy(judge)
     loss.backward()
     assert made.grad.abs().sum() > 0
-    assert all(torch.equal(p, w) for p, w in zip(critic.parameters(), weights, strict=True))
-    assert all(not p.requires_grad for p in critic.parameters())
+    assert_same_weights(judge, before)
+    assert all(not p.requires_grad for p in judge.parameters())
 
 
 def test_the_critic_does_not_learn_while_gradients_are_off():
-    critic = PatchCritic(width=8)
-    weights = [p.clone() for p in critic.parameters()]
+    judge = critic()
     with torch.no_grad():
-        critic(pictures(0), pictures(1))
-    assert all(torch.equal(p, w) for p, w in zip(critic.parameters(), weights, strict=True))
+        judge(pictures(0), pictures(1))
+    assert_same_weights(judge, critic())
+
+
+def test_the_critic_goes_on_from_its_state_as_if_it_had_not_been_stopped():
+    straight, stopped, resumed = critic(), critic(), critic()
+    for judge in (straight, stopped):
+        judge(pictures(0), pictures(1))
+    resumed.load_state_dict(copy.deepcopy(stopped.state_dict()))
+    for judge in (straight, resumed):
+        judge(pictures(2), pictures(3))
+    assert_same_weights(straight, resumed)

@@ -1,10 +1,10 @@
 """What is found in a run's folder is used only where it was made with the same settings, code and data."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import MagicMock, call
 
 import pytest
 import torch
@@ -19,7 +19,6 @@ from lab5.trainer import TrainStep
 from lab5.training import session as training
 from lab5.training.session import Kind, Training, logged
 
-ROOT = Path(__file__).parents[2]
 CONFIG = TrainConfig(steps=6, batch=4, lr=1e-2, warmup=2, amp="off", ema=0.9)
 
 
@@ -36,21 +35,21 @@ def objective(model, draw, generator):
     return (model(inputs) - inputs[:, :, 0, 0]).square().mean(), {}
 
 
-def small(config=CONFIG, seed=0, goal=objective, **settings) -> Training:
+def value_of(model):
+    return {"val": model[0].bias.sum().item()}
+
+
+def small(config=CONFIG, seed=0, goal=objective, check=value_of, best_by="val", **settings) -> Training:
     kind = Kind(
         "net", build=network, objective=lambda: goal,
         save=lambda path, model, **meta: save_tensors(path, model.state_dict(), meta), load=load,
-        check=lambda model: {"val": model[0].bias.sum().item()}, best_by="val",
+        check=check, best_by=best_by,
     )  # fmt: skip
     return Training(kind, config, {"data": "abcdef"} | settings, seed=seed, device="cpu")
 
 
 def never(*_):
     raise AssertionError("nothing should be trained")
-
-
-def weights(model: nn.Module) -> list:
-    return [p.tolist() for p in model.state_dict().values()]
 
 
 def begun(steps: int = 3, **changes) -> Training:
@@ -61,27 +60,19 @@ def begun(steps: int = 3, **changes) -> Training:
     return run
 
 
-def test_a_network_made_by_another_version_of_the_code_is_made_again_and_says_so(monkeypatch, capsys):
-    first = small().run()
-    assert small().reused
+@pytest.mark.parametrize("finished", [True, False], ids=["a network", "a state"])
+def test_a_network_made_by_another_version_of_the_code_is_made_again_and_says_so(finished, monkeypatch, capsys):
+    first = small().run() if finished else begun()
     monkeypatch.setattr(training, "CODE", training.CODE + 1)
     again = small()
     assert not again.reused and again.folder == first.folder
-    again.run()
+    assert [step.step for step in again] == [1, 2, 3, 4, 5, 6]
     found = f"code = {training.CODE - 1} there, {training.CODE} here"
     assert capsys.readouterr().err == f"net: begun again, what was in {first.folder.name} has {found}\n"
     assert small().reused and load_meta(again.file)["settings"]["code"] == training.CODE
 
 
-def test_so_is_a_state_of_another_version(monkeypatch, capsys):
-    begun()
-    monkeypatch.setattr(training, "CODE", training.CODE + 1)
-    steps = list(small())
-    assert [step.step for step in steps] == [1, 2, 3, 4, 5, 6]
-    assert "net: begun again, what was in net-" in capsys.readouterr().err
-
-
-def test_networks_of_before_there_were_versions_are_of_the_first(capsys):
+def test_networks_of_before_there_were_versions_are_of_the_first():
     run = small().run()
     state, meta = load_tensors(run.file)
     del meta["settings"]["code"]
@@ -123,7 +114,7 @@ def test_a_damaged_network_is_refused_with_what_to_do(spoil):
     with pytest.raises(ValueError, match="net.safetensors .*; remove the file to train it again"):
         small().model  # noqa: B018
     run.file.unlink()
-    assert weights(small().run().model)
+    assert not small().reused and small().run().model
 
 
 @pytest.mark.parametrize("name", ["history.json", "settings.json"])
@@ -134,21 +125,17 @@ def test_a_damaged_record_is_refused_with_what_to_do(name):
         small().run()
 
 
-def test_a_run_that_is_killed_between_its_last_files_ends_as_if_it_had_not_been(tmp_path):
+@pytest.mark.parametrize("written", ["history.json", "net.safetensors"])
+def test_a_run_that_is_killed_between_its_last_files_ends_as_if_it_had_not_been(written):
     whole = small().run()
-    files = {path.name: path.read_bytes() for path in whole.folder.iterdir()}
-    steps = begun(6)  # finished: nothing to do
-    assert steps.reused
-    for missing in ("net.safetensors", "history.json"):
-        whole.forget()
-        begun(6)  # all steps made, nothing of the last files written
-        (whole.folder / ("history.json" if missing == "net.safetensors" else "net.safetensors")).write_bytes(
-            files["history.json" if missing == "net.safetensors" else "net.safetensors"]
-        )
-        again = small()
-        assert not again.reused and list(again) == []
-        assert {path.name for path in whole.folder.iterdir()} == set(files)
-        assert weights(again.model) == weights(load(whole.file))
+    files, trained = {path.name: path.read_bytes() for path in whole.folder.iterdir()}, whole.model.state_dict()
+    whole.forget()
+    begun(6)  # all steps made, of the last files only one written
+    (whole.folder / written).write_bytes(files[written])
+    again = small()
+    assert not again.reused and list(again) == []
+    assert {path.name for path in whole.folder.iterdir()} == set(files)
+    torch.testing.assert_close(again.model.state_dict(), trained, rtol=0, atol=0)
 
 
 def test_states_left_by_a_run_that_was_killed_at_its_very_end_are_removed():
@@ -165,22 +152,11 @@ def test_two_runs_on_one_folder_do_not_mix():
     next(first)
     with pytest.raises(OSError, match=r"runs/net-\w+ is in use by process \d+ on .* \(this one: leave its loop first"):
         small().run()
-    assert len(list(first)) == 5 and small().reused
-
-
-def test_a_run_of_a_process_that_was_killed_is_taken_over():
-    """The lock file is still there, and its process is not."""
-    folder = small().folder
-    code = "import sys, os; from lab5.runtime.files import locked; from pathlib import Path\n" \
-           "with locked(Path(sys.argv[1])): os.kill(os.getpid(), 9)"
-    assert subprocess.run([sys.executable, "-c", code, str(folder)], cwd=ROOT).returncode == -9
-    assert (folder / ".lock").exists()
-    small().run()
-    assert not (folder / ".lock").exists()
+    assert len(list(first)) == 5 and small().reused and not (small().folder / ".lock").exists()
 
 
 def test_a_loss_that_is_no_number_keeps_the_states_and_the_folder_usable(monkeypatch):
-    monkeypatch.setattr(training, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(training, "SAVE_EVERY", -1.0)  # at every step, also where the clock has not moved
 
     def breaks(model, draw, generator):
         loss, metrics = objective(model, draw, generator)
@@ -189,8 +165,18 @@ def test_a_loss_that_is_no_number_keeps_the_states_and_the_folder_usable(monkeyp
     with pytest.raises(FloatingPointError, match="the loss is nan at step 4 with a learning rate of "):
         small(goal=breaks).run()
     assert [path.name for path in state_files(small().folder / "net.state")] == ["net.state-3", "net.state-2"]
-    resumed = small()
-    assert [step.step for step in resumed] == [4, 5, 6]
+    assert [step.step for step in small()] == [4, 5, 6]
+
+
+@pytest.mark.parametrize(("best_by", "step"), [("val", 2), ("-val", 5)])
+def test_the_network_that_is_best_on_the_way_is_kept_as_it_was_then(best_by, step):
+    values, weights = iter([20.0, 23.0, 21.0, 23.0, 19.0, 19.0]), {}
+    run = small(check=lambda model: {"val": next(values)}, best_by=best_by)
+    for made in run:
+        weights[made.step] = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+    torch.testing.assert_close(load(run.best).state_dict(), weights[step], rtol=0, atol=0)
+    meta = load_meta(run.best)
+    assert (meta["step"], meta["metrics"], meta["settings"]) == (step, run.history[step - 1].metrics, run.settings)
 
 
 def test_the_settings_are_on_disk_beside_the_network():
@@ -199,38 +185,28 @@ def test_the_settings_are_on_disk_beside_the_network():
     assert run.folder.parent == data_folder() / "runs"
 
 
+def test_seconds_add_up_over_the_goes_of_a_run():
+    run = small()
+    assert run.seconds == 0
+    run.history = [TrainStep(i, 5, 1.0, 0.1, seconds, {}) for i, seconds in enumerate((1.0, 2.5, 0.5, 1.0, 4.0), 1)]
+    assert run.seconds == 2.5 + 4.0
+
+
 # --- TensorBoard ------------------------------------------------------------------------------------------------------
 
 
-class Written(list):
-    """In the place of TensorBoard's writer."""
-
-    def __init__(self, folder):
-        super().__init__()
-        self.folder, self.open = folder, False
-        Written.last = self
-
-    def __enter__(self):
-        self.open = True
-        return self
-
-    def __exit__(self, *error):
-        self.open = False
-
-    def add_scalar(self, name, value, step):
-        assert self.open
-        self.append((name, value, step))
-
-
 def test_logged_steps_are_the_same_steps_and_written_as_they_come(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Written))
+    writers = MagicMock()
+    writer = writers.return_value.__enter__.return_value
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=writers))
     steps = [TrainStep(n, 3, 4.0 / n, 0.1 * n, 1.0, {"accuracy": n / 3}) for n in (1, 2, 3)]
     seen = []
     for step in logged(iter(steps), tmp_path):
         seen.append(step)
-        assert len(Written.last) == 3 * len(seen)
-    assert seen == steps and Written.last.folder == tmp_path and not Written.last.open
-    assert Written.last[3:6] == [("loss", 2.0, 2), ("learning_rate", 0.2, 2), ("accuracy", 2 / 3, 2)]
+        assert writer.add_scalar.call_count == 3 * len(seen)
+    assert seen == steps and writers.call_args == call(tmp_path) and writers.return_value.__exit__.called
+    second = [call("loss", 2.0, 2), call("learning_rate", 0.2, 2), call("accuracy", 2 / 3, 2)]
+    assert writer.add_scalar.call_args_list[3:6] == second
 
 
 def test_without_tensorboard_logging_is_refused_before_a_step_is_made(monkeypatch, tmp_path):
