@@ -189,3 +189,9 @@ def test_the_order_of_imports_is_the_one_that_is_tested():
 def test_docs_name_no_folder_of_any_one_computer():
     for page, text in TEXTS.items():
         assert not re.search(r"/(home|root|Users|work|tmp)/", text), page
+
+
+def test_every_test_that_the_tables_name_is_there():
+    rows = re.findall(r"`([\w/]+\.py)::(test_\w+?)_?…`", (ROOT / "tests" / "README.md").read_text(encoding="utf-8"))
+    sources = {file: (ROOT / "tests" / file).read_text(encoding="utf-8") for file, _ in rows}
+    assert len(rows) > 30 and not [name for file, name in rows if f"def {name}" not in sources[file]]
