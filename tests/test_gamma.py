@@ -31,6 +31,13 @@ COMMITTED = [
 ]
 
 
+@pytest.mark.parametrize("schedule, ratio, tokens, share", [
+    ("stair", 0.95, 256, 0.1), ("log", 1e-3, 256, 1.0), ("log", 0.5, 1, 1.0), ("exp", 0.5, 0, 0.0),
+])  # fmt: skip
+def test_closed_form_where_a_schedule_is_cut_off(schedule, ratio, tokens, share):
+    assert gamma(schedule, ratio, tokens) == pytest.approx(share)
+
+
 @pytest.mark.parametrize("schedule, at_half", [
     ("linear", 0.5), ("cosine", math.sqrt(0.5)), ("square", 0.75), ("cubic", 0.875),
     ("square_root", 1 - math.sqrt(0.5)), ("raised_cosine", 0.5), ("arccos", 2 / 3),
