@@ -12,10 +12,10 @@ from lab5.attention import AttentionHead, MultiHeadAttention, PerHeadAttention, 
 WIDTH, HEADS = 24, 4
 
 
-@pytest.fixture
-def attention():
+@pytest.fixture(params=[HEADS, 1], ids=["heads", "one head"])
+def attention(request):
     torch.manual_seed(0)
-    return MultiHeadAttention(WIDTH, HEADS).double().eval()
+    return MultiHeadAttention(WIDTH, request.param).double().eval()
 
 
 @pytest.fixture
