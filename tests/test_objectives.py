@@ -97,6 +97,14 @@ def test_a_batch_that_the_examples_cannot_fill_is_refused(batch):
 # --- the loss of stage two --------------------------------------------------------------------------------------------
 
 
+def test_without_settings_the_loss_is_that_of_the_paper():
+    plain, named = (
+        mvtm_loss(Stub(noise), tokens_of(6), generator=seeded(), **settings).item()
+        for settings in ({}, {"masking": "cosine", "loss": "masked", "label_smoothing": 0.0})
+    )
+    assert plain == named and list(LOSSES) == ["masked", "all"]
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("sure_of_the_mask_id", [False, True])
 def test_a_uniform_model_loses_the_logarithm_of_the_number_of_codes(sure_of_the_mask_id, loss):
