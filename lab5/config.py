@@ -172,7 +172,7 @@ class DecodeConfig:
     choice_temperature_end: float = setting(0.0, "of the order at step T, reached in a line", least=0)
     rounding: str = setting("floor", "of the tokens still masked; ceil as in the paper", choices=("floor", "ceil"))
     budget: str = setting(
-        "schedule", "tokens in a step: the schedule's, or as many as are safe within limit",
+        "schedule", "tokens in a step: the schedule's, or what is safe within limit, in as many steps as that takes",
         choices=("schedule", "entropy", "threshold"),
     )  # fmt: skip
     limit: float = setting(0.5, "of the budget: most nats for entropy, least probability for threshold", least=0)
@@ -298,12 +298,12 @@ def check_together(config: Config) -> None:
 
 
 def check_decoding(decode: DecodeConfig) -> None:
-    """Refuse a sweet spot beyond the steps, which would do nothing, and re-masking without a schedule's counts."""
+    """Refuse a sweet spot beyond the steps, and what needs a schedule where there is none."""
+    for name in ("stop_at", "remask", "rounds"):
+        if (value := getattr(decode, name)) and decode.budget != "schedule":
+            raise ValueError(f"decode.{name} = {value} needs a schedule, but decode.budget = {decode.budget} has none")
     if not 0 <= decode.stop_at <= decode.steps:
         raise ValueError(f"decode.stop_at = {decode.stop_at} must lie in 0..{decode.steps}; 0 means all decode.steps")
-    if decode.remask and decode.budget != "schedule":
-        budget = f"it needs decode.budget = schedule, not {decode.budget}"
-        raise ValueError(f"decode.remask keeps a schedule's counts: {budget}")
 
 
 # --- changes --------------------------------------------------------------------------------------------------------

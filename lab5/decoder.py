@@ -99,7 +99,7 @@ def propose(
     logits: Float[Tensor, "B N K"], state: DecodeStep, decoding: DecodeConfig, generator: Generators
 ) -> Proposal:
     """A code for every position, and what an order may look at, at the temperatures of the next step."""
-    share = (state.step + 1) / decoding.steps
+    share = min(1.0, (state.step + 1) / decoding.steps)  # a budget may take more steps
     temperature, choice_temperature = temperatures(decoding, share)
     codes = CODES[decoding.codes](logits, temperature, generator)  # (B, N, K) -> (B, N)
     once = state.once

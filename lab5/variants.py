@@ -1,6 +1,6 @@
 """Decoders beyond the lesson: loops of their own on the steps of `lab5.decoder`, chosen by the settings.
 
-follow_budget     a step commits as many tokens as are safe together, where no schedule says how many
+follow_budget     a step commits as many tokens as are safe together, in as many steps as that takes
 follow_remasking  a step also takes some generated tokens back, to be decoded once more
 correct           after the last step, rounds that decode the least probable tokens anew
 
@@ -8,6 +8,7 @@ What was known from the start is never touched.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -46,52 +47,40 @@ def decode(
 def follow_budget(
     model: Model, state: DecodeStep, decoding: DecodeConfig, generator: Generators, prior: Tensor | None
 ) -> Iterator[DecodeStep]:
-    """T states, as always: an image that is done early repeats, and the last step commits what is left."""
+    """States until nothing is masked: `decoding.steps` is no cap, and the order is the budget's own, without noise.
+
+    Each step commits at least one token of each image; one that is done early repeats.
+    """
+    order, safe = BUDGETS[decoding.budget]
+    decoding = replace(decoding, order=order, choice_temperature=0.0, choice_temperature_end=0.0)
     yield state
-    for step in range(1, 1 + (decoding.stop_at or decoding.steps)):
+    while state.masked.any():
         logits = decoder.code_logits(model, state, prior)
         proposal = decoder.propose(logits, state, decoding, generator)
         scores = decoder.rank(proposal, state, decoding, generator)
-        left = still_masked(proposal, scores, state.masked, decoding) * (step < decoding.steps)
-        state = decoder.commit(logits, proposal, state, lowest(scores, left), decoding, generator)
-        yield (state := decoder.ended(state, decoding))
+        left = (state.masked.sum(dim=1) - safe(proposal, state.masked, decoding.limit).clamp(min=1)).clamp(min=0)
+        yield (state := decoder.commit(logits, proposal, state, lowest(scores, left), decoding, generator))
 
 
-def still_masked(
-    proposal: Proposal, scores: Float[Tensor, "B N"], masked: Bool[Tensor, "B N"], decoding: DecodeConfig
-) -> Int[Tensor, "B"]:
-    """How many positions of each image stay masked: all that are, less those that the budget commits, at least one.
-
-    `scores` are the order's, highest committed first.
-    """
-    # The last of equal scores comes first, as it does in the decoder.
-    ranking = scores.masked_fill(~masked, -float("inf")).argsort(dim=1, stable=True).flip(1)
-    safe = BUDGETS[decoding.budget](proposal, ranking, decoding.limit).sum(dim=1)
-    return (masked.sum(dim=1) - safe.clamp(min=1)).clamp(min=0)
+# (proposal, what is masked, limit) -> how many of the first may be committed, in the order that BUDGETS has beside it
 
 
-# (proposal, positions in their order, limit) -> True as long as it is safe to commit them together
-
-
-def entropy(proposal: Proposal, ranking: Int[Tensor, "B N"], limit: float) -> Bool[Tensor, "B N"]:
+def entropy(proposal: Proposal, masked: Bool[Tensor, "B N"], limit: float) -> Int[Tensor, "B"]:
     """While the sum of the entropies is within `limit` nats of their largest (EB-Sampler, arXiv 2505.24857).
 
     sum H - max H bounds the joint mutual information, which drawing the codes independently ignores.
     """
-    entropies = proposal.entropy.double().gather(1, ranking)
-    return entropies.cumsum(dim=1) - entropies.cummax(dim=1).values <= limit
+    rising = proposal.entropy.double().masked_fill(~masked, torch.inf).sort(dim=1).values
+    return (rising.cumsum(dim=1) - rising <= limit).sum(dim=1)  # inf - inf is within no limit
 
 
-def threshold(proposal: Proposal, ranking: Int[Tensor, "B N"], limit: float) -> Bool[Tensor, "B N"]:
-    """While the proposed codes have probability `limit` or more (Fast-dLLM, arXiv 2505.22618).
-
-    The source ranks by that probability too: the order "confidence" at choice temperature 0.
-    """
-    sure = proposal.log_probability.exp().gather(1, ranking) >= limit
-    return sure.cumprod(dim=1).bool()
+def threshold(proposal: Proposal, masked: Bool[Tensor, "B N"], limit: float) -> Int[Tensor, "B"]:
+    """All proposed codes of probability `limit` or more (Fast-dLLM, arXiv 2505.22618)."""
+    return ((proposal.log_probability.exp() >= limit) & masked).sum(dim=1)
 
 
-BUDGETS: dict[str, Callable[[Proposal, Tensor, float], Tensor]] = {"entropy": entropy, "threshold": threshold}
+Safe = Callable[[Proposal, Tensor, float], Tensor]
+BUDGETS: dict[str, tuple[str, Safe]] = {"entropy": ("entropy", entropy), "threshold": ("confidence", threshold)}
 
 
 # --- re-masking -----------------------------------------------------------------------------------------------------
@@ -115,15 +104,15 @@ def follow_remasking(
 def taken_back(
     generated: Bool[Tensor, "B N"], left: Int[Tensor, "B"], eta: float, generator: Generators
 ) -> Bool[Tensor, "B N"]:
-    """Each generated token with probability eta (1 - alpha_s) / alpha_t, at most 1.
+    """Each generated token with probability eta · min(1, (1 - alpha_s) / alpha_t), so never with more than eta.
 
-    ReMDM (Wang et al. 2025, arXiv 2503.00307) as in its code for MaskGIT, where alpha_t is the share generated before
-    the step and 1 - alpha_s the share masked after it; here both are counted. Early on, when few are generated, that
-    is far more than eta. Never more than `left`, the number of tokens that the plan has masked after the step.
+    ReMDM (Wang et al. 2025, arXiv 2503.00307), its strategy "rescale", where alpha_t is the share generated before the
+    step and 1 - alpha_s the share masked after it; here both are counted, so that the schedule's counts hold. Never
+    more than `left`, the number of tokens that the plan has masked after the step.
     """
-    chance = eta * left / generated.sum(dim=1).clamp(min=1)
+    chance = eta * (left / generated.sum(dim=1).clamp(min=1)).clamp(max=1)
     draw = uniform(tuple(generated.shape), generator, generated.device).masked_fill(~generated, torch.inf)
-    return (draw < chance.clamp(max=1).unsqueeze(1)) & lowest(draw, left)
+    return (draw < chance.unsqueeze(1)) & lowest(draw, left)
 
 
 # --- correcting rounds ----------------------------------------------------------------------------------------------

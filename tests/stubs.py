@@ -38,7 +38,7 @@ def cats(n: int, cache: Path) -> Dataset:
     return open_dataset("toycats", n_train=1, n_val=1, n_test=n, seed=0, cache=cache)
 
 
-def untrained_pair() -> Pair:
+def untrained_pair(seed: int = 0) -> Pair:
     """Untrained, but with codes far apart and logits far from flat: each token shows in the picture."""
     config = configure("smoke", device="cpu")
     with torch.random.fork_rng():
@@ -46,7 +46,7 @@ def untrained_pair() -> Pair:
         vqgan = VQGAN(config.vqgan)
         torch.nn.init.normal_(vqgan.codebook.embedding.weight)
     transformer = BidirectionalTransformer(config.transformer, generator=torch.Generator().manual_seed(1))
-    torch.nn.init.normal_(transformer.bias, generator=torch.Generator().manual_seed(2))
+    torch.nn.init.normal_(transformer.bias, generator=torch.Generator().manual_seed(2 + seed))
     return Pair(Tokenizer(vqgan), transformer.eval(), "stub 1")
 
 
@@ -120,6 +120,7 @@ def walks_alike(decode: Decode, **settings) -> list[DecodeStep]:
     states = walk(decode, Table(), tokens, unknown, per_image(), **settings)
     for i in (2, 3):
         alone = walk(decode, Table(), tokens[i : i + 1], unknown[i : i + 1], [seeded(i)], **settings)
+        alone += alone[-1:] * (len(states) - len(alone))  # under a budget one alone is done when it is done
         for state, right in zip(alone, states, strict=True):
             assert torch.equal(state.filled, right.filled[i : i + 1])
             assert torch.equal(state.masked, right.masked[i : i + 1])

@@ -208,13 +208,12 @@ def test_every_setting_of_a_run_reaches_the_decoder(monkeypatch):
     monkeypatch.setattr(filling, "decode", lambda *batch, **_: given.append(batch[-1]) or iter(()))
     changed = DecodeConfig(
         schedule="linear", steps=3, stop_at=2, codes="argmax", order="halton", temperature=0.5, choice_temperature=2.0,
-        temperature_end=0.0, choice_temperature_end=1.0, rounding="ceil", budget="entropy", limit=0.1, rounds=4,
-        redo=0.3,
+        temperature_end=0.0, choice_temperature_end=1.0, rounding="ceil", rounds=4, redo=0.3, remask=0.2,
     )  # fmt: skip
     image, hole = torch.zeros(1, 3, 64, 64, dtype=torch.uint8), torch.ones(1, 64, 64, dtype=torch.bool)
-    for decoding in (changed, DecodeConfig(remask=0.2)):
+    for decoding in (changed, DecodeConfig(budget="entropy", limit=0.1)):
         list(filling.decode_holes(untrained_pair(), image, hole, decoding, 0))
-    assert given == [changed, DecodeConfig(remask=0.2)]
+    assert given == [changed, DecodeConfig(budget="entropy", limit=0.1)]
 
 
 # --- the model

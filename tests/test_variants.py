@@ -19,7 +19,6 @@ from stubs import (
     assert_stopping_early_follows_the_plan,
     assert_the_logit_of_the_mask_id_does_not_matter,
     named,
-    per_image,
     seeded,
     walk,
     walks_alike,
@@ -28,9 +27,9 @@ from stubs import (
 from lab5 import variants
 from lab5.config import DecodeConfig
 from lab5.decoder import decode_steps
-from lab5.gamma import masked_count
+from lab5.gamma import masked_count, masked_counts
 from lab5.samplers import CODES, ORDERS, Proposal
-from lab5.variants import BUDGETS, decode, doubtful, still_masked, taken_back
+from lab5.variants import BUDGETS, decode, doubtful, taken_back
 
 states_of = partial(walk, decode)
 
@@ -44,20 +43,29 @@ def test_under_a_schedule_alone_it_is_the_lessons_decoder(order):
         assert all(torch.equal(*pair) for pair in zip(state[1:6], right[1:6], strict=True))
 
 
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("budget, limit", [("entropy", 2.0), ("threshold", 0.4)])
-def test_every_budget_keeps_its_promises(budget, limit, order):
-    states = walks_alike(decode, budget=budget, limit=limit, order=order, steps=6)
+@pytest.mark.parametrize("codes", ["sample", "argmax"])
+@pytest.mark.parametrize("budget, limit", [("entropy", 2.0), ("entropy", 0.0), ("threshold", 0.4), ("threshold", 1.0)])
+def test_every_budget_keeps_its_promises(budget, limit, codes):
+    states = walks_alike(decode, budget=budget, limit=limit, codes=codes, steps=2)
     assert_promises(states, *a_batch())
     assert_committed_tokens_stay(states)
     for before, after in pairwise(states):
         committed = (before.masked & ~after.masked).sum(dim=1)
         assert (committed >= before.masked.any(dim=1).long()).all(), "at least one, and no more than there are"
+    assert len(states) > 3, "T = 2 is no cap"
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_a_budget_brings_its_own_order_without_noise(budget):
+    settings = dict(budget=budget, limit=0.4, codes="argmax", choice_temperature=9.0)
+    right = states_of(Table(), *a_batch(), seeded(1), **settings)
+    for order in ORDERS:
+        for state, other in zip(right, states_of(Table(), *a_batch(), seeded(2), order=order, **settings), strict=True):
+            assert torch.equal(state.tokens, other.tokens)
 
 
 @pytest.mark.parametrize("changes", [
     {"remask": 0.5}, {"remask": 1.0}, {"rounds": 3}, {"rounds": 1, "redo": 1.0}, {"remask": 1.0, "rounds": 1},
-    {"budget": "entropy", "rounds": 1},
 ], ids=str)  # fmt: skip
 @pytest.mark.parametrize("order", ORDERS)
 def test_every_option_keeps_the_promises(order, changes):
@@ -69,18 +77,13 @@ def test_the_mask_id_is_never_chosen_however_large_its_logit(settings):
     assert_the_logit_of_the_mask_id_does_not_matter(decode, steps=4, **settings)
 
 
-@pytest.mark.parametrize("changes", [{"remask": 1.0}, {"budget": "entropy"}], ids=str)
 @pytest.mark.parametrize("order", ORDERS)
-def test_stopping_early_follows_the_plan_and_then_commits_everything(order, changes):
-    assert_stopping_early_follows_the_plan(decode, steps=4, order=order, **changes)
+def test_stopping_early_follows_the_plan_and_then_commits_everything(order):
+    assert_stopping_early_follows_the_plan(decode, steps=4, order=order, remask=1.0)
 
 
 @pytest.mark.parametrize("settings, hole, calls", [
-    ({"schedule": "one_shot", "rounds": 2}, True, 1 + 2 * 2),
-    ({"budget": "entropy", "limit": 1e9}, True, 1),
-    ({"budget": "threshold", "limit": 0.0}, True, 1),
-    ({"budget": "threshold", "limit": 1.0}, True, 6),
-    ({"rounds": 2}, False, 0), ({"remask": 1.0}, False, 0), ({"budget": "entropy"}, False, 0),
+    ({"schedule": "one_shot", "rounds": 2}, True, 1 + 2 * 2), ({"rounds": 2}, False, 0), ({"remask": 1.0}, False, 0),
 ], ids=str)  # fmt: skip
 def test_steps_with_nothing_left_to_do_do_not_ask_the_model(settings, hole, calls):
     model = Table()
@@ -91,16 +94,28 @@ def test_steps_with_nothing_left_to_do_do_not_ask_the_model(settings, hole, call
     assert_finished_states_repeat(states if calls == 0 else states[:7])
 
 
+@pytest.mark.parametrize("settings, steps, calls", [
+    ({"budget": "entropy", "limit": 1e9}, 1, 1), ({"budget": "threshold", "limit": 0.0}, 1, 1),
+    ({"budget": "threshold", "limit": 1.0}, POSITIONS, POSITIONS),
+], ids=str)  # fmt: skip
+def test_a_budget_takes_as_many_steps_as_it_needs(settings, steps, calls):
+    model = Table()
+    assert len(states_of(model, *a_batch(), steps=6, **settings)) == 1 + steps and len(model.asked) == calls
+    tokens, unknown = a_batch()
+    assert len(states_of(model, tokens, unknown & False, **settings)) == 1
+
+
 @pytest.mark.parametrize("settings, sentence", [
     ({"budget": "free"}, f"decode.budget must be one of schedule, {', '.join(BUDGETS)}, not 'free'"),
-    ({"remask": 0.5, "budget": "entropy"}, "decode.remask keeps .* decode.budget = schedule, not entropy"),
+    *(({name: 1, "budget": "entropy"}, f"decode.{name} = 1 needs a schedule, but decode.budget = entropy has none")
+      for name in ("stop_at", "remask", "rounds")),
 ], ids=str)  # fmt: skip
 def test_bad_settings_are_refused_at_the_call(settings, sentence):
     with pytest.raises(ValueError, match=f"^{sentence}"):
         decode(Table(), *a_batch(), DecodeConfig(**settings), generator=seeded())
 
 
-# --- budgets: the longest safe prefix of the order is committed, against a loop over every prefix
+# --- budgets: the longest safe prefix of their order is committed, against a loop over every prefix
 
 
 def a_proposal(images=6, positions=16, codes=5, sharpness=4.0) -> Proposal:
@@ -116,33 +131,29 @@ def a_mask(proposal: Proposal) -> torch.Tensor:
     return torch.rand(images, positions, generator=seeded(3)) < shares
 
 
-def left_masked(budget: str, proposal: Proposal, scores: torch.Tensor, masked: torch.Tensor, limit: float):
-    return still_masked(proposal, scores, masked, DecodeConfig(budget=budget, limit=limit))
+def safe(budget: str, proposal: Proposal, masked: torch.Tensor, limit: float) -> list[int]:
+    return BUDGETS[budget][1](proposal, masked, limit).tolist()
 
 
-def is_safe(budget: str, values: np.ndarray, limit: float) -> bool:
-    """The rules as their papers state them, for the entropies of some positions, or for what was proposed there."""
-    if budget == "threshold":
-        return bool((values >= limit).all())
-    return values.sum() - values.max() <= limit
-
-
-@pytest.mark.parametrize("order", ["confidence", "random", "entropy"])
-@pytest.mark.parametrize("budget, limit", [
-    ("entropy", 0.0), ("entropy", 0.3), ("entropy", 3.0), ("entropy", 1e9), ("threshold", 0.0), ("threshold", 0.2),
-    ("threshold", 0.7), ("threshold", 1.0),
-])  # fmt: skip
-def test_the_longest_safe_prefix_is_committed_and_at_least_one(budget, limit, order):
+@pytest.mark.parametrize("limit", [0.0, 0.3, 3.0, 1e9])
+def test_entropies_are_committed_from_the_least_while_they_bound_what_is_ignored(limit):
+    """The EB-Sampler as its paper states it: sum H - max H within the limit."""
     proposal = a_proposal()
-    masked, scores = a_mask(proposal), ORDERS[order](proposal, seeded(4))
-    counts = masked.sum(dim=1) - left_masked(budget, proposal, scores, masked, limit)
+    masked = a_mask(proposal)
     entropies = scipy.stats.entropy(proposal.log_probabilities.double().exp().numpy(), axis=2)
-    values = {"entropy": entropies, "threshold": proposal.log_probability.exp().numpy()}[budget]
-    for image, count in enumerate(counts.tolist()):
-        first = [n for n in scores[image].argsort(descending=True).tolist() if masked[image, n]]
-        safe = [is_safe(budget, values[image][first[: length + 1]], limit) for length in range(len(first))]
-        assert count == min(len(first), max(1, sum(safe)))
-    assert len(set(counts.tolist())) > 2 or limit in (0.0, 1.0), "images differ"
+    for image, count in enumerate(safe("entropy", proposal, masked, limit)):
+        rising = np.sort(entropies[image][masked[image].numpy()])
+        prefixes = [rising[: length + 1] for length in range(len(rising))]
+        assert count == sum(prefix.sum() - prefix.max() <= limit for prefix in prefixes)
+
+
+@pytest.mark.parametrize("limit", [0.0, 0.2, 0.7, 1.0])
+def test_all_codes_over_the_threshold_are_committed(limit):
+    proposal = a_proposal()
+    masked = a_mask(proposal)
+    probabilities = proposal.log_probabilities.softmax(2).gather(2, proposal.codes[..., None])[..., 0]
+    expected = [(row[known] >= limit).sum().item() for row, known in zip(probabilities, masked, strict=True)]
+    assert safe("threshold", proposal, masked, limit) == expected
 
 
 def test_a_limit_is_within_bounds():
@@ -150,11 +161,11 @@ def test_a_limit_is_within_bounds():
     log_probabilities = torch.full((1, 3, 2), 0.5).log()
     masked = torch.ones(1, 3, dtype=torch.bool)
     proposal = Proposal(log_probabilities, torch.zeros(1, 3).long(), masked, 0.0)
-    for budget, limit, left in (
-        ("threshold", 0.5, 0), ("threshold", 0.5001, 2),
-        ("entropy", 2 * 0.6932, 0), ("entropy", 2 * 0.6931, 1), ("entropy", 0.6932, 1), ("entropy", 0.6931, 2),
+    for budget, limit, count in (
+        ("threshold", 0.5, 3), ("threshold", 0.5001, 0),
+        ("entropy", 2 * 0.6932, 3), ("entropy", 2 * 0.6931, 2), ("entropy", 0.6932, 2), ("entropy", 0.6931, 1),
     ):  # fmt: skip
-        assert left_masked(budget, proposal, torch.zeros(1, 3), masked, limit).tolist() == [left]
+        assert safe(budget, proposal, masked, limit) == [count]
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
@@ -163,32 +174,25 @@ def test_what_is_known_does_not_count(budget):
     proposal = a_proposal(images=1)
     masked = torch.arange(16)[None] < 9
     limit = {"entropy": 1.0, "threshold": 0.5}[budget]
-    right = left_masked(budget, proposal, proposal.log_probability, masked, limit)
+    right = safe(budget, proposal, masked, limit)
     for sharpness in (0.0, 100.0):
         known = (sharpness * torch.randn(1, 16, 5, generator=seeded(6))).log_softmax(dim=-1)
         log_probabilities = torch.where(masked[..., None], proposal.log_probabilities, known)
-        other = proposal._replace(log_probabilities=log_probabilities)
-        assert torch.equal(left_masked(budget, other, other.log_probability, masked, limit), right)
+        assert safe(budget, proposal._replace(log_probabilities=log_probabilities), masked, limit) == right
 
 
-def test_where_a_budget_leaves_all_to_the_last_step_the_moment_sampler_commits_what_it_drew():
-    settings = dict(steps=1, budget="entropy", limit=6.0, temperature=2.0)
-    filled = [
-        states_of(Table(), *a_batch(), per_image(), order=order, **settings)[1].filled for order in ("moment", "random")
-    ]
-    assert torch.equal(*filled)
-
-
-def test_an_image_whose_hole_is_done_waits_for_the_others():
-    """Sure of the tokens of one image and in doubt in the other: a budget finishes them at different steps."""
+def test_the_surest_go_first_and_an_image_that_is_done_waits_for_the_others():
+    """Sure of the tokens of one image and in doubt in the other, most in doubt at its first positions."""
     logits = torch.zeros(2, POSITIONS, K)
     logits[0, :, 1] = 50
+    logits[1, 8:, 1] = 0.1
     unknown = torch.ones(2, POSITIONS, dtype=torch.bool)
-    states = states_of(named(lambda tokens: logits), unknown.long(), unknown, steps=20, budget="entropy", limit=2.0)
+    states = states_of(named(lambda tokens: logits), unknown.long(), unknown, steps=1, budget="entropy", limit=2.0)
     masked = torch.stack([state.masked.sum(dim=1) for state in states])
-    assert masked[:, 0].tolist() == [16] + [0] * 20
-    # One code's entropy is log 6 = 1.79 nats: two of them exceed the larger by that, three by twice as much.
-    assert masked[:, 1].tolist() == [16, 14, 12, 10, 8, 6, 4, 2] + [0] * 13
+    assert masked[:, 0].tolist() == [16] + [0] * 8
+    # One code's entropy is about log 6 = 1.79 nats: two of them exceed the larger by that, three by twice as much.
+    assert masked[:, 1].tolist() == [16, 14, 12, 10, 8, 6, 4, 2, 0]
+    assert states[4].masked[1].tolist() == [True] * 8 + [False] * 8
 
 
 # --- re-masking: with ReMDM's probabilities
@@ -197,6 +201,7 @@ def test_an_image_whose_hole_is_done_waits_for_the_others():
 @pytest.mark.parametrize("eta, left, probability", [
     (1.0, 4, 4 / 12),  # (1 - alpha_s) / alpha_t: 4 of 16 masked after the step, 12 generated before it
     (0.5, 4, 2 / 12),
+    (0.5, 24, 0.5),  # never more than eta, however many are masked
     (0.25, 0, 0.0),  # nothing in the step that ends with nothing masked
     (0.0, 4, 0.0),
 ])  # fmt: skip
@@ -209,6 +214,17 @@ def test_each_generated_token_has_the_papers_chance(eta, left, probability):
     assert back.sum(dim=1).float().mean().item() == pytest.approx(mean, abs=0.04)
     shares = back[:, :12].float().mean(dim=0)
     assert (shares - shares.mean()).abs().max() < 0.015, "all alike"
+
+
+@pytest.mark.parametrize("steps, right", [(8, 9.6), (64, 106.4)])
+def test_so_many_tokens_are_taken_back_in_all(steps, right):
+    """A hole of 85 under the cosine at eta = 0.1: what the chances add up to, min(1, left / generated) of each."""
+    generated, expected, taken = torch.zeros(300, 85, dtype=torch.bool), 0.0, 0
+    for left in masked_counts("cosine", steps, torch.full((300,), 85)):
+        expected += 0.1 * min(int(generated[0].sum()), int(left[0]))
+        taken += int(taken_back(generated, left, 0.1, seeded(steps + taken)).sum())
+        generated = torch.arange(85) >= left[:, None]  # by the schedule's counts
+    assert expected == pytest.approx(right, abs=0.5) and taken / 300 == pytest.approx(expected, rel=0.05)
 
 
 def test_never_more_than_stay_masked_after_the_step():
