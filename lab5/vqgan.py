@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lab5.config import VQGANConfig
+from lab5.runtime.machine import exact_float32
 
 GRID = 16  # tokens on a side
 
@@ -220,8 +221,8 @@ class Codebook(nn.Module):
 
     def nearest(self, latents: Float[Tensor, "M C"]) -> Int[Tensor, " M"]:
         codes = self.embedding.weight
-        # |z - e|^2 less |z|^2, which is the same for every code. In half precision, codes would tie or swap.
-        with torch.autocast(latents.device.type, enabled=False):
+        # |z - e|^2 less |z|^2, which is the same for every code. In less than float32, codes would tie or swap.
+        with exact_float32(latents.device):
             return torch.addmm((codes * codes).sum(1), latents, codes.T, alpha=-2).argmin(1)
 
 

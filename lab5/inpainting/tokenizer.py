@@ -8,8 +8,6 @@ the encoder's convolutions look across.
 import hashlib
 import math
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,19 +18,8 @@ from torch.nn import functional as F
 
 from lab5.data.dataset import BLOCK, GRID, denormalise, normalise
 from lab5.runtime.files import replacing, weights_hash
+from lab5.runtime.machine import exact_float32
 from lab5.vqgan import VQGAN
-
-
-@contextmanager
-def _float32(device: torch.device) -> Iterator[None]:
-    """Neither autocast nor, in the convolutions of a GPU, TF32, whose 10 bits would flip codes that are near a tie."""
-    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
-
 
 PIECE = 256  # images between files of a token cache: minutes, for the lab's VQGAN on a CPU
 
@@ -58,13 +45,13 @@ class Tokenizer:
     def encode(self, images: UInt8[Tensor, "n 3 64 64"]) -> Int[Tensor, "n N"]:
         """Tokens 0..K-1 on the CPU."""
         device = next(self.vqgan.parameters()).device
-        with _float32(device):
+        with exact_float32(device):
             return torch.cat([self.vqgan.encode(normalise(p).to(device)).cpu() for p in images.split(self.batch)])
 
     @torch.no_grad()
     def decode(self, tokens: Int[Tensor, "n N"]) -> UInt8[Tensor, "n 3 64 64"]:
         device = next(self.vqgan.parameters()).device
-        with _float32(device):
+        with exact_float32(device):
             images = [denormalise(self.vqgan.decode(part.to(device))).cpu() for part in tokens.split(self.batch)]
         return (torch.cat(images) * 255).round().to(torch.uint8)
 
@@ -80,7 +67,7 @@ class Tokenizer:
         patches from masked ones, for the same reason.)
         """
         device = next(self.vqgan.parameters()).device
-        with _float32(device):
+        with exact_float32(device):
             maps = [self.vqgan.latents(normalise(part).to(device)).cpu() for part in filled.split(self.batch)]
         latents = torch.cat(maps).flatten(2).transpose(1, 2) / self.vqgan.codebook.embedding.weight.std().cpu()
         missing = F.pixel_unshuffle(holes[:, None].float(), BLOCK).flatten(2).transpose(1, 2)
@@ -101,9 +88,9 @@ class Tokenizer:
         visible = F.avg_pool2d((~holes).float(), BLOCK).flatten(1)  # (n, N)
         rows = []
         for part, seen in zip(filled.split(self.batch), visible.split(self.batch), strict=True):
-            with _float32(device):
+            with exact_float32(device):
                 latents = self.vqgan.latents(normalise(part).to(device)).flatten(2).transpose(1, 2)
-            distance = torch.cdist(latents, codes.expand(len(latents), -1, -1)).square().cpu()
+                distance = torch.cdist(latents, codes.expand(len(latents), -1, -1)).square().cpu()
             nearest, known = distance.amin(2), seen == 1
             known |= ~known.any(1, keepdim=True)  # without a known token, all count
             scale = ((nearest * known).sum(1) / known.sum(1)).clamp(min=1e-6)  # of each image by itself
@@ -153,6 +140,7 @@ def reconstruction_psnr_db(vqgan: VQGAN, images: UInt8[Tensor, "n 3 64 64"], bat
     device = next(vqgan.parameters()).device
     squared = 0.0
     for part in images.split(batch):
-        pictures = denormalise(vqgan.decode(vqgan.encode(normalise(part).to(device))))
+        with exact_float32(device):
+            pictures = denormalise(vqgan.decode(vqgan.encode(normalise(part).to(device))))
         squared += float((pictures.cpu() - part / 255).square().sum(dtype=torch.float64))
     return -10 * math.log10(max(squared / images.numel(), 1e-12))

@@ -59,6 +59,59 @@ def oom_hint(setting: str, value: int, instead: str = "") -> Iterator[None]:
         ) from error
 
 
+def compile_parts(model: Any, **options: Any) -> None:
+    """Every block of a transformer, else the whole network, by torch.compile; names and weights stay as they are."""
+    for part in getattr(model, "blocks", [model]):
+        part.compile(**options)
+
+
+@contextmanager
+def exact_float32(device: Any) -> Iterator[None]:
+    """Within it products and convolutions of float32 are of float32, whatever has been chosen for the process.
+
+    Neither autocast, nor TF32 on a GPU, whose 10 bits would flip codes that are near a tie, nor bfloat16 on a CPU.
+    """
+    import torch
+
+    ways, chosen = _float32_ways(), _chosen_by_older_names()
+    before = [way.fp32_precision for way in ways]
+    try:
+        _choose(ways, ["ieee"] * len(ways), chosen and ("highest", False))
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        _choose(ways, before, chosen)
+
+
+def _float32_ways() -> list[Any]:
+    """Where torch keeps how products of float32 are computed: of a GPU, then of a CPU."""
+    import torch
+
+    gpu, cpu = torch.backends.cudnn, torch.backends.mkldnn
+    return [torch.backends.cuda.matmul, gpu.conv, gpu.rnn, cpu.matmul, cpu.conv, cpu.rnn]
+
+
+def _chosen_by_older_names() -> tuple[str, bool] | None:
+    """The same by torch's older names, which raise as soon as somebody has used the newer ones."""
+    import torch
+
+    try:
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    except RuntimeError:
+        return None
+
+
+def _choose(ways: list[Any], precisions: list[str], older: tuple[str, bool] | None) -> None:
+    """By both names, as far as both can be used: torch complains where they do not say the same."""
+    import torch
+
+    if older is not None:
+        torch.set_float32_matmul_precision(older[0])
+        torch.backends.cudnn.allow_tf32 = older[1]
+    for way, precision in zip(ways, precisions, strict=True):
+        way.fp32_precision = precision
+
+
 @contextmanager
 def fast_float32(device: Any) -> Iterator[None]:
     """Within it, float32 products on a CPU take the fastest way that is exact; the setting found is put back after it.
@@ -67,21 +120,22 @@ def fast_float32(device: Any) -> Iterator[None]:
     """
     import torch
 
-    if device.type != "cpu" or os.environ.get("LAB5_MATMUL") == "highest":
+    matmul = torch.backends.mkldnn.matmul
+    before = matmul.fp32_precision
+    chosen = device.type != "cpu" or before not in ("none", "ieee") or os.environ.get("LAB5_MATMUL") == "highest"
+    if chosen or not _onednn_is_faster():
         yield
         return
-    before = torch.get_float32_matmul_precision()
-    if before == "highest" and _onednn_is_faster():
-        torch.set_float32_matmul_precision("medium")
+    matmul.fp32_precision = "bf16"
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        matmul.fp32_precision = before
 
 
 @cache
 def _onednn_is_faster() -> bool:
-    """Whether "medium" means oneDNN's float32 in the place of MKL's, which is made for Intel's processors.
+    """Whether "bf16" means oneDNN's float32 in the place of MKL's, which is made for Intel's processors.
 
     torch takes that way where there are instructions for bfloat16, and oneDNN rounds to it with AMX alone: on AMD's
     processors the result is as exact, to 1e-6, in half the time. What is chosen depends on nothing but the processor.

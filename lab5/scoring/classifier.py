@@ -19,6 +19,7 @@ from lab5.inpainting.tokenizer import Tokenizer
 from lab5.objectives import epoch_batch
 from lab5.runtime.files import load_tensors, save_tensors
 from lab5.runtime.folders import pretrained_folder
+from lab5.runtime.machine import exact_float32
 from lab5.scoring.inception import InceptionFeatures, check_unit_range
 from lab5.vqgan import VQGAN
 
@@ -67,7 +68,8 @@ class ToyFeatures(nn.Module):
     def _hidden(self, images: Float[Tensor, "n 3 64 64"], batch: int) -> Float[Tensor, "n F"]:
         check_unit_range(images)
         device = next(self.parameters()).device
-        return torch.cat([self.body(2 * part.to(device) - 1).cpu() for part in images.split(batch)])
+        with exact_float32(device):
+            return torch.cat([self.body(2 * part.to(device) - 1).cpu() for part in images.split(batch)])
 
     @torch.no_grad()
     def predict(self, images: Float[Tensor, "n 3 64 64"], batch: int = 256) -> dict[str, Int[Tensor, " n"]]:
@@ -87,7 +89,8 @@ class EncoderFeatures:
     @torch.no_grad()
     def features(self, images: Float[Tensor, "n 3 64 64"]) -> Float[Tensor, "n F"]:
         device = next(self.vqgan.parameters()).device
-        maps = [self.vqgan.latents(normalise(part).to(device)) for part in images.split(64)]
+        with exact_float32(device):
+            maps = [self.vqgan.latents(normalise(part).to(device)) for part in images.split(64)]
         return torch.cat([F.adaptive_avg_pool2d(part, 4).flatten(1).cpu() for part in maps])
 
 

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from lab5.runtime.machine import exact_float32
+
 INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
 INCEPTION_HASH = "6726825d"  # start of the file's sha256
 INCEPTION_URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{INCEPTION_FILE}"
@@ -44,7 +46,8 @@ class InceptionFeatures(nn.Module):
         """Features of images in [0,1], on the CPU. Round them to 8 bits first if they stand for saved files."""
         check_unit_range(images)
         device = next(self.parameters()).device
-        return torch.cat([self(part.to(device)).cpu() for part in images.split(batch)])
+        with exact_float32(device):
+            return torch.cat([self(part.to(device)).cpu() for part in images.split(batch)])
 
     def forward(self, images: Float[Tensor, "n 3 H W"]) -> Float[Tensor, "n 2048"]:
         large = F.interpolate(images, size=(299, 299), mode="bilinear", align_corners=False)

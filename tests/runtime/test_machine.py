@@ -7,17 +7,29 @@ import pytest
 import torch
 
 from lab5.runtime import machine
-from lab5.runtime.machine import fast_float32
+from lab5.runtime.machine import exact_float32, fast_float32
 
-CPU, the_way = torch.device("cpu"), torch.get_float32_matmul_precision
+CPU = torch.device("cpu")
+
+
+def ways() -> list[str]:
+    return [way.fp32_precision for way in machine._float32_ways()]
 
 
 @pytest.fixture(autouse=True)
 def as_it_was():
-    """The setting is the process's."""
-    assert the_way() == "highest"
+    """The settings are the process's."""
+    before = machine._float32_ways(), ways(), machine._chosen_by_older_names()
     yield
-    assert the_way() == "highest"
+    machine._choose(*before)
+
+
+@pytest.fixture
+def matmul(monkeypatch):
+    """How products are computed on a CPU where oneDNN is the fastest exact way."""
+    monkeypatch.setattr(machine, "_onednn_is_faster", lambda: True)
+    monkeypatch.delenv("LAB5_MATMUL", raising=False)
+    return torch.backends.mkldnn.matmul
 
 
 @pytest.mark.parametrize(("words", "faster"), [
@@ -42,26 +54,47 @@ def test_what_is_fast_here_is_exact_too():
     assert (product - right).abs().max() / right.abs().max() < 1e-5  # bfloat16 is off by 1e-3
 
 
-def test_the_way_is_borrowed_and_put_back_also_after_an_error(monkeypatch):
-    monkeypatch.setattr(machine, "_onednn_is_faster", lambda: True)
+def test_the_way_is_borrowed_and_put_back_also_after_an_error(matmul):
+    before = matmul.fp32_precision
     with pytest.raises(ZeroDivisionError), fast_float32(CPU):
-        assert the_way() == "medium"
+        assert matmul.fp32_precision == "bf16"
         raise ZeroDivisionError
+    assert matmul.fp32_precision == before
 
 
-def test_a_choice_that_was_made_already_stays(monkeypatch):
-    monkeypatch.setattr(machine, "_onednn_is_faster", lambda: True)
-    torch.set_float32_matmul_precision("high")
-    try:
-        with fast_float32(CPU):
-            assert the_way() == "high"
-    finally:
-        torch.set_float32_matmul_precision("highest")
+def test_a_choice_that_was_made_already_stays(matmul, monkeypatch):
+    before = matmul.fp32_precision
     with fast_float32(torch.device("cuda")):
-        assert the_way() == "highest", "a GPU is left alone"
+        assert matmul.fp32_precision == before, "a GPU is left alone"
     monkeypatch.setenv("LAB5_MATMUL", "highest")
     with fast_float32(CPU):
-        assert the_way() == "highest"
+        assert matmul.fp32_precision == before
+    monkeypatch.delenv("LAB5_MATMUL")
+    torch.set_float32_matmul_precision("high")
+    with fast_float32(CPU):
+        assert matmul.fp32_precision == "tf32"
+
+
+def test_a_choice_of_torchs_newer_kind_is_no_error(matmul):
+    """After it, torch.get_float32_matmul_precision raises."""
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    with pytest.raises(RuntimeError):
+        torch.get_float32_matmul_precision()
+    with fast_float32(CPU):
+        assert matmul.fp32_precision == "bf16"
+
+
+@pytest.mark.parametrize("chosen", ["high", "medium"])
+def test_where_it_has_to_be_exact_no_choice_counts(chosen):
+    torch.set_float32_matmul_precision(chosen)
+    before = ways()
+    a, b = torch.randn(2, 64, 768, generator=torch.Generator().manual_seed(0)).unbind(0)
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ZeroDivisionError), exact_float32(CPU):
+        assert set(ways()) == {"ieee"}
+        product = a @ b.T
+        raise ZeroDivisionError
+    assert product.dtype == torch.float32 and ways() == before != ["ieee"] * len(before)
+    torch.testing.assert_close(product, (a.double() @ b.double().T).float(), rtol=1e-5, atol=1e-4)
 
 
 def test_a_full_gpu_is_told_with_the_setting_to_lower(monkeypatch):

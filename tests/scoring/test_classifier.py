@@ -9,6 +9,7 @@ from lab5.data.dataset import normalise
 from lab5.data.toycats import render
 from lab5.objectives import epoch_batch
 from lab5.profiles import configure
+from lab5.runtime.machine import _float32_ways
 from lab5.scoring.classifier import AttributeObjective, EncoderFeatures, ToyFeatures
 from lab5.vqgan import VQGAN
 
@@ -38,6 +39,20 @@ def test_toy_features_tell_left_from_right():
     images[0, :, 26:34, 16:24] = images[1, :, 26:34, 32:40] = 1
     left, right = toy({"eye": 2}).features(images)
     assert (left - right).abs().mean() > 0.1 * left.abs().mean()
+
+
+@pytest.mark.parametrize("network", ["toy", "encoder"])
+def test_features_are_of_exact_float32_whatever_has_been_chosen(network):
+    seen, images = [], torch.rand(2, 3, 64, 64, generator=seeded())
+    model = toy({"eye": 2}) if network == "toy" else VQGAN(configure("smoke", device="cpu").vqgan).eval()
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.register_forward_hook(lambda *_: seen.extend(way.fp32_precision for way in _float32_ways()))
+    features = (model if network == "toy" else EncoderFeatures(model)).features
+    expected = features(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(features(images), expected)
+    assert seen and set(seen) == {"ieee"}
 
 
 @pytest.mark.parametrize("wrong", [-0.1, 1.5])
