@@ -172,6 +172,9 @@ def _fid(parser: ArgumentParser) -> None:
     _add(parser, "--weights", "FILE", "Inception's (default: what LAB5_INCEPTION_WEIGHTS names or torch hub has)")
     _add(parser, "--download", "", "fetch the Inception weights if they are nowhere (default: refuse)")
     _add(parser, "--n", "N", "only the first N images of each set (default: all)")
+    _add(parser, "--paired", "", "image i of FIRST was made from image i of SECOND, as the numbers in the files' names "
+         "say: KID leaves out the kernels of such pairs, which would count against the distance (default: independent "
+         "sets; with both of the lab's flags paired, where the names allow it)")  # fmt: skip
     _add(parser, "--save-stats", "FILE", "write mu, sigma and n of SECOND, or FIRST alone, to an .npz (default: none)")
     lab = _lab(parser, {"--device": "device"}, config=False)
     _add(lab, "--predicted-path", "SET", "= FIRST")

@@ -6,7 +6,9 @@ needs no look at it.
 """
 
 import hashlib
+import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,11 +40,20 @@ class ImageSet(NamedTuple):
     n: int | None  # None where a file of statistics does not say
     images: UInt8[Tensor, "n 3 H W"] | None = None
     stats: tuple[Float[Tensor, " F"], Float[Tensor, "F F"]] | None = None
+    keys: tuple[str, ...] = ()  # of each image: the number that its file's name ends in, or that name; a row's number
+
+
+class Sides(NamedTuple):
+    """What is compared: two sets, or the one whose statistics are saved."""
+
+    names: list[str]
+    paired: bool | None = False  # image i of one was made from image i of the other; None = where the names allow
+    n: int | None = None  # only the first n images of each
 
 
 def fid(
-    names: list[str], config: Config, *, features: str = "inception", n: int | None = None,
-    weights: Path | None = None, download: bool = False, batch: int | None = None, save_stats: Path | None = None,
+    sides: Sides, config: Config, *, features: str = "inception", weights: Path | None = None, download: bool = False,
+    batch: int | None = None, save_stats: Path | None = None,
 ) -> None:  # fmt: skip
     """Print the Fréchet distance and the KID of two sets, the second being the reference, or save its statistics.
 
@@ -52,12 +63,13 @@ def fid(
     if save_stats is not None and (save_stats.suffix != ".npz" or save_stats.exists()):
         problem = "is there already" if save_stats.exists() else "ends otherwise"
         raise ValueError(f"--save-stats writes a new file that ends in .npz, but {save_stats} {problem}")
-    for flag, value in (("--n", n), ("--batch-size", batch)):
+    for flag, value in (("--n", sides.n), ("--batch-size", batch)):
         if value is not None and value < 1:
             raise ValueError(f"{flag} must be at least 1, not {value}")
-    sets = [_cut(_open(name, config), n) for name in names]
+    sets, paired = [_cut(_open(name, config), sides.n) for name in sides.names], False
     if len(sets) == 2:
         sets = _equal(*sets)
+        sets[0], paired = _in_the_same_order(*sets, sides.paired)
     if save_stats is not None and sets[-1].images is None:
         raise ValueError(f"--save-stats needs images, but {sets[-1].name} is a file of statistics itself")
     network = None
@@ -65,26 +77,24 @@ def fid(
         _check_images(sets, features)
         network = load_classifier() if features == "toy" else InceptionFeatures(weights, download=download)
         network = network.to(config.device)
-    sides = [
-        side.stats if side.images is None else _features(side, network, batch, keep=side is sets[-1]) for side in sets
-    ]
+    found = [side.stats or _features(side, network, batch, config.device if side is sets[-1] else "") for side in sets]
     if len(sets) == 2:
-        _print_distance(sets, sides, network)
+        _print_distance(sets, found, network, paired)
     if save_stats is not None:
-        mean, covariance = feature_stats(sides[-1])
+        mean, covariance = feature_stats(found[-1])
         with replacing(save_stats) as file:
-            np.savez(file, mu=mean.numpy(), sigma=covariance.numpy(), n=len(sides[-1]))
+            np.savez(file, mu=mean.numpy(), sigma=covariance.numpy(), n=len(found[-1]))
         print(f"{save_stats}: mu, sigma and n = {sets[-1].n} of {sets[-1].name}, {network.score_name}")
 
 
 # --- the numbers ------------------------------------------------------------------------------------------------
 
 
-def _print_distance(sets: list[ImageSet], sides: list, network: Network | None) -> None:
-    """`sides` holds features of each set, or its statistics."""
-    if any(isinstance(x, tuple) for x in sides):
-        sides = [x if isinstance(x, tuple) else feature_stats(x) for x in sides]
-        counts = [len(mean) for mean, _ in sides]
+def _print_distance(sets: list[ImageSet], features: list, network: Network | None, paired: bool) -> None:
+    """`features` holds those of each set, or their statistics."""
+    if any(isinstance(x, tuple) for x in features):
+        features = [x if isinstance(x, tuple) else feature_stats(x) for x in features]
+        counts = [len(mean) for mean, _ in features]
         if counts[0] != counts[1]:
             raise ValueError(
                 f"{sets[0].name} has {counts[0]} features and {sets[1].name} has {counts[1]}: two networks made them"
@@ -96,17 +106,18 @@ def _print_distance(sets: list[ImageSet], sides: list, network: Network | None) 
     else:
         print(f"features: {type(network).__name__}, weights {_weights_hash(network)[:12]}")
         name = network.score_name
-    if isinstance(sides[0], tuple):
-        print(f"{name} = {frechet_distance_from_stats(*sides[0], *sides[1]):.4f}")
+    if isinstance(features[0], tuple):
+        print(f"{name} = {frechet_distance_from_stats(*features[0], *features[1]):.4f}")
         print("KID needs the images of both sets")
         return
-    value, spread = with_spread(kid, *sides, generator=torch.Generator().manual_seed(0))
-    print(f"{name} = {frechet_distance(*sides):.4f}")
-    print(f"KID = {value:.6f} ± {spread:.6f} (SD owed to the choice of the images)")
+    value, spread = with_spread(partial(kid, paired=paired), *features, generator=torch.Generator().manual_seed(0))
+    kind = "image by image (paired)" if paired else "of independent sets; --paired is for results and their originals"
+    print(f"{name} = {frechet_distance(*features):.4f}")
+    print(f"KID = {value:.6f} ± {spread:.6f} (SD owed to the choice of the images), {kind}")
 
 
-def _features(side: ImageSet, network: Network, batch: int | None, keep: bool) -> Float[Tensor, "n F"]:
-    """Features of a set of images; those to keep are found again while neither images nor network have changed."""
+def _features(side: ImageSet, network: Network, batch: int | None, device: str) -> Float[Tensor, "n F"]:
+    """Features of a set of images; with the name of the device they are kept, and found while all is the same."""
     computed = False
 
     def compute() -> dict[str, np.ndarray]:
@@ -115,11 +126,11 @@ def _features(side: ImageSet, network: Network, batch: int | None, keep: bool) -
         sizes = {} if batch is None else {"batch": batch}
         return {"features": network.features(side.images.float() / 255, **sizes).numpy()}
 
-    if not keep:
+    if not device:
         return torch.from_numpy(compute()["features"])
     images = hashlib.sha256(str(tuple(side.images.shape)).encode())
     images.update(side.images.contiguous().numpy())
-    key = ["features", images.hexdigest(), _weights_hash(network)]
+    key = ["features", images.hexdigest(), _weights_hash(network), device]
     features = torch.from_numpy(cached(data_folder() / "cache", key, compute)["features"])
     if not computed:
         print(f"features of {side.name}: found on disk", file=sys.stderr)
@@ -139,7 +150,8 @@ def _open(name: str, config: Config) -> ImageSet:
     if name == TOYCATS_TEST:
         images = get_dataset(config).test
     elif path.is_dir():
-        images = _folder_images(path)
+        images, keys = _folder_images(path)
+        return ImageSet(name, len(images), images, keys=keys)
     elif not path.is_file():
         raise FileNotFoundError(
             f"{path} is no folder and no file; a set is a folder of images, the lab's csv, an npz of statistics, or "
@@ -151,13 +163,13 @@ def _open(name: str, config: Config) -> ImageSet:
         return _read_stats(path)
     else:
         raise ValueError(f"{path} is no set: files must be the lab's .csv or an .npz of statistics")
-    return ImageSet(name, len(images), images)
+    return ImageSet(name, len(images), images, keys=tuple(map(str, range(len(images)))))
 
 
 def _cut(side: ImageSet, n: int | None) -> ImageSet:
     if side.images is None or n is None:
         return side
-    return ImageSet(side.name, len(side.images[:n]), side.images[:n])
+    return side._replace(n=len(side.images[:n]), images=side.images[:n], keys=side.keys[:n])
 
 
 def _equal(first: ImageSet, second: ImageSet) -> list[ImageSet]:
@@ -174,24 +186,43 @@ def _equal(first: ImageSet, second: ImageSet) -> list[ImageSet]:
     return [first, second]
 
 
+def _in_the_same_order(first: ImageSet, second: ImageSet, paired: bool | None) -> tuple[ImageSet, bool]:
+    """The first set in the order of the second, and whether the two are compared image by image.
+
+    Raises ValueError where that is asked for and the names do not allow it.
+    """
+    if paired is False:
+        return first, False
+    apart = sorted({*first.keys} ^ {*second.keys})
+    if first.images is not None and second.images is not None and not apart and len({*first.keys}) == len(first.keys):
+        order = [first.keys.index(key) for key in second.keys]
+        return first._replace(images=first.images[order], keys=second.keys), True
+    if paired:
+        problem = f"{apart[0]} is in one of them alone" if apart else "a number is there twice"
+        raise ValueError(f"--paired needs images of the same numbers in {first.name} and {second.name}, but {problem}")
+    return first, False
+
+
 def _check_images(sets: list[ImageSet], features: str) -> None:
-    for name, _, images, _ in sets:
+    for name, _, images, *_ in sets:
         if images is not None and len(images) < 4:
             raise ValueError(f"a set needs at least 4 images, found {len(images)} in {name}")
         if images is not None and features == "toy" and images.shape[2:] != (SIZE, SIZE):
             raise ValueError("toy features are those of 64x64 images; other sizes need --features inception")
 
 
-def _folder_images(folder: Path) -> UInt8[Tensor, "n 3 H W"]:
-    """All images of a folder, in the order of their names."""
-    images = []
+def _folder_images(folder: Path) -> tuple[UInt8[Tensor, "n 3 H W"], tuple[str, ...]]:
+    """All images of a folder, in the order of their names, and the number that each name ends in, or else the name."""
+    images, keys = [], []
     for name, image in read_images(folder, list_images(folder)[0]):
+        number = re.search(r"\d+$", Path(name).stem)
+        keys.append(str(int(number[0])) if number else Path(name).stem)
         if image.mode.startswith(("I", "F")):
             raise ValueError(f"{name} in {folder} has pixels of type {image.mode}; save it with 8 bits per channel")
         images.append(np.asarray(image.convert("RGB")))
     if len(sizes := {f"{image.shape[1]}x{image.shape[0]}" for image in images}) > 1:
         raise ValueError(f"{folder} holds images of several sizes ({', '.join(sorted(sizes))}); a set needs one size")
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), tuple(keys)
 
 
 def _csv_images(path: Path) -> UInt8[Tensor, "n 3 64 64"]:

@@ -107,8 +107,11 @@ def _start(args: Namespace) -> str | None:
     return files[0] if files else None
 
 
-def fid_sets(args: Namespace) -> list[str]:
-    """The two sets that `fid` compares, or the one whose statistics it saves."""
+def fid_sets(args: Namespace) -> tuple[list[str], bool | None]:
+    """The two sets that `fid` compares, or the one whose statistics it saves, and whether they are paired.
+
+    By the lab's flags a result is compared with its original, image by image, where the names allow it (None).
+    """
     if args.dims not in (None, 2048):
         raise ValueError(f"--dims must be 2048, the features that define FID, not {args.dims}")
     sets = []
@@ -120,10 +123,11 @@ def fid_sets(args: Namespace) -> list[str]:
             raise ValueError(f"{name} is given twice, as {word} and by {flag}: give one of them")
         sets.append(by_flag if word is None else word)
     if sets[0] is not None and sets[1] is None and args.save_stats is not None:
-        return sets[:1]
+        return sets[:1], False
     if None in sets:
         raise ValueError("fid compares two sets: give FIRST and SECOND, or --predicted-path and --gtcsv-path")
-    return sets
+    by_the_labs_flags = args.predicted_path is not None and args.gtcsv_path is not None
+    return sets, args.paired or (None if by_the_labs_flags else False)
 
 
 # --- epochs -----------------------------------------------------------------------------------------------------

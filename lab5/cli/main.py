@@ -109,12 +109,12 @@ def _inpaint(args: Namespace) -> None:
 
 
 def _fid(args: Namespace) -> None:
-    from lab5.cli.fid import fid
+    from lab5.cli.fid import Sides, fid
 
     _translate(args, {})
     config = _configure(args, {}, {} if args.device is None else {"device": args.device})
     fid(
-        lab_flags.fid_sets(args), config, features=args.features, n=args.n, weights=args.weights,
+        Sides(*lab_flags.fid_sets(args), args.n), config, features=args.features, weights=args.weights,
         download=args.download, batch=args.batch_size, save_stats=args.save_stats,
     )  # fmt: skip
 

@@ -73,18 +73,42 @@ def value(out: str) -> float:
 
 def test_n_of_both_the_network_and_the_values_are_printed(images, network, distance, capsys):
     assert run("a b") == 0
-    n_a, n_b, used, score, spread = capsys.readouterr().out.splitlines()
+    n_a, n_b, used, score, *spread = capsys.readouterr().out.splitlines()
     assert (n_a, n_b) == ("n = 6: a", "n = 6: b")
     assert re.fullmatch(r"features: ToyFeatures, weights [0-9a-f]{12}", used)
     assert score == f"Frechet distance on toy-attribute features = {distance:.4f}", "it is not called FID"
-    printed = re.fullmatch(r"KID = (-?\d+\.\d+) ± \d+\.\d+ \(SD .*\)", spread)[1]
-    assert float(printed) == pytest.approx(kid(*(network.features(part / 255) for part in images.split(6))), abs=1e-6)
+    assert run("a b --paired") == 0
+    spread += capsys.readouterr().out.splitlines()[4:]
+    for line, paired in zip(spread, (False, True), strict=True):
+        printed = re.fullmatch(r"KID = (-?\d+\.\d+) ± \d+\.\d+ \(SD .*\), (.*)", line)
+        exact = kid(*(network.features(part / 255) for part in images.split(6)), paired=paired)
+        assert float(printed[1]) == pytest.approx(exact, abs=1e-6)
+        assert ("image by image" in printed[2]) == paired
+
+
+def test_pairs_are_told_by_the_numbers_of_the_files_in_whatever_order(folders, images, network, capsys):
+    assert run("a b --paired") == 0
+    right = capsys.readouterr().out.splitlines()[3:]
+    for i in range(6):  # by their names 10 comes before 5
+        Path(f"a/image_{i:03}.png").rename(f"a/{i + 5}.png")
+        Path(f"b/image_{i:03}.png").rename(f"b/of {i + 5:03}.png")
+    assert run("--predicted-path a --gtcsv-path b") == 0
+    ours = capsys.readouterr().out.splitlines()[3:]
+    assert [re.findall(r"-?\d+\.\d+", line)[:1] for line in ours] == [
+        re.findall(r"-?\d+\.\d+", line)[:1] for line in right]  # fmt: skip
+    assert "image by image" in ours[-1]
+    assert run("a a --paired") == 0 and "KID = 0.000000" in capsys.readouterr().out.replace("-0.0", "0.0")
+    Path("a/7.png").rename("a/17.png")
+    assert run("a b --paired") == 2 and "same numbers in a and b, but 17 is in one" in capsys.readouterr().err
+    assert run("--predicted-path a --gtcsv-path b") == 0 and "independent" in capsys.readouterr().out
+    np.savez("s.npz", mu=np.zeros(96), sigma=np.eye(96), n=6)
+    assert run("a s.npz --paired") == 2 and "--paired needs images" in capsys.readouterr().err
 
 
 def test_the_labs_csv_is_the_folder_of_its_images(folders, images, network, capsys):
     rows = images[6:].permute(0, 2, 3, 1).reshape(6, -1).tolist()  # pixels row by row, red green blue of each
     Path("gt.csv").write_text("\n".join(",".join(map(str, row)) for row in [range(PIXELS), *rows]) + "\n")
-    assert run("a b") == 0
+    assert run("a b --paired") == 0
     as_folder = capsys.readouterr().out.splitlines()[2:]
     assert run("--predicted-path a --gtcsv-path gt.csv") == 0
     printed = capsys.readouterr()

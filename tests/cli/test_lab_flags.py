@@ -232,15 +232,17 @@ def test_a_file_that_is_missing_is_one_sentence():
         lab_flags.settings_of_file(parse("inpaint --MaskGitConfig nowhere.yml"))
 
 
-@pytest.mark.parametrize("line, sets", [
-    ("a b", ["a", "b"]),
-    ("--predicted-path a --gtcsv-path b", ["a", "b"]),
-    ("a --gtcsv-path b", ["a", "b"]),
-    ("a --save-stats s.npz", ["a"]),
-    ("a b --dims 2048 --save-stats s.npz", ["a", "b"]),
+@pytest.mark.parametrize("line, sets, paired", [
+    ("a b", ["a", "b"], False),
+    ("a b --paired", ["a", "b"], True),
+    ("--predicted-path a --gtcsv-path b", ["a", "b"], None),  # where the names allow it
+    ("--predicted-path a --gtcsv-path b --paired", ["a", "b"], True),
+    ("a --gtcsv-path b", ["a", "b"], False),
+    ("a --save-stats s.npz", ["a"], False),
+    ("a b --dims 2048 --save-stats s.npz", ["a", "b"], False),
 ])  # fmt: skip
-def test_sets_by_place_and_by_flag(line, sets):
-    assert lab_flags.fid_sets(parse(f"fid {line}")) == sets
+def test_sets_by_place_and_by_flag(line, sets, paired):
+    assert lab_flags.fid_sets(parse(f"fid {line}")) == (sets, paired)
 
 
 @pytest.mark.parametrize("line, sentence", [
