@@ -5,6 +5,7 @@ A piece has to keep its own result where it matters: when a process is killed, t
 
 import multiprocessing
 import os
+import pickle
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -22,7 +23,8 @@ def run_parallel(
 ) -> Iterator[tuple[int, Any]]:
     """(number, work(shared, item)) of every item: in order in this process, or as they are done by `jobs` others.
 
-    The threads are divided among the processes. `work` must be a function of a module, and everything picklable.
+    The threads are divided among the processes. `work` must be a function of a module, and everything picklable: it
+    goes to and fro as bytes, because torch would pass each tensor as an open file, of which a shell allows 1024.
     Raises ValueError for jobs below 1, what `work` raises, and ChildProcessError where a process dies.
     """
     if jobs < 1:
@@ -34,11 +36,11 @@ def run_parallel(
     threads = max(1, torch.get_num_threads() // jobs)
     # A fresh process each: a fork of one that has used threads or a GPU can hang.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(shared, threads))
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(pickle.dumps(shared), threads))
     try:
         numbers = {pool.submit(_one, work, item): number for number, item in enumerate(items)}
         for future in as_completed(numbers):
-            yield numbers[future], future.result()
+            yield numbers.pop(future), pickle.loads(future.result())
     except BrokenProcessPool as error:
         again = "run again to go on from what is done, with fewer jobs if it recurs"
         raise ChildProcessError(f"a worker process died, perhaps for lack of memory: {again}") from error
@@ -46,9 +48,9 @@ def run_parallel(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _begin(shared: Any, threads: int) -> None:
+def _begin(shared: bytes, threads: int) -> None:
     global _shared
-    _shared = shared
+    _shared = pickle.loads(shared)
     torch.set_num_threads(threads)
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
 
@@ -59,5 +61,5 @@ def _end_with_the_parent() -> None:
     os._exit(1)
 
 
-def _one(work: Callable[[Any, Item], Any], item: Item) -> Any:
-    return work(_shared, item)
+def _one(work: Callable[[Any, Item], Any], item: Item) -> bytes:
+    return pickle.dumps(work(_shared, item))

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import resource
 import time
 from pathlib import Path
 
@@ -27,6 +28,10 @@ def stay(folder: Path, item: int) -> None:
     time.sleep(3600)
 
 
+def tensors(shared: dict[str, torch.Tensor], item: int) -> dict[str, torch.Tensor]:
+    return {name: tensor + item for name, tensor in shared.items()}
+
+
 def die(shared: int, item: int) -> int:
     os._exit(1)
 
@@ -46,6 +51,18 @@ def test_several_processes_share_the_items_and_the_threads():
     processes = {result[1] for result in found.values()}
     assert len(processes) <= 2 and os.getpid() not in processes
     assert all(result[2] == max(1, torch.get_num_threads() // 2) for result in found.values())
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc to count open files")
+def test_tensors_go_to_and_fro_without_a_file_for_each():
+    """A login shell allows 1024 open files, which the results of a study would fill."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + 60, hard))
+    try:
+        results = dict(run_parallel(tensors, {f"{i}": torch.ones(9) for i in range(30)}, list(range(30)), jobs=2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(results) == 30 and all(torch.equal(results[n]["29"], torch.full((9,), 1.0 + n)) for n in results)
 
 
 @pytest.mark.parametrize(("work", "error", "says"), [
