@@ -216,9 +216,10 @@ class MVTMObjective:
             hinted = torch.rand(len(batch), 1, generator=generator) < 0.9
             masked = torch.where(hinted, part_of(self.holes[chosen], generator), masked)
             hints = _sent(self.hints(batch, chosen) * hinted[:, :, None], device)
+        over = masked.numel() if self.config.loss == "all" else int(masked.sum())  # counted here: a GPU is not asked
         masked = _sent(masked, device)
         loss, accuracy = self.cross_entropy(model, tokens, masked, self.config.label_smoothing, hints)
-        return loss, {"accuracy": accuracy}
+        return loss, {"accuracy": accuracy, "weight": over}
 
 
 def _sent(x: Tensor, device: torch.device) -> Tensor:

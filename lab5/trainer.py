@@ -4,8 +4,9 @@
         print(step.step, step.loss)
 
 An objective is a callable `(model, draw, generator) -> (loss, metrics)`; `draw` numbers the batches from 1, of which a
-step takes `accumulate`. The generator is seeded anew from (seed, draw), as is torch's own stream for dropout: a step
-depends on the state on disk, the seed and its number alone, so a resumed run goes on exactly where it was.
+step takes `accumulate`. A metric "weight" says over how many terms the loss is a mean: batches of a step count by it,
+as if they were one. The generator is seeded anew from (seed, draw), as is torch's own stream for dropout: a step
+follows from the state on disk, the seed and its number alone, so a resumed run goes on exactly where it was.
 """
 
 import math
@@ -22,7 +23,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from lab5.config import TrainConfig, check
 from lab5.runtime.files import defer_signals
-from lab5.runtime.machine import fast_float32, oom_hint
+from lab5.runtime.machine import compile_parts, fast_float32, oom_hint
 from lab5.runtime.states import Parts, load_state, save_state
 
 OPTIMISERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
@@ -99,9 +100,10 @@ def fit(
 
     With `save_to` the state is written to `<save_to>-<step>` every `save_every` seconds and at the end, the last two
     kept, and a run that finds its own goes on from it. Ctrl-C and SIGTERM wait for the end of a step, whose state is
-    then written; an error within a step leaves the states as they are. `settings` say what else, beside `config`,
-    `seed` and the number of parameters, a state belongs to. `history` receives every step, also those of the runs
-    before.
+    then written; an error within a step leaves the states as they are. A step that such a signal kept from its caller,
+    or in place of which the caller threw an error into the generator, is handed out again by the run that goes on.
+    `settings` say what else, beside `config`, `seed` and the number of parameters, a state belongs to. `history`
+    receives every step, also those of the runs before.
 
     Raises FloatingPointError, with the step and the learning rate, for a loss or gradient that is not finite,
     MemoryError where a batch is too large, ValueError for a state of other settings, and OSError for a full disk.
@@ -119,14 +121,19 @@ def fit(
     facts = save_to and load_state(save_to, parts, settings) or {"step": 0, "history": ()}
     done = facts["step"]
     history[:] = [TrainStep(*row) for row in facts["history"]]
+    again = facts.get("again", False)  # the last step was not, or not quite, dealt with by whoever it was handed to
 
     def store() -> None:
-        save_state(save_to, done, parts, settings, {"history": history})
+        save_state(save_to, done, parts, settings, {"history": history, "again": again})
 
     model.train()
     saved, whole = done, True  # whether the parts are those after a step, or in the midst of one
     began = last_save = time.monotonic()
+    as_many = f", and {section(config)}.accumulate = {2 * config.accumulate} for as many images a step"
     try:
+        if again:
+            yield history[-1]
+            again = False
         while done < config.steps:
             if save_to is not None and done > saved and time.monotonic() - last_save > save_every:
                 saved, last_save = done, time.monotonic()  # before it is tried: once is enough on a full disk
@@ -134,9 +141,9 @@ def fit(
             whole = False
             with defer_signals() as waiting:
                 lr = learning_rate(config, done + 1)
-                with fast_float32(device):
+                with fast_float32(device), oom_hint(f"{section(config)}.batch", config.batch, as_many):
                     loss, metrics = _step(parts, config, done + 1, lr, seed)
-                done, whole = done + 1, True
+                done, whole, again = done + 1, True, True
                 history.append(TrainStep(done, config.steps, loss, lr, time.monotonic() - began, metrics))
             if waiting:
                 if save_to is not None:
@@ -144,12 +151,21 @@ def fit(
                     store()
                 signal.raise_signal(waiting[0])
             yield history[-1]
+            again = False
+    except GeneratorExit:  # the loop was left
+        again = False
+        raise
     finally:
         if save_to is not None and whole and done > saved:
             store()
         if average is not None:
             model.load_state_dict(average.module.state_dict())
         model.eval()
+
+
+def section(config: TrainConfig) -> str:
+    """The name of its settings: `config.stage1` is a Stage1Config."""
+    return type(config).__name__.removesuffix("Config").lower()
 
 
 def _step(parts: Parts, config: TrainConfig, step: int, lr: float, seed: int) -> tuple[float, dict[str, float]]:
@@ -160,20 +176,22 @@ def _step(parts: Parts, config: TrainConfig, step: int, lr: float, seed: int) ->
     for group in optimiser.param_groups:
         group["lr"] = lr
     optimiser.zero_grad(set_to_none=True)
-    total, metrics = torch.zeros((), device=device), {}
-    section = type(config).__name__.removesuffix("Config").lower()  # `config.stage1` is a Stage1Config
-    as_many = f", and {section}.accumulate = {2 * config.accumulate} for as many images a step"
-    enough = oom_hint(f"{section}.batch", config.batch, as_many)
-    with enough, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    total, metrics, weights = torch.zeros((), device=device), {}, []
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for micro in range(config.accumulate):
             draw = (step - 1) * config.accumulate + micro + 1
             torch.manual_seed(seed * 1_000_003 + draw + DROPOUT)
             generator.manual_seed(seed * 1_000_003 + draw)
             with autocast(config.amp, device):
                 part, metrics = objective(model, draw, generator)
-            scaler.scale(part / config.accumulate).backward()
-            total += part.detach() / config.accumulate
+            weights.append(metrics.pop("weight", 1.0))
+            share = weights[-1] / weights[0] / config.accumulate
+            scaler.scale(part * share).backward()
+            total += part.detach() * share
     scaler.unscale_(optimiser)
+    if (others := config.accumulate * weights[0] / sum(weights)) != 1:  # the shares do not add up to 1
+        total *= others
+        torch._foreach_mul_([p.grad for p in model.parameters() if p.grad is not None], others)
     clipped = nn.utils.clip_grad_norm_(model.parameters(), config.clip or math.inf)
     # Fetched together: a GPU is waited for once instead of twice.
     loss, norm = torch.stack([total, clipped.to(total)]).tolist()
@@ -204,12 +222,6 @@ def _optimiser(model: nn.Module, config: TrainConfig, device: torch.device) -> t
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}]
     build = OPTIMISERS[config.optimiser]
     return build(groups, lr=config.lr, betas=config.betas, fused=device.type in ("cpu", "cuda"))
-
-
-def compile_parts(model: nn.Module, **options: Any) -> None:
-    """Every block of a transformer, else the whole network, by torch.compile; names and weights stay as they are."""
-    for part in getattr(model, "blocks", [model]):
-        part.compile(**options)
 
 
 def _averaging(config: TrainConfig):

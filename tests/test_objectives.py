@@ -157,7 +157,8 @@ def test_a_stage_two_step_is_a_function_of_its_number_and_the_generator():
     masked = mvtm_mask(chosen, "mixed", seeded(1), holes)
     assert torch.equal(model.shown[0], chosen.masked_fill(masked, K))
     best = noise(chosen)[..., :K].argmax(-1)
-    assert found[0][1] == {"accuracy": pytest.approx((best == chosen)[masked].float().mean().item())}
+    accuracy = pytest.approx((best == chosen)[masked].float().mean().item())
+    assert found[0][1] == {"accuracy": accuracy, "weight": int(masked.sum())}
 
 
 @pytest.mark.parametrize("loss", LOSSES)

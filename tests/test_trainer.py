@@ -11,8 +11,9 @@ from torch import nn
 
 from lab5.config import TrainConfig, TransformerConfig
 from lab5.runtime.files import load_tensors
+from lab5.runtime.machine import compile_parts
 from lab5.runtime.states import state_files
-from lab5.trainer import compile_parts, fit, learning_rate, learning_rates
+from lab5.trainer import fit, learning_rate, learning_rates
 from lab5.transformer import BidirectionalTransformer
 
 CONFIG = TrainConfig(steps=8, batch=4, lr=1e-2, warmup=2, amp="off", ema=0.0, clip=0.0)
@@ -33,8 +34,8 @@ def convolutions(dropout=0.0):
         return layers.to(memory_format=torch.channels_last)
 
 
-def batch_of(generator, shape=(5,)):
-    inputs = torch.randn(4, *shape, generator=generator)
+def batch_of(generator, shape=(5,), n=4):
+    inputs = torch.randn(n, *shape, generator=generator)
     return inputs, torch.stack([inputs.flatten(1).sum(1), inputs.flatten(1)[:, 0]], 1)
 
 
@@ -139,15 +140,19 @@ def test_settings_that_cannot_be_are_refused_before_the_first_step_and_nothing_i
     [("adamw", 0.0, 1), ("adamw", 0.05, 1), ("adamw", 0.0, 3), ("adamw", 0.05, 3), ("adam", 0.0, 1)],
 )
 def test_it_is_torchs_adamw_or_adam_step_for_step(optimiser, clip, accumulate):
-    """One batch, `accumulate` times as large; AdamW shrinks the weights themselves, Adam has the decay in gradients."""
+    """One batch of all that the step has seen, however unequal its parts, where an objective says how large they are.
+
+    AdamW shrinks the weights themselves, Adam has the decay in its gradients.
+    """
     config = replace(
         CONFIG, optimiser=optimiser, clip=clip, accumulate=accumulate, weight_decay=0.3, betas=(0.8, 0.95)
     )
     batches, ours, plain = [], mlp(), mlp()
 
     def remembered(model, draw, generator):
-        batches.append(batch_of(generator))
-        return (model(batches[-1][0]) - batches[-1][1]).square().mean(), {}
+        images = 3 + 5 * (draw % 2)
+        batches.append(batch_of(generator, n=images))
+        return (model(batches[-1][0]) - batches[-1][1]).square().mean(), {"weight": images}
 
     losses = [step.loss for step in run(ours, remembered, config)]
     weights, biases = ([p for p in plain.parameters() if (p.dim() > 1) == wide] for wide in (True, False))
@@ -401,14 +406,15 @@ def test_a_failure_at_the_first_step_writes_nothing(tmp_path):
 
 def test_the_way_of_matmul_is_put_back_between_steps(monkeypatch):
     monkeypatch.setattr("lab5.runtime.machine._onednn_is_faster", lambda: True)
-    seen, before = [], torch.get_float32_matmul_precision()
+    matmul = torch.backends.mkldnn.matmul
+    seen, before = [], matmul.fp32_precision
 
     def objective(model, step, generator):
-        seen.append(torch.get_float32_matmul_precision())
+        seen.append(matmul.fp32_precision)
         return model(torch.ones(2, 5)).square().mean(), {}
 
     next(fit(mlp(), objective, CONFIG, seed=0))
-    assert seen == ["medium"] and torch.get_float32_matmul_precision() == before
+    assert seen == ["bf16"] and matmul.fp32_precision == before
 
 
 class Part(nn.Linear):

@@ -4,6 +4,7 @@ All that changes while training is in a state. What is drawn at random in a step
 of the step, which are in it too: the order of the images, masks, flips and dropout.
 """
 
+import json
 import re
 import warnings
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 from lab5.runtime.files import load_tensors, save_tensors
 
 KEPT = 2  # the newest, and one to fall back on
+FACTS = "facts"  # a tensor of bytes
 
 _ABSENT = "nothing"
 
@@ -34,6 +36,8 @@ class Parts(NamedTuple):
 def save_state(path: Path, step: int, parts: Parts, settings: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     """Write the state after `step`, and JSON-able facts, to `<path>-<step>`; then remove all but the last KEPT.
 
+    The facts are a tensor of bytes: among them is the whole history, and a header of more than 100 MB is refused.
+
     Raises OSError where it cannot be written: those before it are still there.
     """
     tensors = {f"model.{k}": v for k, v in parts.model.state_dict().items()}
@@ -43,7 +47,8 @@ def save_state(path: Path, step: int, parts: Parts, settings: Mapping[str, Any],
         tensors |= {f"objective.{k}": v for k, v in parts.objective.state_dict().items()}
     for i, state in parts.optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{i}.{k}": v for k, v in state.items()}
-    meta = {"step": step, "settings": settings, "scaler": parts.scaler.state_dict(), **facts}
+    tensors[FACTS] = torch.frombuffer(bytearray(json.dumps(facts).encode()), dtype=torch.uint8)
+    meta = {"step": step, "settings": settings, "scaler": parts.scaler.state_dict()}
     newest = path.with_name(f"{path.name}-{step}")
     save_tensors(newest, tensors, meta)
     files = state_files(path)
@@ -60,16 +65,17 @@ def load_state(path: Path, parts: Parts, settings: Mapping[str, Any]) -> dict[st
     files = state_files(path)
     for file, before in zip(files, [*files[1:], None], strict=False):
         try:
-            tensors, facts = load_tensors(file)
+            tensors, meta = load_tensors(file)
         except ValueError as error:
             instead = f"going on from {before.name}" if before else "beginning at the first step"
             warnings.warn(f"{error}; {instead}", stacklevel=2)
             continue
-        if differ := differences(facts.get("settings", {}), settings):
+        if differ := differences(meta.get("settings", {}), settings):
             others = "; ".join(differ)
             raise ValueError(f"{file} is the state of another training, with {others}: remove it or name another file")
-        _fill(parts, tensors, facts)
-        return facts
+        facts = json.loads(tensors.pop(FACTS).numpy().tobytes()) if FACTS in tensors else {}
+        _fill(parts, tensors, meta)
+        return meta | facts  # those of earlier versions are in the header
     return None
 
 
@@ -80,7 +86,7 @@ def state_files(path: Path) -> list[Path]:
     return sorted(steps, key=steps.get, reverse=True)
 
 
-def _fill(parts: Parts, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
+def _fill(parts: Parts, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
     model, average, optimiser, scaler, objective = parts
     of: dict[str, dict] = {"model": {}, "average": {}, "optimiser": {}, "objective": {}}
     for key, value in tensors.items():
@@ -89,7 +95,7 @@ def _fill(parts: Parts, tensors: Mapping[str, torch.Tensor], facts: Mapping[str,
     model.load_state_dict(of["model"])
     if average is not None:
         average.module.load_state_dict(of["average"])
-        average.n_averaged.fill_(facts["step"])
+        average.n_averaged.fill_(meta["step"])
     if isinstance(objective, nn.Module):
         objective.load_state_dict(of["objective"])
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
@@ -100,8 +106,8 @@ def _fill(parts: Parts, tensors: Mapping[str, torch.Tensor], facts: Mapping[str,
             value = torch.empty_like(parameters[int(i)]).copy_(value)
         state.setdefault(int(i), {})[name] = value
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
-    if facts["scaler"]:  # there is one with fp16 only
-        scaler.load_state_dict(facts["scaler"])
+    if meta["scaler"]:  # there is one with fp16 only
+        scaler.load_state_dict(meta["scaler"])
 
 
 def differences(there: Any, here: Any, limit: int = 4) -> list[str]:

@@ -59,7 +59,7 @@ def train_vqgan(config: Config, data: Dataset) -> Training | Given:
         objective=objective,
         save=checkpoint.save_vqgan,
         load=checkpoint.load_vqgan,
-        check=lambda model: {"val_psnr_db": reconstruction_psnr_db(model, data.val[:128])},
+        check=lambda model: {"val_psnr_db": reconstruction_psnr_db(model, data.val[:128], min(64, stage.batch))},
         best_by="val_psnr_db",
     )
     return Training(kind, stage, settings, seed=config.seed, device=config.device)
@@ -111,7 +111,9 @@ def train_transformer(config: Config, data: Dataset, tokenizer: Tokenizer) -> Tr
         objective=objective,
         save=checkpoint.save_transformer,
         load=checkpoint.load_transformer,
-        check=lambda model: {f"val_{k}": v for k, v in validate(model, *held_out()).items()},
+        check=lambda model: {
+            f"val_{k}": v for k, v in validate(model, *held_out(), batch=min(64, config.stage2.batch)).items()
+        },
         best_by="-val_loss",
     )
     return Training(kind, config.stage2, settings, seed=config.seed, device=config.device)
@@ -137,11 +139,16 @@ def load_start(config: Config) -> BidirectionalTransformer:
 
 
 def validation(tokenizer: Tokenizer, data: Dataset, hinted: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Tokens of 256 validation images, masks and hints of holes that stay the same whenever they are asked for."""
-    images = data.val[:256]
-    tokens, holes = tokenizer.cached(images, data_folder() / "cache", "val"), random_holes(VAL_HOLES, len(images))
-    hints = tokenizer.hints(fill_holes(images, holes, "navier_stokes"), holes) if hinted else None
-    return tokens, token_mask(holes), hints
+    """Tokens of 256 validation images, masks and hints of holes that stay the same whenever they are asked for.
+
+    Known tokens are those that decoding meets, encoded from images with holes: some of a whole image's tokens have
+    seen what lies in the hole beside them. Hidden ones are those of the whole image.
+    """
+    images, folder = data.val[:256], data_folder() / "cache"
+    holes = random_holes(VAL_HOLES, len(images))
+    filled, hidden = fill_holes(images, holes, "navier_stokes" if hinted else "grey"), token_mask(holes)
+    whole, met = (tokenizer.cached(x, folder, name) for x, name in ((images, "val"), (filled, "val-filled")))
+    return torch.where(hidden, whole, met), hidden, tokenizer.hints(filled, holes) if hinted else None
 
 
 def training_holes(config: Config) -> Tensor:

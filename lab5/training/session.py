@@ -20,12 +20,13 @@ from torch import nn
 from lab5.config import TrainConfig
 from lab5.runtime.files import load_meta, locked, write
 from lab5.runtime.folders import data_folder
+from lab5.runtime.machine import oom_hint
 from lab5.runtime.states import differences, state_files
-from lab5.trainer import Objective, TrainStep, fit
+from lab5.trainer import Objective, TrainStep, fit, section
 
 CHECKS = 10  # looks at validation images in one training
 SAVE_EVERY = 120.0  # seconds between states on disk
-CODE = 1  # counts up whenever a training would come out differently: those of before are then made again
+CODE = 2  # counts up whenever a training would come out differently: those of before are then made again
 
 
 class Kind(NamedTuple):
@@ -109,8 +110,12 @@ class Training:
             )  # fmt: skip
             for step in steps:
                 if step.step % max(1, self.config.steps // CHECKS) == 0:
-                    step.metrics.update(self._kind.check(self._model))
-                    self._keep_best(step)
+                    try:
+                        with oom_hint(f"{section(self.config)}.batch", self.config.batch):
+                            step.metrics.update(self._kind.check(self._model))
+                        self._keep_best(step)
+                    except BaseException as error:
+                        steps.throw(error)  # the run that goes on checks this step
                 yield step
             write(self._log, json.dumps(self.history).encode())
             self._kind.save(self.file, self._model, settings=self.settings)

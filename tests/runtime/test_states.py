@@ -1,5 +1,6 @@
 """A state is found again, a damaged one gives way, a foreign one is refused with what differs."""
 
+import json
 import signal
 import time
 from contextlib import ExitStack
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from lab5.config import Stage1Config, TrainConfig
-from lab5.runtime.files import load_tensors
+from lab5.runtime.files import load_tensors, save_tensors
 from lab5.runtime.states import differences, state_files
 from lab5.trainer import fit
 
@@ -105,7 +106,28 @@ def test_the_history_of_the_runs_before_is_that_of_the_state(path, straight):
     run(path, stop=6, history=history)
     run(path, history=history)
     assert without_times(history) == straight[1]
-    assert load_tensors(state_files(path)[0])[1]["history"][2][5] == {"draw": 3.0}
+    assert history[2].metrics == {"draw": 3.0}
+
+
+def test_a_history_of_any_length_can_be_written(path):
+    """A header of safetensors ends at 100 MB, which 890,000 steps would fill."""
+    headers = []
+    for steps in (8, 80):
+        file = path.with_name(f"{steps}")
+        list(fit(network(), objective, replace(CONFIG, steps=steps), seed=0, save_to=file))
+        headers.append(int.from_bytes(state_files(file)[0].read_bytes()[:8], "little"))
+    assert headers[1] < headers[0] + 100
+
+
+def test_a_state_of_before_with_its_history_in_the_header_is_gone_on_from(path, straight):
+    run(path, stop=5)
+    for file in state_files(path):
+        tensors, meta = load_tensors(file)
+        facts = json.loads(tensors.pop("facts").numpy().tobytes())
+        save_tensors(file, tensors, meta | facts)
+    history = []
+    steps, model = run(path, history=history)
+    assert steps == [6, 7, 8] and same(model, straight[0]) and without_times(history) == straight[1]
 
 
 def test_what_a_caller_adds_to_a_step_is_in_the_state(path):
@@ -163,8 +185,21 @@ def test_a_step_that_is_interrupted_is_ended_and_saved(number, path, straight):
     finally:
         signal.signal(number, before)
     assert steps == [1, 2, 3, 4] and names(path) == ["net.state-5"], "the fifth was made, and is not lost"
+    steps, _ = run(path, stop=7)
+    assert steps == [5, 6, 7], "and nobody has seen it yet"
     steps, model = run(path)
-    assert steps == [6, 7, 8] and same(model, straight[0])
+    assert steps == [8] and same(model, straight[0])
+
+
+def test_a_step_whose_caller_failed_is_handed_out_again(path, straight):
+    """As a training's check that is interrupted: `throw` says that the step was not dealt with."""
+    steps = fit(network(), objective, CONFIG, seed=0, save_to=path, save_every=1e9)
+    for step in steps:
+        if step.step == 5:
+            with pytest.raises(KeyboardInterrupt):
+                steps.throw(KeyboardInterrupt())
+    steps, model = run(path)
+    assert steps == [5, 6, 7, 8] and same(model, straight[0])
 
 
 def test_an_interrupt_between_steps_saves_the_last_one(path, straight):
@@ -188,17 +223,26 @@ def test_a_full_disk_stops_the_run_and_leaves_the_states_before(disk_of, path, s
     assert steps == [4, 5, 6, 7, 8] and same(model, straight[0]), "with room again it goes on"
 
 
-def test_a_gpu_without_enough_memory_is_told_with_the_setting_to_lower(path, monkeypatch):
+@pytest.mark.parametrize("where", ["the loss", "the optimiser"])
+def test_a_gpu_without_enough_memory_is_told_with_the_setting_to_lower(where, path, monkeypatch):
     monkeypatch.setattr("lab5.runtime.machine.machine", lambda device: "a GPU")
+    calls, real = [], torch.optim.AdamW.step
 
-    def too_large(model, draw, generator):
-        if draw == 4:
+    def full(*_):
+        calls.append(1)
+        if len(calls) == 4:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total ...")
+
+    def goal(model, draw, generator):
+        if where == "the loss":
+            full()
         return objective(model, draw, generator)
 
+    if where == "the optimiser":
+        monkeypatch.setattr(torch.optim.AdamW, "step", lambda *args: full() or real(*args))
     config = Stage1Config(steps=8, batch=32, warmup=0, amp="off")
     with pytest.raises(MemoryError, match=r"lower stage1\.batch, which is 32, .* stage1\.accumulate = 2") as refused:
-        run(path, goal=too_large, config=config)
+        run(path, goal=goal, config=config)
     assert "\n" not in str(refused.value)
     assert names(path) == ["net.state-3", "net.state-2"]
 

@@ -1,6 +1,7 @@
 """What is found in a run's folder is used only where it was made with the same settings, code and data."""
 
 import json
+import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -72,7 +73,8 @@ def test_a_network_made_by_another_version_of_the_code_is_made_again_and_says_so
     assert small().reused and load_meta(again.file)["settings"]["code"] == training.CODE
 
 
-def test_networks_of_before_there_were_versions_are_of_the_first():
+def test_networks_of_before_there_were_versions_are_of_the_first(monkeypatch):
+    monkeypatch.setattr(training, "CODE", 1)
     run = small().run()
     state, meta = load_tensors(run.file)
     del meta["settings"]["code"]
@@ -166,6 +168,41 @@ def test_a_loss_that_is_no_number_keeps_the_states_and_the_folder_usable(monkeyp
         small(goal=breaks).run()
     assert [path.name for path in state_files(small().folder / "net.state")] == ["net.state-3", "net.state-2"]
     assert [step.step for step in small()] == [4, 5, 6]
+
+
+@pytest.mark.parametrize("where", ["in the step", "in its check"])
+def test_a_check_that_a_signal_prevents_is_made_by_the_run_that_goes_on(where):
+    whole = [step.metrics for step in small(data="whole").run().history]
+    calls = []
+
+    def signalled(place):
+        calls.extend([place] * (place == where))
+        if calls == 3 * [place]:
+            signal.raise_signal(signal.SIGINT)
+
+    def goal(*arguments):
+        signalled("in the step")
+        return objective(*arguments)
+
+    def check(model):
+        signalled("in its check")
+        return value_of(model)
+
+    with pytest.raises(KeyboardInterrupt):
+        small(goal=goal, check=check).run()
+    run = small()
+    assert [step.step for step in run] == [3, 4, 5, 6]
+    assert [step.metrics for step in run.history] == whole and all("val" in metrics for metrics in whole)
+
+
+def test_a_gpu_that_is_full_in_a_check_is_told_with_the_setting_to_lower(monkeypatch):
+    monkeypatch.setattr("lab5.runtime.machine.machine", lambda device: "a GPU")
+
+    def full(model):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    with pytest.raises(MemoryError, match="lower train.batch, which is 4"):
+        small(check=full).run()
 
 
 @pytest.mark.parametrize(("best_by", "step"), [("val", 2), ("-val", 5)])
