@@ -25,7 +25,7 @@ from lab5.show.study_figures import study_figures
 from lab5.study import plans, tables
 from lab5.study.networks import train_all
 from lab5.study.recipes import RECIPES
-from lab5.study.run import CODE, GIVEN, Result, kept_results, len_study, ordered, run_study
+from lab5.study.run import CODE, GIVEN, Result, kept_results, len_study, of_training, ordered, run_study
 from lab5.study.tables import Findings
 
 LEAST = 8  # images; of fewer, a resample may hold one alone, and KID needs two
@@ -50,7 +50,7 @@ def study(config: Config, file: Path | None, *, grid: str, jobs: int, networks: 
     wanted = [network for part in parts for network in part.networks]
     trainings = train_all(config, data, pair.tokenizer, wanted, jobs)
     for trained in tqdm(trainings, total=len(wanted), desc="trainings", disable=not wanted):
-        pairs |= trained
+        pairs |= {name: one._replace(tokenizer=pair.tokenizer) for name, one in trained.items()}  # in memory once
     findings: list[Findings] = []
     results: list[Result] = []
     for part in parts:
@@ -80,8 +80,8 @@ def study(config: Config, file: Path | None, *, grid: str, jobs: int, networks: 
             tables.write_table(file.with_name(f"{file.stem}-{name}.csv"), rows.assign(**made_by))
     caption = "weights {weights}, {profile}, device {device}, code {code}".format(**made_by)
     figures = study_figures(beside["effects"], beside["claims"], beside["networks"], caption)
-    if pairs.keys() >= RECIPES.keys():
-        figures["recipes"] = _recipes(pairs, scorer)
+    if pairs.keys() >= {of_training(name, 0) for name in RECIPES}:
+        figures["recipes"] = _recipes({name: pairs[of_training(name, 0)] for name in RECIPES}, scorer)
     for name, figure in figures.items():
         save_figure(figure, file.with_name(f"{file.stem}-{name}"))
     names = ", ".join(dict.fromkeys([*(name for name in beside if len(beside[name])), *figures]))
@@ -131,7 +131,7 @@ def _print(
         )
     claims = beside["claims"]
     verdicts = [tables.verdict_text(row) for row in claims.to_dict("records")]
-    print_table(claims[["claim", "reports"]].assign(verdict=verdicts, KID=_intervals(claims)))
+    print_table(claims[["claim", "reports", "way"]].assign(verdict=verdicts, KID=_intervals(claims)))
 
 
 def _intervals(table: pd.DataFrame) -> list[str]:

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 from functools import partial
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from lab5.config import DecodeConfig, check, check_decoding
@@ -14,16 +15,44 @@ from lab5.decoder import DecodeStep
 from lab5.inpainting.pair import Pair
 from lab5.inpainting.tokenizer import Tokenizer
 from lab5.runtime.machine import oom_hint
+from lab5.transformer import BidirectionalTransformer
 from lab5.variants import decode
 
 
+class Holed(NamedTuple):
+    """What a decoding begins with: of images with holes, whatever the schedule and the seed."""
+
+    tokens: Int[Tensor, "n N"]  # of the filled images
+    unknown: Bool[Tensor, "n N"]
+    prior: Float[Tensor, "n N K"] | None
+    hints: Float[Tensor, "n N hints"] | None
+
+
+BEGINS = ("fill", "dilate", "evidence", "hints")  # the settings that `prepare` looks at
+
+
+def prepare(
+    pair: Pair, images: UInt8[Tensor, "n 3 64 64"], holes: Bool[Tensor, "n 64 64"], decoding: DecodeConfig
+) -> Holed:
+    """Fill the holes, encode, and look at what is visible of half-hidden tokens."""
+    tokenizer, filled = pair.tokenizer, fill_holes(images, holes, decoding.fill)
+    prior = tokenizer.evidence(filled, holes, decoding.evidence) if decoding.evidence else None
+    hints = tokenizer.hints(filled, holes) if decoding.hints and pair.transformer.config.hints else None
+    return Holed(tokenizer.encode(filled), dilate(token_mask(holes), decoding.dilate), prior, hints)
+
+
 def decode_holes(
-    pair: Pair, images: UInt8[Tensor, "n 3 64 64"], holes: Bool[Tensor, "n 64 64"], decoding: DecodeConfig, seed: int
+    pair: Pair,
+    images: UInt8[Tensor, "n 3 64 64"],
+    holes: Bool[Tensor, "n 64 64"],
+    decoding: DecodeConfig,
+    seed: int,
+    holed: Holed | None = None,
 ) -> Iterator[DecodeStep]:
     """The T + 1 states of filling the holes; `pair.tokenizer.decode(state.filled)` is the picture from step 1 on.
 
     Each image has a generator of its own, from (seed, its number): its noise is the same in any batch and under
-    any schedule.
+    any schedule. `holed` is what `prepare` gives for the same images, where it is at hand.
 
     Raises ValueError for settings that cannot be, and MemoryError that names the setting where a GPU's memory is full.
     """
@@ -31,12 +60,14 @@ def decode_holes(
     check_decoding(decoding)
     generators = [torch.Generator().manual_seed(seed * 1_000_003 + i) for i in range(len(images))]
     with oom_hint("decode.batch", decoding.batch):
+        holed = holed or prepare(pair, images, holes, decoding)
         decodings = []
         for start in range(0, len(images), decoding.batch):
             part = slice(start, start + decoding.batch)
-            decodings.append(_decode_batch(pair, images[part], holes[part], decoding, generators[part]))
-        # All batches take the same steps, so their states are one state: a batch at a time stays in the cache.
-        for states in zip(*decodings, strict=True):
+            begin = Holed(*(None if x is None else x[part] for x in holed))
+            decodings.append(_decode_batch(pair.transformer, begin, decoding, generators[part]))
+        # All batches take their steps together, so their states are one state: a batch at a time stays in the cache.
+        for states in _in_step(decodings):
             first, *_ = states
             joined = [
                 None if values[0] is None else torch.cat(values) for values in list(zip(*states, strict=True))[1:]
@@ -45,23 +76,33 @@ def decode_holes(
 
 
 def _decode_batch(
-    pair: Pair, images: Tensor, holes: Tensor, decoding: DecodeConfig, generators: list[torch.Generator]
+    model: BidirectionalTransformer, begin: Holed, decoding: DecodeConfig, generators: list[torch.Generator]
 ) -> Iterator[DecodeStep]:
-    tokenizer, model = pair.tokenizer, pair.transformer
     device = next(model.parameters()).device
-    filled = fill_holes(images, holes, decoding.fill)
-    tokens, unknown = tokenizer.encode(filled), dilate(token_mask(holes), decoding.dilate)
-    prior = tokenizer.evidence(filled, holes, decoding.evidence).to(device) if decoding.evidence else None
-    if decoding.hints and model.config.hints:
-        model = with_hints(pair, filled, holes)
-    return decode(model, tokens.to(device), unknown.to(device), decoding, generator=generators, prior=prior)
+    tokens, unknown, prior, hints = (None if x is None else x.to(device) for x in begin)
+    if hints is not None:
+        model = _with(model, hints)
+    return decode(model, tokens, unknown, decoding, generator=generators, prior=prior)
+
+
+def _in_step(decodings: list[Iterator[DecodeStep]]) -> Iterator[list[DecodeStep]]:
+    """A state of each, until all have ended: under a budget one may take fewer steps, and repeats its last state."""
+    states: list[DecodeStep] = []
+    while any(following := [next(decoding, None) for decoding in decodings]):
+        pairs = zip(following, states or following, strict=True)
+        states = [new or old._replace(step=old.step + 1) for new, old in pairs]
+        yield states
 
 
 def with_hints(pair: Pair, filled: UInt8[Tensor, "n 3 64 64"], holes: Bool[Tensor, "n 64 64"]) -> partial:
     """The pair's transformer, shown at every step what is visible in these filled images."""
     device = next(pair.transformer.parameters()).device
-    model = partial(pair.transformer, hints=pair.tokenizer.hints(filled, holes).to(device))
-    model.mask_id = pair.transformer.mask_id
+    return _with(pair.transformer, pair.tokenizer.hints(filled, holes).to(device))
+
+
+def _with(transformer: BidirectionalTransformer, hints: Float[Tensor, "B N hints"]) -> partial:
+    model = partial(transformer, hints=hints)
+    model.mask_id = transformer.mask_id
     return model
 
 

@@ -1,6 +1,8 @@
 """How sure a difference of two methods is.
 
-Two things make another study of the same methods come out differently: other images, and other noise in the decoding.
+Two things make another study of the same networks come out differently: other images, and other noise in the decoding.
+A third one, where trainings are compared, is the luck of each: such methods are trained several times.
+
 Both methods see the same images, which are resampled for both alike, so that what makes an image easy or hard cancels.
 And since a decoding draws the noise of each image for itself, other images bring other noise: resampling the images
 of what is averaged over the seeds covers both.
@@ -42,22 +44,22 @@ def gap(first: Resampled, second: Resampled) -> Resampled:
     if len(first.seeds) > 1 and len(second.seeds) > 1:
         seeds = tuple(seed for seed in first.seeds if seed in second.seeds)
         first, second = _only(first, seeds), _only(second, seeds)
-    seeds = max(first.seeds, second.seeds, key=len)
-    return Resampled(seeds, *(a - b for a, b in zip(first[1:], second[1:], strict=True)))
+    seeds, trained = max(first.seeds, second.seeds, key=len), first.trained or second.trained
+    return Resampled(seeds, *(a - b for a, b in zip(first[1:4], second[1:4], strict=True)), trained)
 
 
 def average(several: Sequence[Resampled]) -> Resampled:
     """The mean of several gaps, of the seeds that all of them have. Raises ValueError for no common seed."""
     seeds = tuple(seed for seed in several[0].seeds if all(seed in one.seeds for one in several))
-    parts = zip(*(_only(one, seeds)[1:] for one in several), strict=True)
-    return Resampled(seeds, *(torch.stack(part).mean(0) for part in parts))
+    parts = zip(*(_only(one, seeds)[1:4] for one in several), strict=True)
+    return Resampled(seeds, *(torch.stack(part).mean(0) for part in parts), any(one.trained for one in several))
 
 
 def _only(resampled: Resampled, seeds: tuple[int, ...]) -> Resampled:
     if not seeds:
         raise ValueError("methods with several seeds each can be compared where they share some, but they share none.")
     rows = [resampled.seeds.index(seed) for seed in seeds]
-    return Resampled(seeds, *(part[rows] for part in resampled[1:]))
+    return Resampled(seeds, *(part[rows] for part in resampled[1:4]), resampled.trained)
 
 
 def estimate(resampled: Resampled) -> Difference:
@@ -68,11 +70,19 @@ def estimate(resampled: Resampled) -> Difference:
     estimated is the distance at this n.
 
     Seeds are of decodings, in which every image has noise of its own: to resample the seeds too would count their noise
-    three times (Owen 2007, "The pigeonhole bootstrap"). Of methods that were trained once each, no interval includes
-    the luck of the training.
+    three times (Owen 2007, "The pigeonhole bootstrap"). Where each seed is also that of a training, other trainings are
+    a source of their own: the variance between them is added, with the degrees of freedom of Satterthwaite (1946). A
+    little noise of the decoding is in both. Of a single training nothing is known: its interval has no end.
     """
-    mean, error = float(resampled.value.mean()), math.sqrt(_variance(resampled))
-    freedom = resampled.influence.shape[1] - 1.0  # one less than images
+    seeds, images = resampled.influence.shape
+    mean, variance, freedom = float(resampled.value.mean()), _variance(resampled), images - 1.0
+    if resampled.trained and seeds == 1:
+        return Difference(mean, math.inf, -math.inf, math.inf, 1.0)
+    if resampled.trained and (luck := float(resampled.value.var()) / seeds):
+        together = variance + luck
+        freedom = together**2 / (luck**2 / (seeds - 1) + variance**2 / freedom)
+        variance = together
+    error = math.sqrt(variance)
     reach = float(stdtrit(freedom, 1 - LEVEL / 2)) * error
     p = 2 * float(stdtr(freedom, -abs(mean) / error)) if error else float(mean == 0)
     return Difference(mean, error, mean - reach, mean + reach, p)

@@ -41,6 +41,7 @@ class Resampled(NamedTuple):
     value: Float[Tensor, " S"]
     influence: Float[Tensor, "S n"]  # of each image; their mean is 0
     bend: Float[Tensor, "S R"]  # what R resamples of the images add to the first order
+    trained: bool = False  # each seed has a training of its own
 
 
 # --- the metrics, weighted ------------------------------------------------------------------------------------------

@@ -100,7 +100,9 @@ VERDICTS = {  # -> colour and marker
     Verdict.FAILS: ("#D55E00", "s"),
     Verdict.OPEN: ("#777777", "|"),
     Verdict.HOLDS: ("#0072B2", "o"),
+    Verdict.SPLIT: ("#777777", "D"),
 }
+WAYS = {"best": "this project's decoding", "sampled": "the lab's, sampled codes", "argmax": "the lab's, best codes"}
 WIDTH = 70  # letters of a label in a line
 
 
@@ -111,7 +113,8 @@ def forest(table: pd.DataFrame, label: str, *, group: str = "", title: str, capt
     together, are columns. What lies within ± the margin, which is shaded, is too small to matter. An effect is black
     where its interval excludes zero, else grey.
     """
-    limit = 1.08 * table[["kid_low", "kid_high", "margin"]].abs().to_numpy().max()
+    ends = table[["kid_low", "kid_high", "margin"]].abs().to_numpy()
+    limit = 1.08 * ends[np.isfinite(ends)].max()  # an interval without an end goes on to the edge
     with styled(7.6, 1.0, caption) as figure:  # as high as the rows will need
         axis = figure.subplots()
         axis.axvline(0, color=INK, lw=1)
@@ -208,8 +211,11 @@ def _caption(rows: pd.DataFrame, made_by: str) -> str:
 
 
 def claims_figure(claims: pd.DataFrame, caption: str) -> Figure:
-    """The claims that have been measured."""
-    return forest(claims.dropna(subset="kid"), "claim", title="What the reports claim", caption=caption)
+    """The claims that have been measured, each with its ways of decoding under it."""
+    measured = claims.dropna(subset="kid")
+    ways = "      " + measured["way"].replace(WAYS)
+    labels = measured["claim"].where(measured["way"] == "", ways)
+    return forest(measured.assign(label=labels), "label", title="What the reports claim", caption=caption)
 
 
 def effects_figure(effects: pd.DataFrame, caption: str, title: str = "What it is worth") -> Figure:

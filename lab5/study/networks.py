@@ -20,16 +20,21 @@ from lab5.profiles import configure
 from lab5.runtime.files import load_tensors
 from lab5.runtime.processes import run_parallel
 from lab5.runtime.states import differences
+from lab5.study.run import of_training
 from lab5.training.networks import train_transformer, validation
 from lab5.training.session import Training
 
 
 class Network(NamedTuple):
-    """A transformer by name, and what is changed in a run's settings to train it."""
+    """A transformer by name, and what is changed in a run's settings to train it.
+
+    Several that differ in `training` alone have the same name: one training each, whose seed is the run's + `training`.
+    """
 
     name: str
     changes: Mapping[str, Any]
     stops: tuple[int, ...] = ()  # rising, within the training: steps after which it is kept too, as `name @ step`
+    training: int = 0
 
     def kept(self) -> list[tuple[str, int | None]]:
         """(name, step) of the networks that come of its training, in order; of the finished one the step is None."""
@@ -41,7 +46,8 @@ class Network(NamedTuple):
 
 def train_networks(config: Config, data: Dataset, tokenizer: Tokenizer, network: Network) -> dict[str, Pair]:
     """The finished transformer, and those on the way to it, behind the tokenizer that they have learned from."""
-    config = configure(config.profile, **(all_settings(config) | dict(network.changes)))
+    changes = dict(network.changes) | {"seed": config.seed + network.training}
+    config = configure(config.profile, **(all_settings(config) | changes))
     training = train_transformer(config, data, tokenizer)
     files = {step: training.folder / f"after-{step}.safetensors" for step in network.stops}
     for stop, file in files.items():
@@ -54,7 +60,8 @@ def train_networks(config: Config, data: Dataset, tokenizer: Tokenizer, network:
         checkpoint.save_transformer(file, training.model, settings=settings)
     models = [checkpoint.load_transformer(file).to(config.device) for file in files.values()]
     models.append(training.run().model)
-    return {name: make_pair(tokenizer, model, name) for name, model in zip(network.names(), models, strict=True)}
+    names = [of_training(name, network.training) for name in network.names()]
+    return {name: make_pair(tokenizer, model, name) for name, model in zip(names, models, strict=True)}
 
 
 def train_all(

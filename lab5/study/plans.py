@@ -15,13 +15,17 @@ from lab5.config import Config, DecodeConfig, StudyConfig
 from lab5.data.holes import PASTES
 from lab5.study.networks import Network
 from lab5.study.recipes import RECIPES, changes
-from lab5.study.run import GIVEN, Plan, Point
+from lab5.study.run import GIVEN, Plan, Point, last_step
 
 LAB_SCHEDULES = ("cosine", "linear", "square")
 # The lab's way: a grey hole, tokens alone, one pass; its order is random in truth, as pitfall 10 shows.
 SAMPLED = DecodeConfig(order="lab", choice_temperature=4.5)
 ARGMAX = replace(SAMPLED, codes="argmax")
-FEWER = 3  # seeds for what no report claims, and for trainings, whose own luck no seed of a decoding shows
+FEWER = 3  # seeds for what no report claims
+TRAININGS = 3  # of each network that is compared, each decoded with a seed of its own
+# Of the budgets: chosen on validation images, see docs/five-reports.md.
+LIMITS = {"entropy": 0.5, "threshold": 0.5}
+ALONE = {"remask": 0.0, "rounds": 0}  # which need a schedule
 # Trainings that differ from the paper's, which masks gamma(u) of the tokens, in one thing.
 CONTROL = "paper"
 CONTROLLED = {
@@ -85,7 +89,7 @@ class Grid(NamedTuple):
 
 def quick(study: StudyConfig, decode: DecodeConfig) -> Grid:
     """Every schedule with every T of the settings, all t of it scored. At T = 1 all schedules are one: one_shot."""
-    base = replace(decode, stop_at=0)
+    base = _scheduled(decode)
     several = [steps for steps in study.steps if steps > 1]
     points = [end(one_shot(base))] if 1 in study.steps else []
     for steps in several:
@@ -136,14 +140,16 @@ def claims(config: Config) -> Grid:
 
 
 def plans(points: Sequence[Point], fewer: Sequence[Point] = ()) -> list[Plan]:
-    """One plan for all stops of a way of decoding; those that only `fewer` has get no more than FEWER seeds."""
+    """One plan for all stops of a way of decoding; those that only `fewer` has get no more than FEWER seeds, and
+    trained networks one for each of their TRAININGS."""
     stops: dict[tuple[DecodeConfig, str], set[int]] = {}
     for point in (*points, *fewer):
         stops.setdefault((point.decode, point.network), set()).add(point.stop)
     whole = {(point.decode, point.network) for point in points}
     return [
-        Plan(decode, tuple(sorted(at)), network, None if (decode, network) in whole else FEWER)
+        Plan(decode, tuple(sorted(at)), network, seeds)
         for (decode, network), at in stops.items()
+        for seeds in [TRAININGS if network != GIVEN else None if (decode, network) in whole else FEWER]
     ]
 
 
@@ -158,9 +164,10 @@ def networks(config: Config) -> list[Network]:
     """The recipes, of which the paper's is also looked at on its way, and those that differ from it in one thing."""
     steps = config.stage2.steps
     stops = tuple(sorted({max(1, steps * part // 6) for part in range(1, 6)} - {steps}))
-    recipes = [Network(name, changes(config, name), stops if name == CONTROL else ()) for name in RECIPES]
+    once = [Network(name, changes(config, name), stops if name == CONTROL else ()) for name in RECIPES]
     paper = changes(config, CONTROL)
-    return recipes + [Network(name, paper | settings) for name, settings in CONTROLLED.items()]
+    once += [Network(name, paper | settings) for name, settings in CONTROLLED.items()]
+    return [one._replace(training=n) for n in range(min(TRAININGS, config.study.seeds)) for one in once]
 
 
 def _trainings(config: Config) -> list[Comparison]:
@@ -181,7 +188,7 @@ def _trainings(config: Config) -> list[Comparison]:
     for name in CONTROLLED:
         question = Question.LOSS if "stage2.loss" in CONTROLLED[name] else Question.MASKING
         comparisons.append(Comparison(question, f"{name} − {CONTROL}", end(same, name), control))
-    (watched,) = (network for network in networks(config) if network.stops)
+    watched = next(network for network in networks(config) if network.stops)
     steps = zip((*watched.stops, config.stage2.steps), watched.names(), strict=True)
     for (before, earlier), (after, later) in combinations(steps, 2):
         late = later == watched.name and 2 * before >= after
@@ -195,7 +202,12 @@ def _trainings(config: Config) -> list[Comparison]:
 
 def _ways(config: Config) -> dict[str, DecodeConfig]:
     """This project's way of decoding, and the lab's two."""
-    return {"best": replace(config.decode, stop_at=0), "sampled": SAMPLED, "argmax": ARGMAX}
+    return {"best": _scheduled(config.decode), "sampled": SAMPLED, "argmax": ARGMAX}
+
+
+def _scheduled(decode: DecodeConfig) -> DecodeConfig:
+    """The same way of decoding, by all steps of a schedule."""
+    return replace(decode, budget="schedule", stop_at=0)
 
 
 def _claimed(ways: Mapping[str, DecodeConfig]) -> list[Comparison]:
@@ -277,8 +289,8 @@ def _one_at_a_time(best: DecodeConfig) -> list[Comparison]:
     others += [(Question.TEMPERATURE, str(t), {"temperature": t}) for t in (0.25, 0.75, 1.0)]
     others += [(Question.CHOICE_TEMPERATURE, f"{t:g}", {"choice_temperature": t}) for t in (0.0, 1.0, 10.0)]
     others += [(Question.SEEN, "no hints", {"hints": False}), (Question.SEEN, "no evidence", {"evidence": 0.0})]
-    others += [(Question.BUDGET, name, {"budget": name, "remask": 0.0}) for name in ("entropy", "threshold")]
-    others += [(Question.REMASKING, "0.1", {"remask": 0.1, "budget": "schedule"})]
+    others += [(Question.BUDGET, name, {"budget": name, "limit": LIMITS[name]} | ALONE) for name in LIMITS]
+    others += [(Question.REMASKING, "0.1", {"remask": 0.1})]
     others += [(Question.ROUNDS, "2", {"rounds": 2})]
     pairs = [(question, f"{question}: {name}", replace(base, **settings)) for question, name, settings in others]
     return [Comparison(question, label, end(decode), end(base)) for question, label, decode in pairs if decode != base]
@@ -286,7 +298,7 @@ def _one_at_a_time(best: DecodeConfig) -> list[Comparison]:
 
 def end(decode: DecodeConfig, network: str = GIVEN) -> Point:
     """The result of all steps and rounds."""
-    return Point(decode, decode.steps + decode.rounds, network)
+    return Point(decode, last_step(decode), network)
 
 
 def one_shot(decode: DecodeConfig) -> DecodeConfig:

@@ -14,8 +14,11 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from lab5.config import DecodeConfig
-from lab5.inpainting.fill import decode_holes, to_pictures
+from lab5.decoder import DecodeStep
+from lab5.inpainting.fill import BEGINS, Holed, decode_holes, prepare, to_pictures
 from lab5.inpainting.pair import Pair
 from lab5.runtime.files import load_tensors, save_tensors
 from lab5.runtime.folders import data_folder
@@ -27,8 +30,11 @@ Row = dict[str, Any]
 SETTINGS = tuple(field.name for field in fields(DecodeConfig) if field.name not in ("stop_at", "batch"))
 GIVEN = "given"  # the network that a study is run with, beside which it may train others
 
+Begun = dict[tuple, Holed]
+MOST_BEGUN = 4  # of them, with evidence one of 512 images takes 270 MB
+
 # Counts up whenever a decoding or its scores would come out differently: results of before are then computed again.
-CODE = 2
+CODE = 3
 
 
 class Plan(NamedTuple):
@@ -40,8 +46,18 @@ class Plan(NamedTuple):
     seeds: int | None = None  # fewer seeds than the study's
 
     def scored(self) -> tuple[int, ...]:
-        """The t of its rows; a decoding goes no further than the last of them."""
-        return self.stops or (self.decode.steps + self.decode.rounds,)
+        """The t of its rows; a decoding goes no further than the last of them. 0 = the end, whatever t it has."""
+        return self.stops or (last_step(self.decode),)
+
+
+def last_step(decode: DecodeConfig) -> int:
+    """The t at which everything is done; 0 where a budget takes as many steps as it needs."""
+    return decode.steps + decode.rounds if decode.budget == "schedule" else 0
+
+
+def of_training(network: str, seed: int) -> str:
+    """The name of one of several networks that were trained alike; decoding with this seed takes this one."""
+    return f"{network} #{seed}"
 
 
 class Point(NamedTuple):
@@ -72,11 +88,12 @@ def run_study(
 ) -> Iterator[Result]:
     """The results of every seed and plan, seed by seed; with several `jobs` (processes) in the order of finishing.
 
-    `pairs` are the networks that the plans name. With a `folder` each result is kept in it as a file, and one that is
+    `pairs` are the networks that the plans name; where one was trained several times, each under its name
+    `of_training`. With a `folder` each result is kept in it as a file, and one that is
     there is not computed again; its name depends on all that the result depends on.
     """
     pairs = {GIVEN: pairs} if isinstance(pairs, Pair) else dict(pairs)
-    for _, result in run_parallel(_result, (pairs, scorer, folder), _works(plans, seeds), jobs):
+    for _, result in run_parallel(_result, (pairs, scorer, folder, {}), _works(plans, seeds), jobs):
         yield result
 
 
@@ -105,17 +122,18 @@ def _works(plans: Sequence[Plan], seeds: int) -> list[tuple[Plan, int]]:
     return [(plan, seed) for seed in range(seeds) for plan in plans if plan.seeds is None or seed < plan.seeds]
 
 
-def _result(shared: tuple[dict[str, Pair], Scorer, Path | None], work: tuple[Plan, int]) -> Result:
+def _result(shared: tuple[dict[str, Pair], Scorer, Path | None, Begun], work: tuple[Plan, int]) -> Result:
     """From its file, or else computed and kept there."""
-    (pairs, scorer, folder), (plan, seed) = shared, work
-    common = _common(plan, pairs[plan.network], scorer, seed)
+    (pairs, scorer, folder, begun), (plan, seed) = shared, work
+    pair = pairs.get(of_training(plan.network, seed)) or pairs[plan.network]
+    common = _common(plan, pair, scorer, seed)
     if folder is None:
-        return _decode_and_score(plan, pairs[plan.network], scorer, seed, common)
+        return _decode_and_score(plan, pair, scorer, seed, common, begun)
     text = json.dumps(common | {"stops": plan.scored()}, sort_keys=True)
     file = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"
     result = _read(file, plan, seed, common)
     if result is None:
-        result = _decode_and_score(plan, pairs[plan.network], scorer, seed, common)
+        result = _decode_and_score(plan, pair, scorer, seed, common, begun)
         tensors = {}
         for number, outcome in enumerate(result.outcomes):
             tensors |= {f"{number}.{name}": value for name, value in outcome._asdict().items()}
@@ -136,25 +154,50 @@ def _common(plan: Plan, pair: Pair, scorer: Scorer, seed: int) -> Row:
     }  # fmt: skip
 
 
-def _decode_and_score(plan: Plan, pair: Pair, scorer: Scorer, seed: int, common: Row) -> Result:
-    """`seconds` are those of a decoding that stops there: encoding, t steps, and the picture, without the scoring."""
-    stops = plan.scored()
+def _decode_and_score(plan: Plan, pair: Pair, scorer: Scorer, seed: int, common: Row, begun: Begun) -> Result:
+    """`seconds` are those of a decoding that stops there: t steps and the picture, without encoding and scoring;
+    `steps_used` are those in which an image had something masked, on average over the images."""
     rows, outcomes = [], []
-    spent, began = 0.0, time.monotonic()
     # A stop makes the step the last one taken: what comes after the last stop need not be computed.
-    for state in decode_holes(pair, scorer.truth, scorer.holes, replace(plan.decode, stop_at=0), seed):
-        spent += time.monotonic() - began
-        if state.step in stops:
-            began = time.monotonic()
-            pictures = to_pictures(pair.tokenizer, state.filled, scorer.truth, scorer.holes, plan.decode)
-            seconds = round(spent + time.monotonic() - began, 3)
-            outcomes.append(scorer.outcome(pictures, state.filled))
-            scores = scorer.scores(outcomes[-1])._asdict()
-            rows.append(common | {"stop_at": state.step, "seconds": seconds} | scores)
-        if state.step == stops[-1]:
-            break
+    decode = replace(plan.decode, stop_at=0)
+    images = pair, scorer.truth, scorer.holes, decode
+    states = decode_holes(*images, seed, _begin(begun, *images))
+    for state, stop, spent, steps_used in _at_stops(states, plan.scored()):
         began = time.monotonic()
+        pictures = to_pictures(pair.tokenizer, state.filled, scorer.truth, scorer.holes, plan.decode)
+        seconds = round(spent + time.monotonic() - began, 3)
+        outcomes.append(scorer.outcome(pictures, state.filled))
+        measured = {"stop_at": stop, "seconds": seconds, "steps_used": steps_used}
+        rows.append(common | measured | scorer.scores(outcomes[-1])._asdict())
     return Result(plan, seed, rows, outcomes)
+
+
+def _begin(begun: Begun, pair: Pair, images: Tensor, holes: Tensor, decode: DecodeConfig) -> Holed:
+    """What decodings begin with, made once for all schedules and seeds; the last few are kept in memory."""
+    sees = bool(pair.transformer.config.hints)
+    key = (id(pair.tokenizer), sees, *(getattr(decode, name) for name in BEGINS))
+    if key not in begun:
+        while len(begun) >= MOST_BEGUN:
+            del begun[next(iter(begun))]
+        begun[key] = prepare(pair, images, holes, decode)
+    return begun[key]
+
+
+def _at_stops(
+    states: Iterator[DecodeStep], stops: tuple[int, ...]
+) -> Iterator[tuple[DecodeStep, int, float, float]]:
+    """The states at the stops, each with its stop, the seconds until then, and the mean number of steps used."""
+    spent, used, began = 0.0, 0.0, time.monotonic()
+    for state in states:
+        spent += time.monotonic() - began
+        if state.step and state.step in stops:
+            yield state, state.step, spent, round(used, 2)
+        if state.step == stops[-1] > 0:
+            return
+        used += float(state.masked.any(dim=1).double().mean())  # these have to be asked about
+        began = time.monotonic()
+    if stops == (0,):
+        yield state, 0, spent, round(used, 2)
 
 
 # --- on disk --------------------------------------------------------------------------------------------------------

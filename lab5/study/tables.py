@@ -43,7 +43,7 @@ from lab5.study.claims import (
 )
 from lab5.study.networks import Network, validation_loss
 from lab5.study.plans import Grid
-from lab5.study.run import GIVEN, Plan, Result, Row, by_point
+from lab5.study.run import GIVEN, Plan, Result, Row, by_point, of_training
 
 WAY = ["codes", "order", "schedule", "stop_at"]  # of decoding, in a row
 
@@ -104,8 +104,9 @@ def write_table(file: Path, table: pd.DataFrame) -> None:
 
 
 def read_table(file: Path) -> pd.DataFrame:
-    """A CSV of a study; an empty field is not a number."""
-    return pd.read_csv(file, dtype={"code": str})
+    """A CSV of a study; an empty field is not a number, but for a `way` that is all of them."""
+    table = pd.read_csv(file, dtype={"code": str, "way": str})
+    return table.assign(way=table["way"].fillna("") if "way" in table else "") if "claim" in table else table
 
 
 # --- effects and claims ---------------------------------------------------------------------------------------------
@@ -122,17 +123,26 @@ def effect_table(findings: Findings) -> pd.DataFrame:
 
 
 def claim_table(*findings: Findings) -> pd.DataFrame:
-    """A row for each claim, of the first of the findings that has measured it; without numbers where none has."""
+    """For each claim a row for all ways of decoding, whose `way` is "", and one for each where there are several.
+
+    Of the first of the findings that has measured the claim; without numbers where none has.
+    """
     rows = []
-    for several in zip(*(one.judgements for one in findings), strict=True):
-        measured = [(j, one.margin) for j, one in zip(several, findings, strict=True) if j.effect]
-        judged, none = measured[0] if measured else (several[0], findings[0].margin)
-        row: Row = {"claim": judged.claim.says, "reports": judged.claim.reports, "verdict": str(judged.verdict)}
-        row |= {"direction": str(judged.direction), "pitfall": 0}
-        row |= {"comparisons": judged.comparisons, "clear": judged.clear, "margin": none}
-        rows.append(row | (_numbers(judged.effect) if judged.effect else {}))
+    for claim in CLAIMS:
+        own = [[(j, one.margin) for j in one.judgements if j.claim == claim] for one in findings]
+        measured = [several for several in own if several[0][0].effect] or own
+        for judged, none in measured[0]:
+            rows.append(_claim_row(judged, none))
     table = pd.DataFrame(rows)
-    return table.astype({name: "Int64" for name in ("n", "seeds") if name in table})  # which may be missing
+    counts = {"n", "seeds", "trainings"} & {*table}  # which may be missing in a row
+    return table.astype(dict.fromkeys(counts, "Int64"))
+
+
+def _claim_row(judged: Judgement, none: float) -> Row:
+    row: Row = {"claim": judged.claim.says, "reports": judged.claim.reports, "way": judged.way}
+    row |= {"verdict": str(judged.verdict), "direction": str(judged.direction), "pitfall": 0}
+    row |= {"comparisons": judged.comparisons, "clear": judged.clear, "margin": none}
+    return row | (_numbers(judged.effect) if judged.effect else {})
 
 
 def artefacts(claims: pd.DataFrame, made_by: Mapping[int, bool]) -> pd.DataFrame:
@@ -154,6 +164,7 @@ def verdict_text(row: Mapping) -> str:
         Verdict.OPEN: " at this n",
         Verdict.NOT_MEASURED: " by this grid",
         Verdict.ARTEFACT: f" of pitfall {row['pitfall']}",
+        Verdict.SPLIT: " in all ways of decoding",
     }
     return row["verdict"] + more.get(row["verdict"], "")
 
@@ -169,7 +180,7 @@ def baseline_table(findings: Findings) -> pd.DataFrame:
 
 
 def _numbers(effect: Effect) -> Row:
-    row: Row = {"n": effect.n, "seeds": effect.seeds}
+    row: Row = {"n": effect.n, "seeds": effect.seeds, "trainings": effect.trainings}
     for metric in METRICS:
         difference = getattr(effect, metric)
         row |= {metric: difference.mean, f"{metric}_low": difference.low, f"{metric}_high": difference.high}
@@ -230,7 +241,8 @@ def prediction_table(networks: Mapping[str, Predictions]) -> pd.DataFrame:
 def network_table(
     networks: Sequence[Network], pairs: Mapping[str, Pair], results: Sequence[Result], data: Dataset, steps: int
 ) -> pd.DataFrame:
-    """Every network that a study has trained: its validation loss, and its mean scores in each way of decoding.
+    """Every network that a study has trained: its validation loss and its scores in each way of decoding, mean and
+    standard deviation over its trainings.
 
     `steps` are those of a whole training; a network that was looked at on the way has a row for each look.
     """
@@ -238,12 +250,14 @@ def network_table(
     looks = {name: (network.name, step or steps) for network in networks for name, step in network.kept()}
     table = []
     for plan, several in _by_plan(results).items():
-        if plan.network in losses:
+        if plan.network in looks:
             training, step = looks[plan.network]
             row = {"network": plan.network, "training": training, "steps": step}
-            row |= {"val_loss_nats": losses[plan.network]} | {name: several[0].rows[-1][name] for name in WAY}
-            ends = pd.DataFrame([result.rows[-1] for result in several])
-            table.append(row | {"seeds": len(ends)} | ends[[*METRICS]].mean().to_dict())
+            row |= {name: several[0].rows[-1][name] for name in WAY}
+            means = pd.DataFrame([result.rows[-1] for result in several])[[*METRICS]]
+            means.insert(0, "val_loss_nats", [losses[of_training(plan.network, result.seed)] for result in several])
+            spread = means.std().add_suffix("_sd")  # over trainings
+            table.append(row | {"trainings": len(several)} | means.mean().to_dict() | spread.to_dict())
     return pd.DataFrame(table)
 
 

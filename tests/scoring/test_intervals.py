@@ -98,6 +98,36 @@ def test_more_seeds_leave_less_noise_and_the_same_images():
         assert found.standard_error == pytest.approx(((100 + 400 / seeds) / n) ** 0.5 / 100, rel=0.04)
 
 
+def test_trainings_are_a_source_of_their_own():
+    """Of R trainings: their variance / R beside that of the images, with the degrees of freedom of Welch's t-test."""
+    g = seeded(7)
+    one = Resampled((0, 1, 2), torch.tensor([1.0, 4.0, 1.0]).double(), torch.randn(3, 50, generator=g).double(),
+                    torch.zeros(3, 9).double())  # fmt: skip
+    images = estimate(one).standard_error ** 2
+    luck, found = 3.0 / 3, estimate(one._replace(trained=True))
+    freedom = (images + luck) ** 2 / (luck**2 / 2 + images**2 / 49)
+    error = (images + luck) ** 0.5
+    low, high = scipy.stats.t.interval(0.95, freedom, 2.0, error)
+    assert found == pytest.approx((2.0, error, low, high, 2 * scipy.stats.t.sf(2.0 / error, freedom)))
+    alike = one._replace(trained=True, value=torch.full((3,), 2.0).double())
+    assert estimate(alike) == pytest.approx(estimate(alike._replace(trained=False))), "no luck in it"
+    alone = Resampled((0,), *(part[:1] for part in one[1:4]), True)
+    assert estimate(alone) == (1.0, math.inf, -math.inf, math.inf, 1.0) and not excluded(estimate(alone))
+    both = gap(one._replace(trained=True), one)
+    assert both.trained and average([both, one]).trained and not gap(one, one).trained
+
+
+def test_three_trainings_cover_the_truth_as_often_as_they_say():
+    g, covered = seeded(9), 0
+    for _ in range(400):
+        images = 3 * torch.randn(1, 40, generator=g) + torch.randn(3, 40, generator=g)
+        value = torch.randn(3, generator=g) + images.mean(1)
+        influence = (images - images.mean(1, keepdim=True)).double()
+        found = estimate(Resampled((0, 1, 2), value.double(), influence, torch.zeros(3, 9).double(), True))
+        covered += found.low <= 0 <= found.high
+    assert 0.93 <= covered / 400 <= 1.0
+
+
 def test_a_method_does_not_differ_from_itself_and_a_gap_without_any_error_is_certain():
     g = seeded(8)
     true, first, _ = two_methods(20, 2, g)

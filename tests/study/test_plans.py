@@ -11,7 +11,7 @@ from lab5.data.holes import FILLS, PASTES
 from lab5.profiles import configure
 from lab5.study import plans
 from lab5.study.claims import CLAIMS
-from lab5.study.plans import ARGMAX, AROUND, CONTROL, CONTROLLED, SAMPLED, Grid, Question, end, one_shot
+from lab5.study.plans import ARGMAX, AROUND, CONTROL, CONTROLLED, LIMITS, SAMPLED, Grid, Question, end, one_shot
 from lab5.study.recipes import RECIPES
 from lab5.study.run import GIVEN, Point
 
@@ -81,6 +81,25 @@ def test_the_grid_of_claims_asks_what_the_wide_one_asks_about_every_claim():
     assert CLAIMS_ALONE.images == 2 * CLAIMED.images
 
 
+def test_what_is_trained_is_trained_three_times_and_decoded_once_each():
+    for grid in (OTHERS, CLAIMS_ALONE):
+        trainings = [(network.name, network.training) for network in grid.networks]
+        names = dict.fromkeys(name for name, _ in trainings)
+        assert trainings == [(name, n) for n in range(3) for name in names]
+        assert {plan.seeds for plan in grid.plans if plan.network != GIVEN} == {3}
+    fewer = plans.claims(configure("quick", device="cpu", **{"study.seeds": 2})).networks
+    assert {network.training for network in fewer} == {0, 1}
+
+
+@pytest.mark.parametrize("budget", ["entropy", "threshold"])
+def test_grids_decode_by_schedules_whatever_one_begins_with_and_a_budget_to_its_end(budget):
+    config = configure("quick", device="cpu", **{"decode.budget": budget})
+    for grid in (plans.quick(config.study, config.decode), *plans.wide(config)):
+        of_budget = [plan for plan in grid.plans if plan.decode.budget != "schedule"]
+        assert all(plan.scored() == (0,) and plan.decode.limit == LIMITS[plan.decode.budget] for plan in of_budget)
+        assert len(of_budget) == 2 * any(c.question == Q.BUDGET for c in grid.comparisons)
+
+
 def test_comparisons_change_one_thing_at_a_time():
     for c in CLAIMED.comparisons + OTHERS.comparisons:
         if c.question in {Q.ORDER, Q.TEMPERATURE, Q.CHOICE_TEMPERATURE, Q.BUDGET, Q.REMASKING, Q.SEEN, Q.CODES}:
@@ -110,8 +129,9 @@ def test_trainings_differ_from_the_paper_in_one_setting():
     by_name = {network.name: dict(network.changes) for network in OTHERS.networks}
     for name in CONTROLLED:
         assert len({key for key, _ in by_name[name].items() ^ by_name[CONTROL].items()}) == 1
-    (watched,) = (network for network in OTHERS.networks if network.stops)
+    watched, *again = (network for network in OTHERS.networks if network.stops)
     assert watched.name == CONTROL and len(watched.stops) == 5
+    assert again == [watched._replace(training=n) for n in (1, 2)]
     assert list(watched.stops) == sorted(watched.stops) and watched.stops[-1] < CONFIG.stage2.steps
 
 

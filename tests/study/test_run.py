@@ -12,7 +12,7 @@ from lab5.inpainting.pair import Pair
 from lab5.runtime.files import save_tensors
 from lab5.scoring.scores import Scorer
 from lab5.study import run as study_module
-from lab5.study.run import GIVEN, Plan, Point, by_point, len_study, ordered, run_study
+from lab5.study.run import GIVEN, Plan, Point, by_point, len_study, of_training, ordered, run_study
 from lab5.transformer import BidirectionalTransformer
 
 N = 6
@@ -103,6 +103,39 @@ def test_only_the_stops_that_are_asked_for_are_scored_and_seconds_are_those_of_d
     assert Plan(DECODE).scored() == (3,) and Plan(replace(DECODE, rounds=2)).scored() == (5,)
 
 
+def test_a_budget_goes_to_its_end_and_the_steps_that_were_used_are_counted(pair, scorer):
+    budget = replace(DECODE, budget="threshold", limit=0.3)
+    fixed, free = run(pair, scorer, [Plan(replace(DECODE, schedule="linear"), (2, 3)), Plan(budget)], 1)
+    assert [row["steps_used"] for row in fixed.rows] == [2, 3]
+    (row,) = free.rows
+    states = list(decode_holes(pair, scorer.truth, scorer.holes, budget, 0))
+    assert len({state.masked.any(1).sum() for state in states}) > 2, "some images are done before others"
+    assert row["stop_at"] == 0 and not states[-1].masked.any()
+    assert row["steps_used"] == pytest.approx(sum(float(s.masked.any(1).double().mean()) for s in states), abs=0.01)
+    assert row["score"] == scorer(inpaint_images(pair, scorer.truth, scorer.holes, budget, 0)).score
+
+
+def test_what_depends_on_the_images_alone_is_made_once(pair, scorer, monkeypatch):
+    encoded = []
+    real = type(pair.tokenizer).encode
+    monkeypatch.setattr(type(pair.tokenizer), "encode", lambda self, x: encoded.append(len(x)) or real(self, x))
+    run(pair, scorer, [ONE, COSINE, LINEAR], 3)
+    assert encoded == [N]
+    run(pair, scorer, [ONE, Plan(replace(DECODE, fill="mean")), Plan(replace(DECODE, dilate=1))], 2)
+    assert encoded == [N] * 4
+
+
+def test_each_seed_decodes_with_a_training_of_its_own(pair, scorer):
+    pairs = {GIVEN: pair}
+    for seed in (0, 1, 2):
+        other = pair._replace(weights=f"stub {seed}", transformer=untrained_pair(seed).transformer)
+        pairs[of_training("trained", seed)] = other
+    results = run(pairs, scorer, [ONE, ONE._replace(network="trained")], 3)
+    trained = [row for row in rows_of(results) if row["network"] == "trained"]
+    assert [row["weights"] for row in trained] == ["stub 0", "stub 1", "stub 2"]
+    assert len({row["score"] for row in trained}) == 3
+
+
 def test_rows_are_of_pictures_after_all_passes(pair, scorer):
     plans = [Plan(replace(DECODE, passes=passes), (2,)) for passes in (1, 2)]
     one, two = rows_of(run(pair, scorer, plans, 1))
@@ -146,9 +179,9 @@ def decodings(monkeypatch) -> list:
     """The settings of every decoding that was really made."""
     made, real = [], decode_holes
 
-    def spy(pair, images, holes, decode, seed):
+    def spy(pair, images, holes, decode, seed, holed):
         made.append((decode.schedule, decode.steps, seed))
-        return real(pair, images, holes, decode, seed)
+        return real(pair, images, holes, decode, seed, holed)
 
     monkeypatch.setattr(study_module, "decode_holes", spy)
     return made

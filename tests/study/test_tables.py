@@ -21,14 +21,14 @@ from lab5.show.study_figures import calibration_figure, claims_figure, study_fig
 from lab5.study import plans, tables
 from lab5.study.claims import Direction, Verdict
 from lab5.study.networks import Network, validation_loss
-from lab5.study.run import GIVEN, SETTINGS, Plan, Result, run_study
+from lab5.study.run import GIVEN, SETTINGS, Plan, Result, of_training, run_study
 from lab5.study.tables import Findings
 
 STUDY = StudyConfig(schedules=("cosine", "linear"), steps=(1, 3), seeds=2)
 DECODE = DecodeConfig(batch=4)
 GRID = plans.quick(STUDY, DECODE)
-COLUMNS = ["network", *SETTINGS, "seed", "n", "weights", "data", "score_name", "code", "device", "stop_at", "seconds"]
-COLUMNS += [name for name in Scores._fields if name != "n"]
+COLUMNS = ["network", *SETTINGS, "seed", "n", "weights", "data", "score_name", "code", "device"]
+COLUMNS += ["stop_at", "seconds", "steps_used", *(name for name in Scores._fields if name != "n")]
 
 
 @pytest.fixture(scope="module")
@@ -231,17 +231,19 @@ def test_halves_of_the_truth_are_far_apart_in_one_distance_only(scorer):
 
 
 def test_networks_stand_with_their_loss_and_steps(pair, scorer, dataset):
-    pairs = {GIVEN: pair, "a @ 2": pair, "a": pair, "b": pair}
+    names = ["a @ 2", "a", "b"]
+    pairs = {GIVEN: pair} | {of_training(name, seed): pair for name in names for seed in (0, 1)}
     networks = [Network("a", {}, stops=(2,)), Network("b", {})]
     plan = Plan(replace(DECODE, steps=2))
-    results = list(run_study(pairs, scorer, [plan._replace(network=name) for name in pairs], seeds=2))
+    results = list(run_study(pairs, scorer, [plan._replace(network=name) for name in (GIVEN, *names)], seeds=2))
     table = tables.network_table(networks, pairs, results, dataset, steps=9)
-    assert table[["network", "training", "steps", "seeds"]].to_numpy().tolist() == [
+    assert table[["network", "training", "steps", "trainings"]].to_numpy().tolist() == [
         ["a @ 2", "a", 2, 2], ["a", "a", 9, 2], ["b", "b", 9, 2],
     ]  # fmt: skip
     loss, kid = validation_loss(pair, dataset), table["kid"][0]
-    assert (table["val_loss_nats"] == loss).all()
-    assert kid == pytest.approx((results[1].rows[0]["kid"] + results[5].rows[0]["kid"]) / 2)
+    assert (table["val_loss_nats"] == loss).all() and not table["val_loss_nats_sd"].any()
+    kids = [results[number].rows[0]["kid"] for number in (1, 5)]
+    assert (kid, table["kid_sd"][0]) == pytest.approx((sum(kids) / 2, abs(kids[0] - kids[1]) / 2**0.5))
     (looks,) = tables.losses_along(table).values()
     assert looks[["training", "steps", "val_loss_nats", "kid"]].to_numpy().tolist() == [
         ["a", 2, loss, kid], ["a", 9, loss, kid],
@@ -250,7 +252,7 @@ def test_networks_stand_with_their_loss_and_steps(pair, scorer, dataset):
 
 
 def test_looks_along_a_training_are_those_of_one_way_of_decoding_in_the_order_of_the_steps(pair, scorer, dataset):
-    pairs = {GIVEN: pair, "a @ 2": pair, "a @ 5": pair, "a": pair}
+    pairs = {GIVEN: pair} | {of_training(name, 0): pair for name in ("a @ 2", "a @ 5", "a")}
     way = Plan(replace(DECODE, steps=2), network="a")
     several = [way._replace(network=name) for name in ("a", "a @ 5", "a @ 2")]
     several += [way._replace(decode=replace(way.decode, schedule="linear"))]
