@@ -174,9 +174,8 @@ def judge_all(comparisons: Sequence[Comparison], differences: Differences, margi
         if not about:
             judgements.append(Judgement(claim, "", Verdict.NOT_MEASURED, Direction.UNKNOWN, None))
             continue
-        by_way: dict[str, list[tuple[Comparison, int]]] = {}
-        for one in about:
-            by_way.setdefault(one[0].way, []).append(one)
+        ways = dict.fromkeys(c.way for c in comparisons)  # in one order for all claims
+        by_way = {way: several for way in ways if (several := [one for one in about if one[0].way == way])}
         whole = _judgement(claim, "", about, differences, margin)
         own = [_judgement(claim, way, several, differences, margin) for way, several in by_way.items()]
         verdicts = {(one.verdict, one.direction) for one in own}

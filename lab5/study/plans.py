@@ -23,7 +23,7 @@ SAMPLED = DecodeConfig(order="lab", choice_temperature=4.5)
 ARGMAX = replace(SAMPLED, codes="argmax")
 FEWER = 3  # seeds for what no report claims
 TRAININGS = 3  # of each network that is compared, each decoded with a seed of its own
-# Of the budgets. On 128 cats of seed 11, where nothing is tested, tighter ones took up to 80 steps and scored no better.
+# Of the budgets. On 128 cats of seed 11, which no table has, tighter ones took up to 80 steps and scored no better.
 LIMITS = {"entropy": 8.0, "threshold": 0.1}
 ALONE = {"remask": 0.0, "rounds": 0}  # which need a schedule
 # Trainings that differ from the paper's, which masks gamma(u) of the tokens, in one thing.
