@@ -1,7 +1,8 @@
 """The exact small world: its conditionals by brute force, its laws by other means, and the decoder against them."""
 
 from collections import defaultdict
-from itertools import permutations, product
+from collections.abc import Callable, Iterator
+from itertools import combinations, permutations, product
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ import torch
 from stubs import seeded
 
 from lab5.config import DecodeConfig
-from lab5.decoder import decode_steps, inpaint
+from lab5.decoder import inpaint
+from lab5.gamma import masked_counts
 from lab5.samplers import halton_order
 from lab5.study import small_world
 from lab5.study.small_world import (
@@ -25,6 +27,7 @@ from lab5.study.small_world import (
     neighbours,
     total_variation,
 )
+from lab5.variants import decode
 
 ONE_BY_ONE = {"schedule": "linear", "steps": 4}
 
@@ -52,7 +55,7 @@ def marginals_product(world: World) -> torch.Tensor:
 
 def decoded(world: World, n: int, generator, **settings) -> torch.Tensor:
     masked = torch.ones(n, world.positions, dtype=torch.bool)
-    *_, last = decode_steps(world.model(), masked.long(), masked, DecodeConfig(**settings), generator=generator)
+    *_, last = decode(world.model(), masked.long(), masked, DecodeConfig(**settings), generator=generator)
     return last.filled
 
 
@@ -162,6 +165,102 @@ def test_with_a_generator_per_image_it_does_too():
     world = neighbours(2, 2, coupling=0.5)
     tokens = decoded(world, 3000, [seeded(i) for i in range(3000)], **ONE_BY_ONE)
     assert_follows(tokens, exact_distribution(world, **ONE_BY_ONE))
+
+
+# --- budgets and re-masking against laws that are enumerated here
+
+Step = Callable[[World, tuple[int, ...], np.ndarray], Iterator[tuple[tuple[int, ...], float]]]
+
+
+def enumerated(world: World, steps: Iterator[Step]) -> torch.Tensor:
+    """How pictures are distributed where a step leads from tokens to others, each with its probability."""
+    now, done = {(world.mask_id,) * world.positions: 1.0}, defaultdict(float)
+    for step in steps:
+        following: dict[tuple[int, ...], float] = defaultdict(float)
+        for tokens, probability in now.items():
+            if world.mask_id not in tokens:
+                done[tokens] += probability
+                continue
+            laws = np.stack([brute_conditional(world, tokens, n) for n in range(world.positions)])
+            for after, share in step(world, tokens, laws):
+                following[after] += probability * share
+        now = following
+        if not now:
+            break
+    law = torch.zeros_like(world.probabilities)
+    for tokens, probability in [*done.items(), *now.items()]:
+        law[tokens] += probability
+    return law
+
+
+def proposals(world: World, tokens: tuple[int, ...], laws: np.ndarray) -> Iterator[tuple[dict[int, int], float]]:
+    """A code for every masked position, each drawn by itself."""
+    masked = [n for n, token in enumerate(tokens) if token == world.mask_id]
+    for codes in product(range(world.codes), repeat=len(masked)):
+        chosen = dict(zip(masked, codes, strict=True))
+        yield chosen, float(np.prod([laws[n, code] for n, code in chosen.items()]))
+
+
+def by_budget(budget: str, limit: float) -> Step:
+    def step(world: World, tokens: tuple[int, ...], laws: np.ndarray) -> Iterator[tuple[tuple[int, ...], float]]:
+        for chosen, probability in proposals(world, tokens, laws):
+            if budget == "entropy":
+                entropies = scipy.stats.entropy(laws, axis=1)
+                rising = sorted(chosen, key=lambda n: entropies[n])
+                bounds = [sum(entropies[rising[:k]]) for k in range(len(rising))]  # the sum less the largest, the last
+                safe = [n for n, bound in zip(rising, bounds, strict=True) if bound <= limit]
+            else:
+                falling = sorted(chosen, key=lambda n: -laws[n, chosen[n]])
+                safe = [n for n in falling if laws[n, chosen[n]] >= limit] or falling[:1]
+            after = list(tokens)
+            for n in safe:
+                after[n] = chosen[n]
+            yield tuple(after), probability
+
+    return step
+
+
+@pytest.mark.parametrize("budget, limit", [("entropy", 0.0), ("entropy", 0.65), ("entropy", 9.0), ("threshold", 0.0),
+                                           ("threshold", 0.6), ("threshold", 1.0)])  # fmt: skip
+def test_budgets_follow_their_exact_law(budget, limit):
+    world = a_world()
+    law = enumerated(world, iter([by_budget(budget, limit)] * 5))
+    pictures = 60_000 if budget == "threshold" else 20_000  # which makes some of them rare
+    assert_follows(decoded(world, pictures, seeded(1), budget=budget, limit=limit), law)
+    if (budget, limit) == ("entropy", 0.0):
+        assert torch.allclose(law, world.probabilities), "one by one, whatever the codes: the truth"
+
+
+def with_remasking(left: int, eta: float) -> Step:
+    """In random order; each generated token goes back with the chance of ReMDM, no more of them than stay masked."""
+
+    def step(world: World, tokens: tuple[int, ...], laws: np.ndarray) -> Iterator[tuple[tuple[int, ...], float]]:
+        masked = [n for n, token in enumerate(tokens) if token == world.mask_id]
+        generated = [n for n in range(world.positions) if n not in masked]
+        chance = eta * min(1.0, left / max(1, len(generated)))
+        for number in range(len(generated) + 1):
+            drawn = chance**number * (1 - chance) ** (len(generated) - number)
+            for hit in combinations(generated, number):
+                several = list(combinations(hit, min(left, number)))
+                for back in several:
+                    staying = list(combinations(masked, left - len(back)))
+                    for stays in staying:
+                        for chosen, probability in proposals(world, tokens, laws):
+                            after = [chosen.get(n, token) for n, token in enumerate(tokens)]
+                            for n in (*back, *stays):
+                                after[n] = world.mask_id
+                            yield tuple(after), drawn / len(several) / len(staying) * probability
+
+    return step
+
+
+@pytest.mark.parametrize("eta", [0.3, 1.0])
+def test_remasking_follows_its_exact_law(eta):
+    world, settings = a_world(), {"schedule": "linear", "steps": 4, "order": "random"}
+    steps = [with_remasking(left, eta) for left in masked_counts("linear", 4, 4)]
+    law = enumerated(world, iter(steps))
+    assert law.sum().item() == pytest.approx(1)
+    assert_follows(decoded(world, 20_000, seeded(1), remask=eta, **settings), law)
 
 
 @pytest.mark.parametrize("other", ["lab", "moment", "random"])
