@@ -60,11 +60,13 @@ def decode_holes(
     check_decoding(decoding)
     generators = [torch.Generator().manual_seed(seed * 1_000_003 + i) for i in range(len(images))]
     with oom_hint("decode.batch", decoding.batch):
-        holed = holed or prepare(pair, images, holes, decoding)
         decodings = []
         for start in range(0, len(images), decoding.batch):
             part = slice(start, start + decoding.batch)
-            begin = Holed(*(None if x is None else x[part] for x in holed))
+            if holed is None:  # by batches: the evidence of an image takes half a megabyte
+                begin = prepare(pair, images[part], holes[part], decoding)
+            else:
+                begin = Holed(*(None if x is None else x[part] for x in holed))
             decodings.append(_decode_batch(pair.transformer, begin, decoding, generators[part]))
         # All batches take their steps together, so their states are one state: a batch at a time stays in the cache.
         for states in _in_step(decodings):
