@@ -193,12 +193,13 @@ def _in_the_same_order(first: ImageSet, second: ImageSet, paired: bool | None) -
     """
     if paired is False:
         return first, False
-    apart = sorted({*first.keys} ^ {*second.keys})
-    if first.images is not None and second.images is not None and not apart and len({*first.keys}) == len(first.keys):
-        order = [first.keys.index(key) for key in second.keys]
-        return first._replace(images=first.images[order], keys=second.keys), True
+    place, apart = {key: i for i, key in enumerate(first.keys)}, sorted({*first.keys} ^ {*second.keys})
+    images = first.images is not None and second.images is not None
+    if images and not apart and len(place) == len(first.keys):
+        return first._replace(images=first.images[[place[key] for key in second.keys]], keys=second.keys), True
     if paired:
         problem = f"{apart[0]} is in one of them alone" if apart else "a number is there twice"
+        problem = problem if images else "one of them has statistics alone"
         raise ValueError(f"--paired needs images of the same numbers in {first.name} and {second.name}, but {problem}")
     return first, False
 

@@ -102,7 +102,8 @@ def test_pairs_are_told_by_the_numbers_of_the_files_in_whatever_order(folders, i
     assert run("a b --paired") == 2 and "same numbers in a and b, but 17 is in one" in capsys.readouterr().err
     assert run("--predicted-path a --gtcsv-path b") == 0 and "independent" in capsys.readouterr().out
     np.savez("s.npz", mu=np.zeros(96), sigma=np.eye(96), n=6)
-    assert run("a s.npz --paired") == 2 and "--paired needs images" in capsys.readouterr().err
+    assert run("a s.npz --paired") == 2 and "--paired needs images" in (said := capsys.readouterr().err)
+    assert "but one of them has statistics alone" in said
 
 
 def test_the_labs_csv_is_the_folder_of_its_images(folders, images, network, capsys):
