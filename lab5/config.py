@@ -168,6 +168,7 @@ class DecodeConfig:
     passes: int = count(1, "2 = once more, from the visible pixels together with the first result")
     paste: str = setting("none", "known pixels over the result", choices=("none", "hard", "blurred", "poisson"))
     batch: int = count(32, "images at a time; it does not change them")
+    amp: str = setting("off", "precision of the transformer, not of its logits", choices=("bf16", "fp16", "off"))
     temperature_end: float = setting(-1.0, "of the codes at step T, reached in a line; below 0 = as at the first")
     choice_temperature_end: float = setting(0.0, "of the order at step T, reached in a line", least=0)
     rounding: str = setting("floor", "of the tokens still masked; ceil as in the paper", choices=("floor", "ceil"))

@@ -17,10 +17,10 @@ from torch import Tensor
 from lab5.config import DecodeConfig, check, check_decoding
 from lab5.gamma import masked_counts
 from lab5.runtime.machine import fast_float32
-from lab5.samplers import CODES, ONCE, ORDERS, Generators, Proposal, lowest, moment_temperature, uniform
+from lab5.samplers import CODES, ONCE, ORDERS, AtMasked, Generators, Proposal, lowest, moment_temperature, uniform
 
 Model = Callable[[Tensor], Tensor]
-OF_IMAGES = {"fill", "hints", "evidence", "passes", "paste", "dilate", "batch"}  # settings that need the pixels
+OF_IMAGES = {"fill", "hints", "evidence", "passes", "paste", "dilate", "batch", "amp"}  # settings of a pair
 
 
 class DecodeStep(NamedTuple):
@@ -71,19 +71,19 @@ def follow_schedule(
     """The loop: ask the model, take a step, until the plan is done."""
     yield state
     for left in plan(decoding, state):  # (B,) for each step; try another schedule and look at these
-        logits = code_logits(model, state, prior)  # (B, N) -> (B, N, K)
+        logits = code_logits(model, state, prior)  # (B, N) -> (M, K), at the M masked positions
         state = decode_step(logits, state, left, decoding, generator)
         yield (state := ended(state, decoding))
 
 
 def decode_step(
-    logits: Float[Tensor, "B N K"],
+    logits: Float[Tensor, "M K"],
     state: DecodeStep,
     left: Int[Tensor, "B"],
     decoding: DecodeConfig,
     generator: Generators,
 ) -> DecodeStep:
-    """One step: propose a code everywhere, commit the surest, and mask `left` positions of each image again."""
+    """One step: propose a code for all that is masked, commit the surest, mask `left` positions of each image again."""
     proposal = propose(logits, state, decoding, generator)
     scores = rank(proposal, state, decoding, generator)  # (B, N), the highest committed first
     return commit(logits, proposal, state, lowest(scores, left), decoding, generator)
@@ -96,16 +96,17 @@ def plan(decoding: DecodeConfig, state: DecodeStep) -> list[Int[Tensor, "B"]]:
 
 
 def propose(
-    logits: Float[Tensor, "B N K"], state: DecodeStep, decoding: DecodeConfig, generator: Generators
+    logits: Float[Tensor, "M K"], state: DecodeStep, decoding: DecodeConfig, generator: Generators
 ) -> Proposal:
-    """A code for every position, and what an order may look at, at the temperatures of the next step."""
+    """A code for every masked position, and what an order may look at, at the temperatures of the next step."""
     share = min(1.0, (state.step + 1) / decoding.steps)  # a budget may take more steps
     temperature, choice_temperature = temperatures(decoding, share)
-    codes = CODES[decoding.codes](logits, temperature, generator)  # (B, N, K) -> (B, N)
+    codes = CODES[decoding.codes](logits, temperature, AtMasked(generator, state.masked))  # (M, K) -> (M,)
     once = state.once
     if decoding.order in ONCE and once is None:
-        once = uniform((len(codes),), generator, codes.device)
-    return Proposal(logits.log_softmax(dim=-1), codes, state.unknown, choice_temperature, temperature, once)
+        once = uniform((len(state.tokens),), generator, codes.device)
+    log_p = logits.log_softmax(dim=-1)
+    return Proposal(log_p, codes, state.unknown, choice_temperature, temperature, once, state.masked)
 
 
 def rank(
@@ -113,11 +114,11 @@ def rank(
 ) -> Float[Tensor, "B N"]:
     """The order's scores, the highest committed first; infinite where nothing is masked, so that no noise and no
     score can bring a committed position back under the mask."""
-    return ORDERS[decoding.order](proposal, generator).masked_fill(~state.masked, torch.inf)
+    return proposal.spread(ORDERS[decoding.order](proposal, AtMasked(generator, state.masked)), torch.inf)
 
 
 def commit(
-    logits: Float[Tensor, "B N K"],
+    logits: Float[Tensor, "M K"],
     proposal: Proposal,
     state: DecodeStep,
     staying: Bool[Tensor, "B N"],
@@ -125,15 +126,14 @@ def commit(
     generator: Generators,
 ) -> DecodeStep:
     """The state in which all proposals are kept but those at the positions that stay masked."""
-    codes, masked = proposal.codes, state.masked
+    masked = state.masked
     if decoding.order == "moment":
         # A step that commits everything selects nothing: its codes keep the model's own distribution, as in MaskGIT.
-        chosen = masked & ~staying & staying.any(dim=1, keepdim=True)
-        sharp = CODES[decoding.codes](logits, moment_temperature(proposal), generator)
-        codes = torch.where(chosen, sharp, codes)
-        proposal = proposal._replace(codes=codes)
-    filled = torch.where(masked, codes, state.tokens)
-    confidence = torch.where(masked, proposal.log_probability, state.confidence)
+        chosen = proposal.at_masked(~staying & staying.any(dim=1, keepdim=True))
+        sharp = CODES[decoding.codes](logits, moment_temperature(proposal), AtMasked(generator, masked))
+        proposal = proposal._replace(codes=torch.where(chosen, sharp, proposal.codes))
+    filled = state.tokens.masked_scatter(masked, proposal.codes)
+    confidence = state.confidence.masked_scatter(masked, proposal.log_probability)
     mask_id = logits.shape[-1]  # the id after the K codes
     tokens = filled.masked_fill(staying, mask_id)
     return DecodeStep(state.step + 1, tokens, staying, filled, confidence, state.unknown, proposal.once)
@@ -188,26 +188,31 @@ def begin(
     return DecodeStep(0, tokens, unknown, tokens, torch.zeros(tokens.shape, device=tokens.device), unknown)
 
 
-def code_logits(model: Model, state: DecodeStep, prior: Float[Tensor, "B N K"] | None) -> Float[Tensor, "B N K"]:
-    """The model's answer to a state; where nothing is masked any more it is not asked."""
+def code_logits(model: Model, state: DecodeStep, prior: Float[Tensor, "B N K"] | None) -> Float[Tensor, "M K"]:
+    """The model's answer at the masked positions; where nothing is masked any more it is not asked."""
     if state.masked.any():
-        return ask(model, state.tokens, prior)
-    # Logits of two codes, for the noise alone: an image draws as much of it as in any other batch.
-    return torch.zeros(*state.tokens.shape, 2, device=state.tokens.device)
+        return ask(model, state.tokens, prior, state.masked)
+    return torch.zeros(0, _mask_id(model), device=state.tokens.device)
 
 
 def ask(
-    model: Model, tokens: Int[Tensor, "B N"], prior: Float[Tensor, "B N K"] | None = None
-) -> Float[Tensor, "B N K"]:
+    model: Model,
+    tokens: Int[Tensor, "B N"],
+    prior: Float[Tensor, "B N K"] | None = None,
+    where: Bool[Tensor, "B N"] | None = None,
+) -> Float[Tensor, "*M K"]:
     """Logits of the codes alone, cut before any softmax, so that the mask id cannot be chosen; in float32, with the
-    prior added. Raises ValueError for logits of another shape, and for infinities and not-a-numbers."""
-    codes = _mask_id(model)
+    prior added; at all positions, or at those `where` it is True. Raises ValueError for logits of another shape, and
+    for infinities and not-a-numbers."""
+    codes, at_once = _mask_id(model), where is not None and getattr(model, "takes_where", False)
     with torch.no_grad(), fast_float32(tokens.device):
-        logits = model(tokens)
+        logits = model(tokens, where) if at_once else model(tokens)
     expected = (*tokens.shape, codes), (*tokens.shape, codes + 1)
-    if logits.shape not in expected:
+    if not at_once and logits.shape not in expected:
         shapes = f"{expected[0]} or {expected[1]}"
         raise ValueError(f"the model must return logits of shape {shapes}, but it returned {tuple(logits.shape)}.")
+    if where is not None:
+        logits, prior = logits if at_once else logits[where], None if prior is None else prior[where]
     logits = logits[..., :codes].float()
     if not logits.logsumexp(dim=-1).isfinite().all():
         raise ValueError("the model must return finite logits, but it returned infinities or not-a-numbers.")

@@ -5,7 +5,8 @@ score per position, and the highest scores are committed first. Another sampler 
 table. Where an order does not look at the proposed codes, the result is distributed as if positions were chosen first
 and codes drawn at those alone.
 
-Scores at known positions mean nothing: the decoder overrules them.
+The decoder asks for codes and scores at the M masked positions of a batch, (M,), counted image by image: nothing else
+can be committed. All but the orders on a grid serve positions of any shape, (B, N) as well.
 """
 
 import math
@@ -15,32 +16,50 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+
+class AtMasked(NamedTuple):
+    """Noise for masked positions alone; it is drawn for all, so that it does not depend on how many are masked."""
+
+    generator: "torch.Generator | Sequence[torch.Generator]"
+    masked: Bool[Tensor, "B N"]
+
+
 # One for the whole batch, or one per image: then an image gets the same noise alone and in any batch.
-Generators = torch.Generator | Sequence[torch.Generator]
+Generators = torch.Generator | Sequence[torch.Generator] | AtMasked
 
 
 class Proposal(NamedTuple):
     """What an order may look at."""
 
-    log_probabilities: Float[Tensor, "B N K"]  # of all codes, at temperature 1
-    codes: Int[Tensor, "B N"]  # the code proposed at each position
+    log_probabilities: Float[Tensor, "*M K"]  # of all codes, at temperature 1
+    codes: Int[Tensor, "*M"]  # the code proposed at each position
     unknown: Bool[Tensor, "B N"]  # what was unknown before the first step
     temperature: float  # of the choice of positions, already annealed
     code_temperature: float = 1.0  # that the codes were drawn at
     once: Float[Tensor, "B"] | None = None  # uniform noise, the same at every step; for the orders of ONCE
+    masked: Bool[Tensor, "B N"] | None = None  # where the M positions are; None = all of them, (B, N)
 
     @property
-    def log_probability(self) -> Float[Tensor, "B N"]:
+    def log_probability(self) -> Float[Tensor, "*M"]:
         """Of the proposed code."""
         return self.log_probabilities.gather(-1, self.codes[..., None]).squeeze(-1)
 
     @property
-    def entropy(self) -> Float[Tensor, "B N"]:
+    def entropy(self) -> Float[Tensor, "*M"]:
         """Of the distribution over the codes, in nats."""
         return torch.special.entr(self.log_probabilities.exp()).sum(dim=-1)
+
+    def at_masked(self, values: Shaped[Tensor, "B N"]) -> Shaped[Tensor, "*M"]:
+        return values if self.masked is None else values[self.masked]
+
+    def spread(self, values: Shaped[Tensor, "*M"], elsewhere: float) -> Shaped[Tensor, "B N"]:
+        """The other way round, with `elsewhere` where nothing is masked."""
+        if self.masked is None:
+            return values
+        return torch.full_like(self.masked, elsewhere, dtype=values.dtype).masked_scatter(self.masked, values)
 
 
 # --- noise: (shape, whose first axis counts images; generator; device to be used on) -> float64 ---
@@ -53,6 +72,8 @@ def uniform(shape: tuple[int, ...], generator: Generators, device: torch.device)
     temperature unnoticed (Zheng et al. 2024, arXiv 2409.02908). Drawn where the generator lives, then moved:
     a CPU generator gives the same noise to every device.
     """
+    if isinstance(generator, AtMasked):
+        return uniform(tuple(generator.masked.shape), generator.generator, device)[generator.masked]
     if isinstance(generator, torch.Generator):
         draw = _rand(shape, generator).to(device)
     else:
@@ -74,12 +95,12 @@ def _rand(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 COLDEST = 1e-30  # as a divisor of logits: a smaller one overflows float32, and this one draws the best code already
 
 
-def argmax(logits: Float[Tensor, "B N K"], temperature: float, generator: Generators) -> Int[Tensor, "B N"]:
+def argmax(logits: Float[Tensor, "*M K"], temperature: float, generator: Generators) -> Int[Tensor, "*M"]:
     """The most probable code, whatever the temperature; draws no noise."""
     return logits.argmax(dim=-1)
 
 
-def sample(logits: Float[Tensor, "B N K"], temperature: float, generator: Generators) -> Int[Tensor, "B N"]:
+def sample(logits: Float[Tensor, "*M K"], temperature: float, generator: Generators) -> Int[Tensor, "*M"]:
     """A code with probability softmax(logits / temperature); temperature 0 is the argmax.
 
     The first code whose cumulative probability reaches a uniform number: the same distribution as the argmax of
@@ -88,21 +109,21 @@ def sample(logits: Float[Tensor, "B N K"], temperature: float, generator: Genera
     if temperature == 0:
         return logits.argmax(dim=-1)
     cumulative = (logits / max(temperature, COLDEST)).softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)
-    height = uniform(logits.shape[:2], generator, logits.device).unsqueeze(-1) * cumulative[..., -1:]
+    height = uniform(logits.shape[:-1], generator, logits.device).unsqueeze(-1) * cumulative[..., -1:]
     return torch.searchsorted(cumulative, height).squeeze(-1)
 
 
 def top_k(
-    logits: Float[Tensor, "B N K"], temperature: float, generator: Generators, share: float = 0.1
-) -> Int[Tensor, "B N"]:
+    logits: Float[Tensor, "*M K"], temperature: float, generator: Generators, share: float = 0.1
+) -> Int[Tensor, "*M"]:
     """Sample among the most probable tenth of the codes (the share of lucidrains' muse-maskgit-pytorch)."""
     best = logits.topk(math.ceil(share * logits.shape[-1])).values
     return sample(logits.masked_fill(logits < best[..., -1:], -math.inf), temperature, generator)
 
 
 def nucleus(
-    logits: Float[Tensor, "B N K"], temperature: float, generator: Generators, mass: float = 0.9
-) -> Int[Tensor, "B N"]:
+    logits: Float[Tensor, "*M K"], temperature: float, generator: Generators, mass: float = 0.9
+) -> Int[Tensor, "*M"]:
     """Sample among the fewest codes that hold the share `mass` of the probability (Holtzman et al. 2020)."""
     if temperature == 0:
         return logits.argmax(dim=-1)
@@ -123,7 +144,7 @@ CODES: dict[str, Callable[[Tensor, float, Generators], Tensor]] = {
 # --- orders: (proposal, generator) -> scores, all below infinity, the highest committed first ---
 
 
-def confidence(proposal: Proposal, generator: Generators) -> Float[Tensor, "B N"]:
+def confidence(proposal: Proposal, generator: Generators) -> Float[Tensor, "*M"]:
     """MaskGIT's own (parallel_decode.py): log-probability of the proposed code, plus Gumbel noise.
 
     Choosing after drawing is a temperature in disguise: where few of many alike positions are committed, their codes
@@ -133,34 +154,34 @@ def confidence(proposal: Proposal, generator: Generators) -> Float[Tensor, "B N"
     return score + proposal.temperature * gumbel(score.shape, generator, score.device)
 
 
-def lab(proposal: Proposal, generator: Generators) -> Float[Tensor, "B N"]:
+def lab(proposal: Proposal, generator: Generators) -> Float[Tensor, "*M"]:
     """The lab reports' variant: noise added to the probability, which it drowns until the last steps."""
     score = proposal.log_probability.exp()
     return score + proposal.temperature * gumbel(score.shape, generator, score.device)
 
 
-def random(proposal: Proposal, generator: Generators) -> Float[Tensor, "B N"]:
+def random(proposal: Proposal, generator: Generators) -> Float[Tensor, "*M"]:
     """Any position as well as any other: the order of plain masked diffusion models."""
     return uniform(proposal.codes.shape, generator, proposal.codes.device)
 
 
-def max_probability(proposal: Proposal, generator: Generators) -> Float[Tensor, "B N"]:
+def max_probability(proposal: Proposal, generator: Generators) -> Float[Tensor, "*M"]:
     """Where some code is likely, proposed or not (`sample` of nintendops' latent-code-inpainting, CVPR 2024)."""
     return proposal.log_probabilities.amax(dim=-1)
 
 
-def margin(proposal: Proposal, generator: Generators) -> Float[Tensor, "B N"]:
+def margin(proposal: Proposal, generator: Generators) -> Float[Tensor, "*M"]:
     """Where the best code is far ahead of the second (probability margin of Kim et al. 2025, arXiv 2502.06768)."""
     best, second = proposal.log_probabilities.exp().topk(2).values.unbind(-1)
     return best - second
 
 
-def entropy(proposal: Proposal, generator: Generators) -> Float[Tensor, "B N"]:
+def entropy(proposal: Proposal, generator: Generators) -> Float[Tensor, "*M"]:
     """Where the distribution over the codes is sharpest: minus its entropy in nats."""
     return -proposal.entropy
 
 
-def moment(proposal: Proposal, generator: Generators) -> Float[Tensor, "B N"]:
+def moment(proposal: Proposal, generator: Generators) -> Float[Tensor, "*M"]:
     """The moment sampler: drawn without replacement in proportion to sum_v p(v)^(1 + 1/temperature).
 
     MaskGIT's distribution for few of many positions, the position chosen before its code (Hayakawa et al. 2025, arXiv
@@ -183,7 +204,7 @@ def moment_temperature(proposal: Proposal) -> float:
     return codes * choice / (codes + choice) if codes else 0.0
 
 
-def rings(proposal: Proposal, generator: Generators) -> Float[Tensor, "B N"]:
+def rings(proposal: Proposal, generator: Generators) -> Float[Tensor, "*M"]:
     """From the rim of the hole inwards, ring by ring, in random order within a ring; needs a square grid.
 
     A ring is made of the positions at the same distance from the known ones, diagonal steps counting one.
@@ -196,10 +217,10 @@ def rings(proposal: Proposal, generator: Generators) -> Float[Tensor, "B N"]:
     for _ in range(side):
         distance += 1 - known
         known = F.max_pool2d(known, kernel_size=3, stride=1, padding=1)
-    return random(proposal, generator) - distance.view(images, positions)
+    return random(proposal, generator) - proposal.at_masked(distance.view(images, positions))
 
 
-def halton(proposal: Proposal, generator: Generators) -> Float[Tensor, "B N"]:
+def halton(proposal: Proposal, generator: Generators) -> Float[Tensor, "*M"]:
     """Spread evenly over the grid: a 2-D Halton sequence, begun anywhere (Besnier et al. 2025, arXiv 2503.17076).
 
     Each image begins at a point of its own and goes on past the end at the beginning, as with `randomize` in the
@@ -210,7 +231,7 @@ def halton(proposal: Proposal, generator: Generators) -> Float[Tensor, "B N"]:
     order = halton_order(_side(positions, "halton"))
     once = uniform((images,), generator, proposal.codes.device) if proposal.once is None else proposal.once
     rank = torch.tensor(order, device=once.device).argsort()
-    return -((rank + (once[:, None] * positions).long()) % positions).double()
+    return -proposal.at_masked((rank + (once[:, None] * positions).long()) % positions).double()
 
 
 @cache

@@ -59,6 +59,8 @@ class BidirectionalTransformer(nn.Module):
     Raises ValueError for a `norm` other than "post" and "pre" and for a width that heads do not divide.
     """
 
+    takes_where = True  # so that a decoder asks about masked positions alone
+
     def __init__(
         self, config: TransformerConfig, *, fused: bool = True, generator: torch.Generator | None = None
     ):

@@ -18,7 +18,7 @@ from lab5 import decoder
 from lab5.config import DecodeConfig
 from lab5.decoder import DecodeStep, Model
 from lab5.gamma import ROUND_OFF
-from lab5.samplers import CODES, Generators, Proposal, lowest, uniform
+from lab5.samplers import CODES, AtMasked, Generators, Proposal, lowest, uniform
 
 
 def decode(
@@ -70,13 +70,13 @@ def entropy(proposal: Proposal, masked: Bool[Tensor, "B N"], limit: float) -> In
 
     sum H - max H bounds the joint mutual information, which drawing the codes independently ignores.
     """
-    rising = proposal.entropy.double().masked_fill(~masked, torch.inf).sort(dim=1).values
+    rising = proposal.spread(proposal.entropy.double(), torch.inf).masked_fill(~masked, torch.inf).sort(dim=1).values
     return (rising.cumsum(dim=1) - rising <= limit).sum(dim=1)  # inf - inf is within no limit
 
 
 def threshold(proposal: Proposal, masked: Bool[Tensor, "B N"], limit: float) -> Int[Tensor, "B"]:
     """All proposed codes of probability `limit` or more (Fast-dLLM, arXiv 2505.22618)."""
-    return ((proposal.log_probability.exp() >= limit) & masked).sum(dim=1)
+    return (proposal.spread(proposal.log_probability.exp() >= limit, False) & masked).sum(dim=1)
 
 
 Safe = Callable[[Proposal, Tensor, float], Tensor]
@@ -130,10 +130,10 @@ def correct(
         if state.unknown.any():
             log_probabilities = decoder.ask(model, tokens, prior).log_softmax(dim=-1)
             again = doubtful(log_probabilities, tokens, state.unknown, decoding.redo)
-            logits = decoder.ask(model, tokens.masked_fill(again, log_probabilities.shape[-1]), prior)
-            codes = CODES[decoding.codes](logits, final_temperature, generator)
+            logits = decoder.ask(model, tokens.masked_fill(again, log_probabilities.shape[-1]), prior, again)
+            codes = CODES[decoding.codes](logits, final_temperature, AtMasked(generator, again))
             redone = logits.log_softmax(dim=-1).gather(-1, codes[..., None]).squeeze(-1)
-            tokens, confidence = torch.where(again, codes, tokens), torch.where(again, redone, confidence)
+            tokens, confidence = tokens.masked_scatter(again, codes), confidence.masked_scatter(again, redone)
         state = state._replace(step=state.step + 1, tokens=tokens, filled=tokens, confidence=confidence)
         yield state
 

@@ -28,7 +28,7 @@ from lab5.config import DecodeConfig, TransformerConfig
 from lab5.decoder import decode_steps, inpaint
 from lab5.gamma import SCHEDULES, masked_count
 from lab5.inpainting import fill as filling
-from lab5.samplers import CODES, ORDERS, halton_order
+from lab5.samplers import CODES, ORDERS, AtMasked, halton_order, uniform
 from lab5.transformer import BidirectionalTransformer
 
 states_of = partial(walk, decode_steps)
@@ -174,7 +174,7 @@ def test_the_halton_order_keeps_its_beginning_through_all_steps_and_passes_over_
 
 def test_no_score_brings_a_known_position_under_the_mask(monkeypatch):
     tokens, unknown = a_batch()
-    spiteful = lambda proposal, _: torch.where(proposal.unknown, 1e30, -torch.inf)  # noqa: E731
+    spiteful = lambda proposal, _: proposal.at_masked(torch.where(proposal.unknown, 1e30, -torch.inf))  # noqa: E731
     monkeypatch.setitem(decoder.ORDERS, "random", spiteful)
     for state in states_of(Table(), tokens, unknown, order="random"):
         assert torch.equal(state.tokens[~unknown], tokens[~unknown])
@@ -230,6 +230,34 @@ def test_a_real_transformer_fills_a_hole_and_is_left_as_it_was():
     model.train()
     with pytest.raises(ValueError, match="must be in evaluation mode"):
         decode_steps(model, tokens, unknown, generator=seeded())
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_model_is_asked_about_masked_positions_alone_and_answers_there_as_a_whole_one(order, monkeypatch):
+    config = TransformerConfig(codes=K, positions=POSITIONS, width=8, layers=1, heads=2, hidden=8)
+    model = BidirectionalTransformer(config, generator=seeded()).eval()
+    torch.nn.init.normal_(model.bias, generator=seeded(1))
+    settings = {"order": order, "steps": 4, "temperature": 0.7}
+    whole = states_of(named(lambda tokens: model(tokens)), *a_batch(), prior=prior_of(), **settings)
+    asked, forward = [], type(model).forward
+    monkeypatch.setattr(
+        type(model), "forward", lambda self, tokens, where: asked.append(where) or forward(self, tokens, where)
+    )
+    states = states_of(model, *a_batch(), prior=prior_of(), **settings)
+    assert all(torch.equal(where, state.masked) for where, state in zip(asked, states, strict=False)) and asked
+    for state, right in zip(states, whole, strict=True):
+        assert torch.equal(state.filled, right.filled) and torch.equal(state.masked, right.masked)
+
+
+def prior_of() -> torch.Tensor:
+    return torch.randn(4, POSITIONS, K, generator=seeded(9))
+
+
+def test_the_noise_of_a_position_does_not_depend_on_what_else_is_masked():
+    whole = uniform((2, 8), [seeded(1), seeded(2)], torch.device("cpu"))
+    masked = torch.rand(2, 8, generator=seeded()) < 0.5
+    noise = uniform((int(masked.sum()),), AtMasked([seeded(1), seeded(2)], masked), torch.device("cpu"))
+    assert torch.equal(noise, whole[masked])
 
 
 def test_half_precision_logits_are_decoded_in_float32():

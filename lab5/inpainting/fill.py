@@ -1,6 +1,7 @@
 """From images with holes to filled ones: fill, encode, decode the tokens, paint, paste, by a `DecodeConfig`."""
 
 from collections.abc import Iterator
+from copy import deepcopy
 from functools import partial
 from typing import NamedTuple
 
@@ -28,6 +29,7 @@ class Holed(NamedTuple):
     hints: Float[Tensor, "n N hints"] | None
 
 
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 BEGINS = ("fill", "dilate", "evidence", "hints")  # the settings that `prepare` looks at
 
 
@@ -60,14 +62,14 @@ def decode_holes(
     check_decoding(decoding)
     generators = [torch.Generator().manual_seed(seed * 1_000_003 + i) for i in range(len(images))]
     with oom_hint("decode.batch", decoding.batch):
-        decodings = []
+        transformer, decodings = in_precision(pair.transformer, decoding.amp), []
         for start in range(0, len(images), decoding.batch):
             part = slice(start, start + decoding.batch)
             if holed is None:  # by batches: the evidence of an image takes half a megabyte
                 begin = prepare(pair, images[part], holes[part], decoding)
             else:
                 begin = Holed(*(None if x is None else x[part] for x in holed))
-            decodings.append(_decode_batch(pair.transformer, begin, decoding, generators[part]))
+            decodings.append(_decode_batch(transformer, begin, decoding, generators[part]))
         # All batches take their steps together, so their states are one state: a batch at a time stays in the cache.
         for states in _in_step(decodings):
             first, *_ = states
@@ -102,9 +104,22 @@ def with_hints(pair: Pair, filled: UInt8[Tensor, "n 3 64 64"], holes: Bool[Tenso
     return _with(pair.transformer, pair.tokenizer.hints(filled, holes).to(device))
 
 
+def in_precision(transformer: BidirectionalTransformer, amp: str) -> BidirectionalTransformer:
+    """The transformer itself, or a copy that computes with numbers of half the size, for `decode.amp`.
+
+    On a CPU the copy's attention is the one written by hand: torch's fused one gains nothing from bfloat16 there.
+    """
+    if amp == "off":
+        return transformer
+    model = deepcopy(transformer).to(PRECISIONS[amp])
+    for block in model.blocks:
+        block.Attention.fused = next(model.parameters()).device.type != "cpu"
+    return model
+
+
 def _with(transformer: BidirectionalTransformer, hints: Float[Tensor, "B N hints"]) -> partial:
-    model = partial(transformer, hints=hints)
-    model.mask_id = transformer.mask_id
+    model = partial(transformer, hints=hints.to(transformer.tok_emb.weight.dtype))
+    model.mask_id, model.takes_where = transformer.mask_id, True
     return model
 
 

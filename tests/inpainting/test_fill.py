@@ -9,7 +9,7 @@ from stubs import cats, untrained_pair
 from lab5.config import DecodeConfig
 from lab5.data.dataset import token_mask
 from lab5.data.holes import dilate, fill_holes, paste_known
-from lab5.inpainting.fill import baselines, decode_holes, inpaint_images
+from lab5.inpainting.fill import baselines, decode_holes, in_precision, inpaint_images
 from lab5.inpainting.pair import Pair
 
 DECODE = DecodeConfig(steps=3, batch=4)
@@ -70,6 +70,21 @@ def test_a_second_pass_keeps_known_tokens_and_reads_nothing_under_the_hole(pair,
     assert torch.equal(seen[1][unknown], pair.tokenizer.encode(together)[unknown])
     hidden = torch.where(dataset.holes[:, None], 255 - dataset.test, dataset.test)
     assert torch.equal(inpaint_images(pair, hidden, dataset.holes, decode, 0), ours)
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_half_the_precision_keeps_what_is_known_and_nearly_the_models_answer(pair, dataset, amp):
+    model = in_precision(pair.transformer, amp)
+    tokens, unknown = encoded(pair, dataset, "grey")
+    asked = tokens.masked_fill(unknown, model.mask_id)
+    hints = pair.tokenizer.hints(fill_holes(dataset.test, dataset.holes, "grey"), dataset.holes)
+    with torch.no_grad():
+        half, right = model(asked, hints=hints.to(model.pos_emb.dtype)), pair.transformer(asked, hints=hints)
+    assert half.dtype != right.dtype == torch.float32 == pair.transformer.pos_emb.dtype, "a copy"
+    torch.testing.assert_close(half.float(), right, rtol=0.02, atol=0.05)
+    *_, last = decode_holes(pair, dataset.test, dataset.holes, replace(DECODE, amp=amp, hints=True), 0)
+    assert torch.equal(last.filled[~unknown], tokens[~unknown]) and last.confidence.dtype == torch.float32
+    assert in_precision(pair.transformer, "off") is pair.transformer
 
 
 def test_a_batch_below_one_is_refused(pair, dataset):
