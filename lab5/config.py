@@ -142,6 +142,7 @@ class ClassifierConfig(TrainConfig):
     amp: str = setting("off", "mixed precision", choices=("bf16", "fp16", "off"))
     images: int = count(16000, "toy cats to learn from", least=2)
     features: int = count(96, "F, that it scores with")
+    returned: float = setting(0.5, "share of them that is seen as the VQGAN returns it", least=0, most=1)
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,8 @@ def _fid(args: Namespace) -> None:
 def _study(args: Namespace) -> None:
     from lab5.cli.study import study
 
-    study(_configure(args, _given(args)), args.table, grid=args.grid, jobs=args.jobs, networks=_networks(args))
+    config, also = _configure(args, _given(args)), args.classifier
+    study(config, args.table, grid=args.grid, jobs=args.jobs, networks=_networks(args), also=also)
 
 
 def _export(args: Namespace) -> None:

@@ -18,7 +18,7 @@ from lab5.data.holes import fill_holes
 from lab5.inpainting.fill import decode_holes, to_pictures
 from lab5.inpainting.pair import Pair
 from lab5.runtime.folders import data_folder
-from lab5.scoring.classifier import get_features
+from lab5.scoring.classifier import get_features, load_classifier
 from lab5.scoring.scores import Scorer
 from lab5.show.figures import decode_grid, save_figure
 from lab5.show.study_figures import study_figures
@@ -31,10 +31,13 @@ from lab5.study.tables import Findings
 LEAST = 8  # images; of fewer, a resample may hold one alone, and KID needs two
 
 
-def study(config: Config, file: Path | None, *, grid: str, jobs: int, networks: Networks) -> None:
+def study(
+    config: Config, file: Path | None, *, grid: str, jobs: int, networks: Networks, also: Path | None = None
+) -> None:
     """Run the "quick", the "wide" or the "claims" grid, and print and write its rows, effects and claims.
 
     Every finished decoding is kept on disk, whatever becomes of the rest: given again, the command goes on from them.
+    `also` is a classifier whose ranking of the results is compared.
     """
     file = file or data_folder() / "runs" / f"study-{grid}.csv"
     data = get_dataset(config)
@@ -42,6 +45,7 @@ def study(config: Config, file: Path | None, *, grid: str, jobs: int, networks: 
         raise ValueError(f"a study needs at least {LEAST} test images whose truth is known; {data.name} has {known}")
     pair = choose_pair(config, data, networks)
     features = get_features(config, pair.tokenizer)
+    other = None if also is None else load_classifier(also).to(config.device)
     if grid == "wide":
         parts = plans.wide(config)
     else:
@@ -53,6 +57,7 @@ def study(config: Config, file: Path | None, *, grid: str, jobs: int, networks: 
         pairs |= {name: one._replace(tokenizer=pair.tokenizer) for name, one in trained.items()}  # in memory once
     findings: list[Findings] = []
     results: list[Result] = []
+    ranked: list[pd.DataFrame] = []
     for part in parts:
         images = config.study.images * part.images
         scorer = Scorer(data, features, images, tokenizer=pair.tokenizer)
@@ -64,6 +69,8 @@ def study(config: Config, file: Path | None, *, grid: str, jobs: int, networks: 
         decoded = ordered(list(bar), part.plans)
         findings.append(tables.find(part, decoded, scorer, pair))
         results += decoded
+        if other is not None:
+            ranked.append(tables.ranking(decoded, Scorer(data, other, images), pair.tokenizer))
     made_by = {"score_name": scorer.score_name, "weights": pair.weights, "profile": config.profile}
     made_by |= {"device": config.device, "code": CODE}
     beside = {
@@ -71,6 +78,7 @@ def study(config: Config, file: Path | None, *, grid: str, jobs: int, networks: 
         "effects": pd.concat([tables.effect_table(finding) for finding in findings]),
         "claims": tables.claim_table(*findings),
         "networks": tables.network_table(wanted, pairs, results, data, config.stage2.steps),
+        "ranking": pd.concat(ranked) if ranked else pd.DataFrame(),
     }
     table = tables.result_table(results)
     _print(grid, config, table, findings, beside)
@@ -129,6 +137,9 @@ def _print(
             f"{chance.excluded} of {chance.comparisons} intervals exclude 0, {chance.by_chance:.1f} would by chance; "
             f"{chance.holm} hold all together (Holm)"
         )
+    if len(ranking := beside["ranking"]):
+        agreement = ranking["kid"].corr(ranking["kid_also"], method="spearman")
+        print(f"KID by the other classifier: Spearman's rank correlation {agreement:.3f}, {len(ranking)} results")
     claims = beside["claims"]
     verdicts = [tables.verdict_text(row) for row in claims.to_dict("records")]
     print_table(claims[["claim", "reports", "way"]].assign(verdict=verdicts, KID=_intervals(claims)))

@@ -16,8 +16,9 @@ from lab5.config import DecodeConfig
 from lab5.data.dataset import Dataset, token_mask
 from lab5.data.holes import fill_holes
 from lab5.fid import frechet_distance, kid
-from lab5.inpainting.fill import baselines, with_hints
+from lab5.inpainting.fill import baselines, to_pictures, with_hints
 from lab5.inpainting.pair import Pair
+from lab5.inpainting.tokenizer import Tokenizer
 from lab5.runtime.files import write
 from lab5.scoring.intervals import Family, family, floor_of_halves
 from lab5.scoring.predictions import (
@@ -107,6 +108,18 @@ def read_table(file: Path) -> pd.DataFrame:
     """A CSV of a study; an empty field is not a number, but for a `way` that is all of them."""
     table = pd.read_csv(file, dtype={"code": str, "way": str})
     return table.assign(way=table["way"].fillna("") if "way" in table else "") if "claim" in table else table
+
+
+def ranking(results: Sequence[Result], also: Scorer, tokenizer: Tokenizer) -> pd.DataFrame:
+    """For each result of seed 0 its KID, and `kid_also` by another network's features, of the same pictures."""
+    rows = []
+    for result in results:
+        for row, outcome in zip(result.rows, result.outcomes, strict=True):
+            if result.seed == 0:
+                pictures = to_pictures(tokenizer, outcome.tokens.long(), also.truth, also.holes, result.plan.decode)
+                names = ("network", *WAY, "steps", "n", "kid")
+                rows.append({name: row[name] for name in names} | {"kid_also": also(pictures).kid})
+    return pd.DataFrame(rows)
 
 
 # --- effects and claims ---------------------------------------------------------------------------------------------

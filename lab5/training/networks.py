@@ -159,8 +159,8 @@ def training_holes(config: Config) -> Tensor:
 def train_classifier(config: Config, tokenizer: Tokenizer | None = None) -> Training:
     """The attribute classifier, on cats whose halves differ and on ordinary ones, from seeds of their own.
 
-    With a tokenizer every other cat is seen as it returns from its tokens: features then tell what is in a picture,
-    not whether it was compressed, as Inception's do, which was trained on JPEG files.
+    With a tokenizer a share of the cats, `classifier.returned`, is seen as they return from their tokens: features then
+    tell what is in a picture, not whether it was compressed, as Inception's do, which was trained on JPEG files.
     """
     settings = {"images": config.classifier.images, "tokenizer": tokenizer and tokenizer.weights_hash}
 
@@ -170,7 +170,9 @@ def train_classifier(config: Config, tokenizer: Tokenizer | None = None) -> Trai
         labels = {name: torch.cat([cats.attributes[name] for cats in both]) for name in ATTRIBUTES}
         images = torch.cat([cats.images for cats in both])
         if tokenizer is not None:
-            images[::2] = tokenizer.decode(tokenizer.encode(images[::2]))
+            share = config.classifier.returned
+            evenly = torch.arange(len(images)) * share % 1 < share
+            images[evenly] = tokenizer.decode(tokenizer.encode(images[evenly]))
         return AttributeObjective(images, labels, config.classifier.batch, config.seed)
 
     def save(path: Path, model: ToyFeatures, **meta: Any) -> None:

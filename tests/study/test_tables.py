@@ -72,6 +72,27 @@ def test_a_table_of_results_has_a_row_for_every_stop(results):
         assert table[column].tolist() == [row[column] for result in results for row in result.rows]
 
 
+def test_a_ranking_paints_the_same_pictures_again_and_scores_them_by_another_network(results, scorer, dataset, pair):
+    class Brightness:
+        score_name = "brightness"
+
+        def features(self, images):
+            return images.mean(dim=(2, 3)) ** 2
+
+    rows = result_of(0, results)
+    same = tables.ranking(results, Scorer(dataset, Blocks()), pair.tokenizer)
+    assert len(same) == len(rows) and same["kid_also"].tolist() == pytest.approx(same["kid"].tolist())
+    assert same["kid"].tolist() == [row["kid"] for row in rows]
+    other = tables.ranking(results, also := Scorer(dataset, Brightness()), pair.tokenizer)
+    *_, last = decode_holes(pair, also.truth, also.holes, replace(GRID.plans[-1].decode, stop_at=0), 0)
+    assert other["kid_also"].iloc[-1] == pytest.approx(also(pair.tokenizer.decode(last.filled)).kid)
+    assert other["kid_also"].tolist() != pytest.approx(same["kid"].tolist())
+
+
+def result_of(seed: int, results: list[Result]) -> list[dict]:
+    return [row for result in results if result.seed == seed for row in result.rows]
+
+
 def test_a_table_is_read_as_it_was_written(results, tmp_path):
     table, file = tables.result_table(results), tmp_path / "new" / "study.csv"
     tables.write_table(file, table)

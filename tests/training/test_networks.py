@@ -17,7 +17,14 @@ from lab5.objectives import VQGANObjective
 from lab5.profiles import configure
 from lab5.runtime.files import load_meta
 from lab5.scoring import classifier
-from lab5.scoring.classifier import EncoderFeatures, ToyFeatures, get_features, load_classifier, save_classifier
+from lab5.scoring.classifier import (
+    AttributeObjective,
+    EncoderFeatures,
+    ToyFeatures,
+    get_features,
+    load_classifier,
+    save_classifier,
+)
 from lab5.training import networks as pipeline
 from lab5.training import session as training
 from lab5.training.networks import (
@@ -391,3 +398,15 @@ def test_a_vqgan_that_is_given_is_used_as_it_is(given, monkeypatch):
 def test_a_vqgan_that_does_not_fit_the_transformer_is_refused(given, change, message):
     with pytest.raises(ValueError, match=message):
         vqgan_training(**given, **change)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
+def test_a_share_of_the_cats_that_the_classifier_sees_has_returned_from_its_tokens(share, monkeypatch, tmp_path):
+    monkeypatch.setenv("LAB5_DATA", str(tmp_path))
+    config, seen = tiny(**{"classifier.steps": 1, "classifier.returned": share}), []
+    black = lambda _, tokens: torch.zeros(len(tokens), 3, 64, 64, dtype=torch.uint8)  # noqa: E731
+    monkeypatch.setattr(Tokenizer, "decode", black)
+    watched = lambda images, *more: seen.append(images) or AttributeObjective(images, *more)  # noqa: E731
+    monkeypatch.setattr(pipeline, "AttributeObjective", watched)
+    train_classifier(config, Tokenizer(small_vqgan())).run()
+    assert int((seen[0].flatten(1).amax(1) == 0).sum()) == share * config.classifier.images
