@@ -406,7 +406,8 @@ def test_a_share_of_the_cats_that_the_classifier_sees_has_returned_from_its_toke
     config, seen = tiny(**{"classifier.steps": 1, "classifier.returned": share}), []
     black = lambda _, tokens: torch.zeros(len(tokens), 3, 64, 64, dtype=torch.uint8)  # noqa: E731
     monkeypatch.setattr(Tokenizer, "decode", black)
-    watched = lambda images, *more: seen.append(images) or AttributeObjective(images, *more)  # noqa: E731
-    monkeypatch.setattr(pipeline, "AttributeObjective", watched)
+    begin = AttributeObjective.__init__
+    watched = lambda self, images, *more: seen.append(images) or begin(self, images, *more)  # noqa: E731
+    monkeypatch.setattr(AttributeObjective, "__init__", watched)
     train_classifier(config, Tokenizer(small_vqgan())).run()
     assert int((seen[0].flatten(1).amax(1) == 0).sum()) == share * config.classifier.images
