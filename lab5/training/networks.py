@@ -169,8 +169,7 @@ def train_classifier(config: Config, tokenizer: Tokenizer | None = None) -> Trai
         both = [render(2_000_000 + config.seed + i, half, chimera=bool(i)) for i in (0, 1)]
         labels = {name: torch.cat([cats.attributes[name] for cats in both]) for name in ATTRIBUTES}
         images = torch.cat([cats.images for cats in both])
-        if tokenizer is not None:
-            share = config.classifier.returned
+        if tokenizer is not None and (share := config.classifier.returned):
             evenly = torch.arange(len(images)) * share % 1 < share
             images[evenly] = tokenizer.decode(tokenizer.encode(images[evenly]))
         return AttributeObjective(images, labels, config.classifier.batch, config.seed)
