@@ -50,6 +50,7 @@ def study(
         parts = plans.wide(config)
     else:
         parts = [plans.quick(config.study, config.decode) if grid == "quick" else plans.claims(config)]
+    parts = [plans.in_precision(part, config.decode.amp) for part in parts]
     pairs = {GIVEN: pair}
     wanted = [network for part in parts for network in part.networks]
     trainings = train_all(config, data, pair.tokenizer, wanted, jobs)

@@ -139,6 +139,16 @@ def claims(config: Config) -> Grid:
     return Grid(trainings, plans(_points(claimed), _points(trained)), claimed + trained, images=4)
 
 
+def in_precision(grid: Grid, amp: str) -> Grid:
+    """The same grid, decoded with `decode.amp` at this value whatever the way."""
+
+    def at(one: Plan | Point) -> Plan | Point:
+        return one._replace(decode=replace(one.decode, amp=amp))
+
+    compared = [c._replace(first=at(c.first), second=at(c.second)) for c in grid.comparisons]
+    return grid._replace(plans=[at(plan) for plan in grid.plans], comparisons=compared)
+
+
 def plans(points: Sequence[Point], fewer: Sequence[Point] = ()) -> list[Plan]:
     """One plan for all stops of a way of decoding; those that only `fewer` has get no more than FEWER seeds, and
     trained networks one for each of their TRAININGS."""

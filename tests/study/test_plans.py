@@ -38,6 +38,13 @@ def test_every_comparison_is_of_two_results_that_the_plans_decode(grid):
     assert len(set(labels)) == len(labels), "a label is of one comparison"
 
 
+def test_a_precision_is_that_of_every_way_and_nothing_else():
+    low = plans.in_precision(CLAIMS_ALONE, "bf16")
+    assert points(low) == {point._replace(decode=replace(point.decode, amp="bf16")) for point in points(CLAIMS_ALONE)}
+    assert {c.first for c in low.comparisons} | {c.second for c in low.comparisons} <= points(low)
+    assert plans.in_precision(low, "off") == CLAIMS_ALONE
+
+
 def test_the_quick_grid_is_every_schedule_and_t_and_one_shot_once():
     assert [(p.decode.schedule, p.decode.steps, p.scored()) for p in QUICK.plans] == [
         ("one_shot", 1, (1,)),
