@@ -151,7 +151,18 @@ def _remove_live_parts(notebook: NotebookNode) -> None:
     notebook.cells = [cell for cell in notebook.cells if marker not in cell.metadata.get("tags", [])]
     for cell in notebook.cells:
         if "outputs" in cell:
-            cell.outputs = [output for output in cell.outputs if _strip(output)]
+            cell.outputs = _joined([output for output in cell.outputs if _strip(output)])
+
+
+def _joined(outputs: list[NotebookNode]) -> list[NotebookNode]:
+    """What is printed bit by bit is one text."""
+    joined: list[NotebookNode] = []
+    for output in outputs:
+        if output.output_type == "stream" and joined and joined[-1].get("name") == output.name:
+            joined[-1].text += output.text
+        else:
+            joined.append(output)
+    return joined
 
 
 def _strip(output: NotebookNode) -> bool:

@@ -53,6 +53,12 @@ def test_code_is_folded_behind_its_first_line_that_does_something(tmp_path):
     assert not fold.has_attr("open") and "print(root)" in fold.get_text()
 
 
+def test_what_is_printed_bit_by_bit_is_one_text(tmp_path):
+    cell = printed("one")
+    cell.outputs += printed("two").outputs
+    assert [text.get_text().strip() for text in chapter(tmp_path, cell).select("pre")][1:] == ["one\ntwo"]
+
+
 def test_what_is_written_by_hand_stands_open(tmp_path):
     page = chapter(tmp_path, "# Is it?", printed("4", "2 + 2"), printed("5", "# 5\nfive = 2 + 3", tag="by-hand"))
     code, by_hand = page.select("details.code")
