@@ -153,9 +153,11 @@ def watch(
 ) -> list[TrainStep]:
     """Run a training to its end behind a progress bar; live, also with a figure redrawn every few seconds.
 
-    `draw` makes the figure of the steps so far. An interrupt keeps what was trained, in the network and on disk: the
-    notebook goes on with it, and the same cell goes on from there. Returns the training's whole history.
+    What is trained already is found on disk, which is printed. `draw` makes the figure of the steps so far. An
+    interrupt keeps what was trained, in the network and on disk: the notebook goes on with it, and the same cell goes
+    on from there. Returns the training's whole history.
     """
+    print(f"{training.name}: {'found on disk' if training.reused else f'training for {len(training)} steps'}")
     steps: list[TrainStep] = []
     curves = display(HTML(""), display_id=True) if draw is not None and is_live() else None
     drawn = time.monotonic()

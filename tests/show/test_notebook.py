@@ -70,7 +70,7 @@ def test_a_frame_is_shown_and_recorded_as_its_rows_with_a_dash_or_null_for_what_
 class Steps:
     """A training of four steps, of which each may do something."""
 
-    name = "vqgan"
+    name, reused = "vqgan", False
 
     def __init__(self, during=lambda step: None):
         self.during, self.closed, self.history = during, False, []
@@ -88,11 +88,12 @@ class Steps:
             self.closed = True
 
 
-def test_all_steps_come_back_with_those_that_were_trained_before():
+def test_all_steps_come_back_with_those_that_were_trained_before(capsys):
     assert [step.step for step in watch(Steps())] == [1, 2, 3, 4]
     begun = Steps()
-    begun.history = [TrainStep(0, 4, 0.0, 0.0, 0.0, {})]
+    begun.history, begun.reused = [TrainStep(0, 4, 0.0, 0.0, 0.0, {})], True
     assert [step.step for step in watch(begun)] == [0, 1, 2, 3, 4]
+    assert capsys.readouterr().out == "vqgan: training for 4 steps\nvqgan: found on disk\n"
 
 
 def test_curves_are_drawn_on_the_way_where_somebody_watches(monkeypatch):
