@@ -60,14 +60,20 @@ class Checks(Sequence):
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        left = "style='text-align:left;vertical-align:top;white-space:normal'"
-        head = "".join(f"<th {left}>{name}</th>" for name in ("check", "verdict", "evidence", "meaning", "remedy"))
+        names = ("check", "verdict", "evidence", "meaning", "remedy")
+        names = [name for name in names if any(getattr(row, name) for row in self.rows)]  # without an empty column
+        head = "".join(f"<th style='text-align:left'>{name}</th>" for name in names)
         body = ""
         for row in self.rows:
             verdict = f"<strong>{row.verdict.value}</strong>" if row in self.failed else row.verdict.value
-            texts = (escape(row.check), verdict, escape(row.evidence), escape(row.meaning), escape(row.remedy))
-            body += "<tr>" + "".join(f"<td {left}>{text}</td>" for text in texts) + "</tr>"
+            texts = [verdict if name == "verdict" else escape(getattr(row, name)) for name in names]
+            body += f"<tr>{''.join(map(_cell, texts))}</tr>"
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _cell(text: str) -> str:
+    wide = ";min-width:13em" if len(text) > 30 else ""  # so that a narrow page scrolls, not a sentence word by word
+    return f"<td style='text-align:left;vertical-align:top;white-space:normal{wide}'>{text}</td>"
 
 
 def judged(check: str, good: bool, evidence: str, meaning: str, remedy: str, pitfall: int = 0) -> Row:
