@@ -1,8 +1,8 @@
 """An executed notebook becomes a chapter: HTML that needs no network, no kernel and no colours of its own.
 
-Formulas turn into MathML, code is folded away, widgets show the HTML that they carry, every picture has a text
-alternative, and paths of this computer are left out. Cells may be tagged with the section of a report that they
-belong to, so that a chapter can be split over several.
+Formulas turn into MathML, code is folded away but for what is written by hand, widgets show the HTML that they carry,
+every picture has a text alternative, and paths of this computer are left out. Cells may be tagged with the section of
+a report that they belong to, so that a chapter can be split over several.
 """
 
 import base64
@@ -21,6 +21,7 @@ from nbformat import NotebookNode
 from lab5.report.provenance import replace_private
 
 SECTION = "report-"  # begins the tag that moves a cell to another section of the report: report-pitfalls
+BY_HAND = "by-hand"  # the tag of a cell that is the lesson itself
 
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 _NO_ALT = "No description has been provided for this image"  # nbconvert's filler
@@ -150,7 +151,18 @@ def _remove_live_parts(notebook: NotebookNode) -> None:
     notebook.cells = [cell for cell in notebook.cells if marker not in cell.metadata.get("tags", [])]
     for cell in notebook.cells:
         if "outputs" in cell:
-            cell.outputs = [output for output in cell.outputs if _strip(output)]
+            cell.outputs = _joined([output for output in cell.outputs if _strip(output)])
+
+
+def _joined(outputs: list[NotebookNode]) -> list[NotebookNode]:
+    """What is printed bit by bit is one text."""
+    joined: list[NotebookNode] = []
+    for output in outputs:
+        if output.output_type == "stream" and joined and joined[-1].get("name") == output.name:
+            joined[-1].text += output.text
+        else:
+            joined.append(output)
+    return joined
 
 
 def _strip(output: NotebookNode) -> bool:
@@ -184,10 +196,13 @@ def _describe_pictures(soup: BeautifulSoup) -> None:
 
 
 def _fold_code(soup: BeautifulSoup) -> None:
-    """Put each cell's code behind its first line that does something."""
+    """Put each cell's code behind its first line that does something; what is written by hand stands open."""
     for area in soup.find_all(class_="input_area"):
+        by_hand = area.find_parent(class_=f"celltag_{BY_HAND}") is not None
         lines = [line.strip() for line in area.get_text().splitlines() if line.strip()]
         active = [line for line in lines if not line.startswith(("#", "import ", "from ", "%"))]
         summary = soup.new_tag("summary")
-        summary.extend(["code ", soup.new_tag("code", string=(active or lines or [""])[0][:80])])
-        area.wrap(soup.new_tag("details", attrs={"class": "code"})).insert(0, summary)
+        first = soup.new_tag("code", string=(active or lines or [""])[0][:80])
+        summary.extend(["by hand " if by_hand else "code ", first])
+        attributes = {"class": "code by-hand", "open": ""} if by_hand else {"class": "code"}
+        area.wrap(soup.new_tag("details", attrs=attributes)).insert(0, summary)

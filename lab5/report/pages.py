@@ -21,7 +21,7 @@ from lab5.report.chapter import Chapter, inline, title
 from lab5.show.notebook import read_metrics
 
 # The section of the index that a notebook fills, by the number that its name begins with; others have one of their own.
-NOTEBOOKS = {"01": "attention", "02": "training", "03": "inference", "04": "study"}
+NOTEBOOKS = {"01": "attention", "02": "training", "03": "inference", "04": "study", "05": "pitfalls"}
 PARTS = {
     "Implementation details": {"attention": "Attention", "training": "Training", "inference": "Inference"},
     "Discussion": {"study": "What the study says", "pitfalls": "Pitfalls"},

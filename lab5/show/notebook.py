@@ -19,10 +19,12 @@ import pandas as pd
 from IPython.display import HTML, display
 from matplotlib import pyplot
 from matplotlib.figure import Figure
+from torch import Tensor
 from tqdm import tqdm
 
 from lab5.runtime.files import write
 from lab5.runtime.folders import ROOT
+from lab5.scoring.scores import Scorer, Scores, psnr_db
 from lab5.show.figures import save_figure
 from lab5.show.scrub import is_live
 from lab5.trainer import TrainStep
@@ -112,6 +114,27 @@ def record(section: str, data: dict[str, Any] | list[Any] | pd.DataFrame) -> Non
     write_metrics(folder, metrics)
 
 
+def record_fills(
+    scorer: Scorer, pictures: dict[str, Tensor], groups: dict[str, dict[str, Scores]], *, weights: str, seed: int
+) -> None:
+    """Put ways to fill the holes into `metrics.json`: the section `inpainting`, with a row for each of them, for the
+    truth and for the better one of OpenCV's two, and `tokenizer`, the reconstruction floor.
+
+    `pictures` are by the name of the way, `groups` what `Scorer.by_group` says of them.
+    """
+    rows: dict[str, Any] = {}
+    for name, images in pictures.items():
+        by_group = {group: row._asdict() for group, row in groups[name].items()}
+        kept = bool(((images == scorer.truth) | scorer.holes[:, None]).all())
+        rows[name] = by_group.pop("all") | by_group | {"keeps_known_pixels": kept}
+    classical = min(("telea", "navier_stokes"), key=lambda name: rows[name]["score"])
+    rows |= {"truth": scorer(scorer.truth)._asdict(), "classical": rows[classical] | {"method": classical}}
+    made = {"score_name": scorer.score_name, "weights": weights, "seed": seed, "data": scorer.dataset}
+    record("inpainting", rows | made)
+    floor = psnr_db(pictures["reconstruction"], scorer.truth)
+    record("tokenizer", {"psnr_db": floor, "n": len(scorer.truth), "weights": weights})
+
+
 def _merged(old: Any, new: Any) -> Any:
     if isinstance(old, dict) and isinstance(new, dict):
         return old | {key: _merged(old.get(key), value) for key, value in new.items()}
@@ -153,9 +176,11 @@ def watch(
 ) -> list[TrainStep]:
     """Run a training to its end behind a progress bar; live, also with a figure redrawn every few seconds.
 
-    `draw` makes the figure of the steps so far. An interrupt keeps what was trained, in the network and on disk: the
-    notebook goes on with it, and the same cell goes on from there. Returns the training's whole history.
+    What is trained already is found on disk, which is printed. `draw` makes the figure of the steps so far. An
+    interrupt keeps what was trained, in the network and on disk: the notebook goes on with it, and the same cell goes
+    on from there. Returns the training's whole history.
     """
+    print(f"{training.name}: {'found on disk' if training.reused else f'training for {len(training)} steps'}")
     steps: list[TrainStep] = []
     curves = display(HTML(""), display_id=True) if draw is not None and is_live() else None
     drawn = time.monotonic()

@@ -1,4 +1,7 @@
-"""The notebooks keep to their rules, and all of them run, in the smallest profile, to numbers that make sense."""
+"""The notebooks keep to their rules, and all of them run, in the smallest profile, to numbers that make sense.
+
+Each cell can be run again. What is run here is the smoke report, and once more its notebooks with every cell twice.
+"""
 
 import ast
 import json
@@ -12,6 +15,8 @@ import nbformat
 import pytest
 
 from lab5.profiles import configure
+from lab5.report.chapter import BY_HAND, SECTION
+from lab5.report.execute import execute
 
 NOTEBOOKS = {path.stem: nbformat.read(path, as_version=4)
              for path in sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))}  # fmt: skip
@@ -22,6 +27,19 @@ each = pytest.mark.parametrize("notebook", NOTEBOOKS.values(), ids=NOTEBOOKS)
 
 def code(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def tags(cell: nbformat.NotebookNode) -> list[str]:
+    return cell.metadata.get("tags", [])
+
+
+def lines(cell: nbformat.NotebookNode) -> list[str]:
+    """Those of code: neither empty nor a comment alone."""
+    return [line for line in cell.source.splitlines() if line.strip() and not line.strip().startswith("#")]
+
+
+def imports(cell: nbformat.NotebookNode) -> list[ast.stmt]:
+    return [node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Import | ast.ImportFrom)]
 
 
 @each
@@ -44,7 +62,7 @@ def test_it_begins_with_a_question_and_the_expected_time_and_ends_with_an_answer
 
 @each
 def test_it_has_one_cell_of_scalar_parameters_and_its_profile_exists(notebook):
-    (cell,) = [cell for cell in code(notebook) if "parameters" in cell.metadata.get("tags", [])]
+    (cell,) = [cell for cell in code(notebook) if "parameters" in tags(cell)]
     values = {}
     for line in ast.parse(cell.source).body:
         assert isinstance(line, ast.Assign) and len(line.targets) == 1
@@ -61,10 +79,41 @@ def test_it_finds_the_package_in_plain_jupyter_and_tells_on_what_it_runs(noteboo
 
 
 @each
-def test_what_it_imports_is_there(notebook):
-    source = "\n".join(re.sub(r"(?m)^[%!].*$", "", cell.source) for cell in code(notebook))
-    imports = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import | ast.ImportFrom)]
-    exec(compile(ast.Module(imports, []), "a notebook", "exec"), {})
+def test_what_it_imports_is_there_and_stands_in_one_short_cell(notebook):
+    _, _, cell, *rest = code(notebook)  # parameters, and what finds the package, are tested above
+    assert len(ast.parse(cell.source).body) == len(imports(cell)) and len(lines(cell)) <= 10
+    assert not any(map(imports, rest))
+    assert not any("sys.path" in other.source for other in code(notebook))
+    exec(compile(ast.Module(imports(cell), []), "a notebook", "exec"), {})
+
+
+@each
+def test_it_is_short_and_does_the_books_of_the_report_in_one_call(notebook):
+    assert sum(len(lines(cell)) for cell in code(notebook)) <= 160
+    assert sum(len(re.findall(r"\brecord\w*\(", cell.source)) for cell in code(notebook)) <= 1
+    known = {"parameters", BY_HAND}
+    assert all(tag in known or tag.startswith(SECTION) for cell in notebook.cells for tag in tags(cell))
+
+
+@each
+def test_what_it_writes_by_hand_is_held_against_the_package_in_the_next_cell(notebook):
+    cells = code(notebook)
+    by_hand = [place for place, cell in enumerate(cells) if BY_HAND in tags(cell)]
+    assert by_hand and all(BY_HAND not in tags(cell) for cell in notebook.cells if cell.cell_type == "markdown")
+    for place in by_hand:
+        assert 10 <= len(lines(cells[place])) <= 25, cells[place].source
+        assert any(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(cells[place + 1].source)))
+
+
+@pytest.mark.parametrize("notebook", [NOTEBOOKS[stem] for stem in NOTEBOOKS if stem < "05"],
+                         ids=[stem for stem in NOTEBOOKS if stem < "05"])  # fmt: skip
+def test_the_reader_has_a_turn_and_a_check_that_tells_what_is_wrong(notebook):
+    assert any(re.search(r"(?m)^## Your turn$", cell.source) for cell in notebook.cells)
+    checks = {alias.name for node in imports(code(notebook)[2]) for alias in node.names if "check_" in alias.name}
+    ends = [ast.parse(cell.source).body[-1] for cell in code(notebook)]
+    shown = {end.value.func.id for end in ends if isinstance(end, ast.Expr) and isinstance(end.value, ast.Call)
+             and isinstance(end.value.func, ast.Name)}  # fmt: skip
+    assert checks and checks <= shown, "the last line of a cell, whose value is its output"
 
 
 def test_the_smoke_run_measures_everything(smoke_report):
@@ -83,6 +132,31 @@ def test_the_smoke_run_measures_everything(smoke_report):
     assert metrics["study"]
     for row in metrics["study"]:
         assert {"schedule", "steps", "stop_at", "seed", "n", "score", "score_name"} <= set(row)
+
+
+@pytest.mark.parametrize("stem", NOTEBOOKS)
+def test_every_cell_can_be_run_again_and_draws_the_same_figures(stem, smoke_report, tmp_path):
+    """All cells in order, then all again from the last to the first, so that each finds what later ones have left.
+
+    The networks that the smoke report has trained are found on disk.
+    """
+    cells = code(NOTEBOOKS[stem])
+    again = [nbformat.v4.new_code_cell(cell.source) for cell in reversed(cells)]
+    (tmp_path / "run").mkdir()
+    nbformat.write(nbformat.v4.new_notebook(cells=cells + again), tmp_path / f"{stem}.ipynb")
+    environment = {"LAB5_DATA": str(smoke_report.parent / "data")}
+    stopped = execute(tmp_path / f"{stem}.ipynb", tmp_path / "run", {"profile": "smoke"}, environment=environment,
+                      limit=600, label=stem)  # fmt: skip
+    assert not stopped
+    ran = [cell for cell in code(nbformat.read(tmp_path / "run" / f"{stem}.ipynb", 4))
+           if "injected-parameters" not in tags(cell)]  # fmt: skip
+    pictures = [[output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
+                for cell in ran]  # fmt: skip
+    first, second = pictures[: len(cells)], pictures[len(cells) :][::-1]
+    assert any(first)
+    for cell, once, twice in zip(cells, first, second, strict=True):
+        same = once == twice  # an assertion about them would print them
+        assert same, f"run again, this cell draws something else:\n{cell.source}"
 
 
 def test_the_smoke_run_is_small_and_has_a_page_for_every_notebook_whose_links_lead_somewhere(smoke_report):

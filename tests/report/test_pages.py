@@ -53,6 +53,19 @@ def test_code_is_folded_behind_its_first_line_that_does_something(tmp_path):
     assert not fold.has_attr("open") and "print(root)" in fold.get_text()
 
 
+def test_what_is_printed_bit_by_bit_is_one_text(tmp_path):
+    cell = printed("one")
+    cell.outputs += printed("two").outputs
+    assert [text.get_text().strip() for text in chapter(tmp_path, cell).select("pre")][1:] == ["one\ntwo"]
+
+
+def test_what_is_written_by_hand_stands_open(tmp_path):
+    page = chapter(tmp_path, "# Is it?", printed("4", "2 + 2"), printed("5", "# 5\nfive = 2 + 3", tag="by-hand"))
+    code, by_hand = page.select("details.code")
+    assert not code.has_attr("open") and by_hand.has_attr("open")
+    assert by_hand.summary.get_text() == "by hand five = 2 + 3"
+
+
 def test_the_index_follows_the_labs_report_and_takes_tagged_cells_where_they_belong(tmp_path):
     common = {"schedule": "cosine", "steps": 4, "n": 9, "score_name": "toy"}
     study = [common | {"stop_at": t, "seed": s, "score": 5.0 - t + s} for t in (1, 2) for s in (0, 1)]
@@ -80,9 +93,10 @@ def test_the_index_follows_the_labs_report_and_takes_tagged_cells_where_they_bel
 
 
 def test_a_notebook_of_another_number_is_in_the_index_as_well(tmp_path):
-    notebooks = [write(tmp_path, f"{n:02}_x", f"# Question {n}?", printed(f"words {n}")) for n in range(1, 6)]
+    notebooks = [write(tmp_path, f"{n:02}_x", f"# Question {n}?", printed(f"words {n}")) for n in range(1, 7)]
     page = index(tmp_path, *notebooks)
-    assert "More" in page.nav.get_text() and "words 5" in page.find(id="05_x").get_text()
+    assert "More" in page.nav.get_text() and "words 6" in page.find(id="06_x").get_text()
+    assert "words 5" in page.find(id="pitfalls").get_text()
 
 
 def test_a_chapters_own_page_has_all_of_it_and_lists_its_headings(tmp_path):

@@ -10,9 +10,11 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
+from stubs import Blocks, cats
 
+from lab5.scoring.scores import Scorer
 from lab5.show import notebook
-from lab5.show.notebook import record, watch
+from lab5.show.notebook import read_metrics, record, record_fills, watch
 from lab5.trainer import TrainStep
 
 # --- tables ---------------------------------------------------------------------------------------------------------
@@ -70,7 +72,7 @@ def test_a_frame_is_shown_and_recorded_as_its_rows_with_a_dash_or_null_for_what_
 class Steps:
     """A training of four steps, of which each may do something."""
 
-    name = "vqgan"
+    name, reused = "vqgan", False
 
     def __init__(self, during=lambda step: None):
         self.during, self.closed, self.history = during, False, []
@@ -88,11 +90,12 @@ class Steps:
             self.closed = True
 
 
-def test_all_steps_come_back_with_those_that_were_trained_before():
+def test_all_steps_come_back_with_those_that_were_trained_before(capsys):
     assert [step.step for step in watch(Steps())] == [1, 2, 3, 4]
     begun = Steps()
-    begun.history = [TrainStep(0, 4, 0.0, 0.0, 0.0, {})]
+    begun.history, begun.reused = [TrainStep(0, 4, 0.0, 0.0, 0.0, {})], True
     assert [step.step for step in watch(begun)] == [0, 1, 2, 3, 4]
+    assert capsys.readouterr().out == "vqgan: training for 4 steps\nvqgan: found on disk\n"
 
 
 def test_curves_are_drawn_on_the_way_where_somebody_watches(monkeypatch):
@@ -131,6 +134,26 @@ def test_record_leaves_the_reports_own_keys_alone_and_names_a_damaged_file(own_f
     (own_folders / "report" / "metrics.json").write_text('{"a": ')
     with pytest.raises(ValueError, match="metrics.json is not JSON"):
         record("b", {})
+
+
+def test_fills_are_recorded_with_the_better_classical_one_and_whether_they_keep_known_pixels(tmp_path, own_folders):
+    scorer = Scorer(cats(8, tmp_path), Blocks())
+    holes = scorer.holes[:, None]
+    darker = {name: scorer.truth - scorer.truth // d for name, d in (("reconstruction", 64), ("navier_stokes", 4))}
+    pictures = darker | {"telea": torch.where(holes, scorer.truth // 8, scorer.truth)}
+    groups = {name: scorer.by_group(images) for name, images in pictures.items()}
+    record_fills(scorer, pictures, groups, weights="w", seed=3)
+    metrics = read_metrics(own_folders / "report")
+    rows = metrics["inpainting"]
+    assert {name: rows[name]["keeps_known_pixels"] for name in pictures} == {
+        "reconstruction": False, "navier_stokes": False, "telea": True,
+    }  # fmt: skip
+    assert rows["navier_stokes"]["score"] == groups["navier_stokes"]["all"].score
+    better = min(("telea", "navier_stokes"), key=lambda name: groups[name]["all"].score)
+    assert rows["classical"]["method"] == better and rows["classical"]["score"] == groups[better]["all"].score
+    assert rows["truth"]["score"] == pytest.approx(0, abs=1e-6)
+    assert (rows["weights"], rows["seed"], rows["score_name"]) == ("w", 3, Blocks.score_name)
+    assert metrics["tokenizer"]["n"] == 8 and 30 < metrics["tokenizer"]["psnr_db"] < 60
 
 
 def test_only_figures_of_this_run_go_beside_the_pages(own_folders):
