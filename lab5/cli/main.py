@@ -162,7 +162,7 @@ def _data(args: Namespace) -> None:
     data = get_dataset(config)
     print(f"{data.name}: {config.data.path}")
     print_table(summary(data))
-    print(*enough_for(data), sep="\n")
+    print(*enough_for(config, data), sep="\n")
 
 
 def _settings(args: Namespace) -> None:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
-from lab5.cli.datasets import get_dataset
+from lab5.cli.datasets import check_training, get_dataset
 from lab5.config import Config
 from lab5.data.dataset import Dataset
 from lab5.data.toycats import render
@@ -44,6 +44,7 @@ def train(config: Config, stage: str, out: Path | None, vqgan: Path | None, log:
         out.mkdir(parents=True, exist_ok=True)  # complain now, not after the training
         _read_entries(out)
     data = get_dataset(config)
+    check_training(config, data, stage)
     trained = [watched(networks.train_vqgan(config, data), log) if given is None else given]
     tokenizer = Tokenizer(trained[0].model)
     psnr = reconstruction_psnr_db(tokenizer.vqgan, data.val)
@@ -156,7 +157,10 @@ def choose_pair(config: Config, data: Dataset, chosen: Networks) -> Pair:
         )
     if vqgan is not None and transformer is not None:
         return load_pair(config, vqgan, transformer, transformer.stem)
-    return networks.open_pair(config, get_dataset(config) if weights == "trained" else data, weights)
+    if weights == "trained":
+        data = get_dataset(config)
+        check_training(config, data)
+    return networks.open_pair(config, data, weights)
 
 
 def learned_from(config: Config, chosen: Networks) -> list[str]:

@@ -346,7 +346,7 @@ def _first(digests: list[bytes], taken: Iterable[bytes] = ()) -> list[int]:
 
 def find_originals(masked: np.ndarray, holes: np.ndarray, originals: np.ndarray) -> np.ndarray:
     """For each masked image the index of the first original that agrees on every known pixel, or -1."""
-    flat, places = originals.reshape(len(originals), 3, -1), np.full(len(masked), -1)
+    flat, places = originals.reshape(len(originals), 3, SIZE * SIZE), np.full(len(masked), -1)  # there may be none
     for i, (image, hole) in enumerate(zip(masked.reshape(len(masked), 3, -1), holes, strict=True)):
         known = np.flatnonzero(~hole)
         probe = known[:: max(1, len(known) // 8)]  # a few pixels rule almost every original out
