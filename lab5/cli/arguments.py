@@ -7,7 +7,7 @@ whatever else argparse is to know. Flags of the lab say the setting that they st
 
 from argparse import SUPPRESS, ArgumentParser
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from lab5.config import meanings
 from lab5.profiles import PROFILES
@@ -15,6 +15,8 @@ from lab5.runtime.folders import ROOT, data_folder, is_checkout
 
 TYPES = {"FILE": Path, "FOLDER": Path, "N": int, "SEED": int, "E": int, "P": float}  # of other metavars: text
 
+HOLES = ("colour of what is missing in the masks, if that is unlike the lab's (default: black; asks if the masks hide "
+         "more than half)")  # fmt: skip
 LAB = "the lab's names"
 LAB_ABOUT = "As in the lab's scripts. Each stands for a setting of this package; left out, that of the profile holds."
 
@@ -44,9 +46,26 @@ NEEDLESS = {
 }
 
 
+class Parser(ArgumentParser):
+    """Errors in a line or two; what the lab's own parsers would understand of a shortened flag is understood."""
+
+    def error(self, message: str) -> NoReturn:
+        text = message if len(message) < 500 else f"{message[:250]} ... {message[-250:]}"
+        self.exit(2, f"{self.prog}: error: {text} ({self.prog} --help says more)\n")
+
+    def _get_option_tuples(self, option_string: str) -> list:
+        found = super()._get_option_tuples(option_string)
+        lab = {id(action) for group in self._action_groups if group.title == LAB for action in group._group_actions}
+        # Two names of one option are no ambiguity, nor are a name of the lab's and others that its scripts do not have.
+        for some in (found, [one for one in found if id(one[0]) in lab]):
+            if len({id(one[0]) for one in some}) == 1:
+                return some[:1]
+        return found
+
+
 def parser() -> ArgumentParser:
     """The parser of all commands."""
-    top = ArgumentParser(prog="python -m lab5", description="Teach, train and measure MaskGIT inpainting.")
+    top = Parser(prog="python -m lab5", description="Teach, train and measure MaskGIT inpainting.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     debug = ArgumentParser(add_help=False)
     _add(debug, "--debug", "", "show the traceback of an error (default: one sentence)")
@@ -58,6 +77,7 @@ def parser() -> ArgumentParser:
          "command settings lists them (default: none)", action="append", default=[])  # fmt: skip
     _add(settings, "--data", "PATH", "toycats, the lab's zip or folder, or any folder of images, with masks in masks/: "
          "255 = known, 0 = missing (default: as the profile, which is toycats)")  # fmt: skip
+    _add(settings, "--holes", None, HOLES, choices=("black", "white"))
     _add(settings, "--recipe", "NAME", "settings of a report, the paper or lab5: lab5/study/recipes.py (default: none)")
     pair = ArgumentParser(add_help=False, parents=[settings])
     _add(pair, "--weights", None, "the committed networks, or those of the profile, trained first if need be (default: "
@@ -88,7 +108,9 @@ def parser() -> ArgumentParser:
                    "kept."))  # fmt: skip
     _export(command("export", debug, "write the lab's format",
                     "Write a network for the lab's own code: a PyTorch file with a state dict under the lab's names."))
-    command("data", settings, "what is in a dataset", "Open a dataset, verify it, and say in a table what is in it.")
+    data = command("data", settings, "what is in a dataset",
+                   "Open a dataset, verify it, and say in a table what is in it, and what it is enough for.")
+    data.add_argument("folder", nargs="?", metavar="PATH", help="= --data")
     command("settings", settings, "every setting and what it means",
             "List every setting with its value in a profile, the values that it may have, and what it means.")
     doctor = command("doctor", debug, "what this machine has and lacks",
@@ -113,6 +135,7 @@ def _report(parser: ArgumentParser) -> None:
          dest="parameter", nargs=2, action="append", default=[])  # fmt: skip
     _add(parser, "--data", "PATH", "dataset for the notebooks; photographs are filled by networks trained on them "
          "(default: toycats)")  # fmt: skip
+    _add(parser, "--holes", None, HOLES, choices=("black", "white"))
     _add(parser, "--grid", "NAME=VALUES", "a report for every combination, such as seed=0,1,2 schedule=cosine,linear, "
          "in folders within --out, and a page that compares them (default: one report)", nargs="+")  # fmt: skip
     _add(parser, "--jobs", "N", "reports of a grid at once (default: one per two cores, one alone on a GPU)", default=0)
@@ -156,7 +179,8 @@ def _inpaint(parser: ArgumentParser) -> None:
          "test_results_pasted; the lab forbids it for the images that it scores (default: none)")  # fmt: skip
     lab = _lab(parser, INPAINT)
     _add(lab, "--load-transformer-ckpt-path", "FILE", "= --transformer", dest="transformer", default=SUPPRESS)
-    _add(lab, "--test-maskedimage-path", "FOLDER", "the test images, with --test-mask-path, in place of --data's")
+    _add(lab, "--test-maskedimage-path", "FOLDER", "the test images, with --test-mask-path, in place of --data's; left "
+         "out with a transformer that is given, those of a dataset of the lab's in this folder")  # fmt: skip
     _add(lab, "--test-mask-path", "FOLDER", "their masks, paired by number")
     _add(lab, "--partial", "P", "= --n: this share of the test images")
     _add(lab, "--output-path", "FOLDER", "= --out", dest="out", default=SUPPRESS)
@@ -178,7 +202,7 @@ def _fid(parser: ArgumentParser) -> None:
     _add(parser, "--save-stats", "FILE", "write mu, sigma and n of SECOND, or FIRST alone, to an .npz (default: none)")
     lab = _lab(parser, {"--device": "device"}, config=False)
     _add(lab, "--predicted-path", "SET", "= FIRST")
-    _add(lab, "--gtcsv-path", "SET", "= SECOND, a .csv or any other set")
+    _add(lab, "--gtcsv-path", "SET", "= SECOND, a .csv or any other set; left out, ./test_gt.csv if it is there")
     _add(lab, "--batch-size", "N", "images at a time, 16; it does not change the result")
     _add(lab, "--dims", "N", "2048, the features that define FID; others are refused")
     _add_needless(lab, "--num_workers --num-workers")

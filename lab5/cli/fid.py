@@ -18,7 +18,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from lab5.config import Config
-from lab5.data.archives import SIZE, cached, list_images, read_images
+from lab5.data.archives import SIZE, cached, endings, list_images, read_images, to_rgb
 from lab5.data.dataset import get_dataset
 from lab5.fid import feature_stats, frechet_distance, frechet_distance_from_stats, kid
 from lab5.runtime.files import replacing, weights_hash
@@ -215,12 +215,14 @@ def _check_images(sets: list[ImageSet], features: str) -> None:
 def _folder_images(folder: Path) -> tuple[UInt8[Tensor, "n 3 H W"], tuple[str, ...]]:
     """All images of a folder, in the order of their names, and the number that each name ends in, or else the name."""
     images, keys = [], []
-    for name, image in read_images(folder, list_images(folder)[0]):
+    names, others = list_images(folder)
+    if others:
+        n = f"{len(others)} file{'s' * (len(others) > 1)}"
+        print(f"lab5: left out of {folder}: {n} ending in {endings(others)}", file=sys.stderr)
+    for name, image in read_images(folder, names):
         number = re.search(r"\d+$", Path(name).stem)
         keys.append(str(int(number[0])) if number else Path(name).stem)
-        if image.mode.startswith(("I", "F")):
-            raise ValueError(f"{name} in {folder} has pixels of type {image.mode}; save it with 8 bits per channel")
-        images.append(np.asarray(image.convert("RGB")))
+        images.append(np.asarray(to_rgb(f"{name} in {folder}", image)))
     if len(sizes := {f"{image.shape[1]}x{image.shape[0]}" for image in images}) > 1:
         raise ValueError(f"{folder} holds images of several sizes ({', '.join(sorted(sizes))}); a set needs one size")
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), tuple(keys)

@@ -17,10 +17,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lab5.cli import tables
+from lab5.cli.datasets import get_dataset
 from lab5.cli.tables import Picture, to_image
-from lab5.cli.train import Networks, choose_pair
+from lab5.cli.train import Networks, choose_pair, learned_from
 from lab5.config import SEEDS, Config, DecodeConfig
-from lab5.data.dataset import Dataset, get_dataset, open_masked
+from lab5.data.dataset import Dataset, open_masked
 from lab5.data.holes import paste_known
 from lab5.data.toycats import random_holes
 from lab5.decoder import DecodeStep
@@ -28,7 +29,7 @@ from lab5.inpainting.fill import baselines, decode_holes, to_pictures
 from lab5.inpainting.pair import Pair
 from lab5.scoring.classifier import get_features
 from lab5.scoring.scores import Scorer
-from lab5.training.networks import VAL_HOLES
+from lab5.training.networks import VAL_HOLES, name_of
 
 STEPS = ("mask_scheduling", "imga")
 
@@ -73,7 +74,8 @@ def inpaint(config: Config, job: Job, networks: Networks) -> None:
     tables.write_pictures(out, chain(pictures, _steps_of(filled, pair, drawn)))
     if earlier and not drawn:  # the steps of another decoding than the results would be beside them
         tables.remove_pictures(out, STEPS)
-    print(f"{n} pictures in {out / results}: weights {pair.weights}, seed {seed}, device {config.device}")
+    trained = f"weights {pair.weights}, trained on {_describe_training(config, networks, data)}"
+    print(f"{n} pictures in {out / results}: {trained}, seed {seed}, device {config.device}")
     if job.split == "test" and n == len(data.test) < (given := data.given.get("test", 0)):
         print(f"these are the first {n} of {given} test images: --set data.test={given} takes all")
     print(f"decoded with {_describe(decode)}{filled.pasted and f'; {filled.pasted}'}")
@@ -108,7 +110,7 @@ def _validation_as_test(data: Dataset) -> Dataset:
     everything = torch.ones(n, dtype=torch.bool)
     return replace(
         data, test=data.val, holes=random_holes(VAL_HOLES, n), whole=everything, leaked=~everything,
-        attributes={}, hidden={}, numbers=tuple(range(n)),
+        attributes={"test": {}} if data.attributes else {}, hidden={}, numbers=tuple(range(n)),
     )  # fmt: skip
 
 
@@ -160,6 +162,13 @@ def _steps_of(filled: Filled, pair: Pair, count: int) -> Iterator[Picture]:
             pictures = torch.cat([earlier, pictures])
         yield Picture(f"{of_masks}/test_{number}.png", tables.draw_masks(filled.masked[:, i]))
         yield Picture(f"{of_images}/test_{number}.png", tables.draw_steps(filled.images[i], pictures))
+
+
+def _describe_training(config: Config, networks: Networks, data: Dataset) -> str:
+    """What the networks were trained on, and that it is not what they fill."""
+    learned, filled = learned_from(config, networks), name_of(data)
+    other = f", not on {data.name}" if learned and learned != [filled] else ""
+    return (" and ".join(learned) or "images that their files do not name") + other
 
 
 def _describe(decode: DecodeConfig) -> str:

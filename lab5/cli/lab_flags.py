@@ -30,7 +30,52 @@ ENTRIES = {
 }
 
 
+# Where the lab's scripts and their solutions look, from the folder that they are started in.
+TRUTH, CONFIG = Path("test_gt.csv"), Path("config/MaskGit.yml")
+ROOTS = [Path(root, faces) for root in ("", "lab5_dataset", "lab3_dataset", "dataset") for faces in ("", "cat_face")]
+# Flags of `train` by which one knows that the lab's command was meant.
+OF_TRAINING = ("epochs", "warmup_epochs", "partial", "save_per_epoch", "ckpt_interval", "start_from_epoch",
+               "stage2.accumulate", "stage2.lr")  # fmt: skip
+
+
 # --- flags ------------------------------------------------------------------------------------------------------
+
+
+def take_defaults(args: Namespace) -> list[str]:
+    """What a script of the lab's takes where its flags are left out, if it is there; a line for each that is taken.
+
+    Of `fid` the ground truth; of `inpaint` with a transformer that is given the test images and masks; of `train` with
+    a flag of the lab's the dataset; of both MaskGit.yml.
+    """
+    defaults: dict[str, str | Path] = {}
+    if args.command == "fid":
+        if args.predicted_path is not None and args.second is None and args.save_stats is None and TRUTH.is_file():
+            defaults["--gtcsv-path"] = str(TRUTH)
+    elif args.data is None and not any(text.startswith("data.path=") for text in args.set):
+        if args.command == "train" and any(vars(args)[name] is not None for name in OF_TRAINING):
+            train = next((root / "train" for root in ROOTS if _is_lab(root)), None)
+            if args.train_d_path is None and args.val_d_path is None and train:
+                defaults["--train_d_path"] = train
+        elif args.command == "inpaint" and args.transformer is not None and args.split == "test":
+            masked = args.test_maskedimage_path or next(filter(Path.is_dir, (r / "masked_image" for r in ROOTS)), None)
+            above = [masked.parent, masked.parent.parent] if masked else []
+            masks = args.test_mask_path or next(filter(Path.is_dir, (root / "mask64" for root in above)), None)
+            if masked and masks:
+                defaults = {"--test-maskedimage-path": masked, "--test-mask-path": masks}
+        if (defaults or getattr(args, "train_d_path", None)) and args.vqgan is None and CONFIG.is_file():
+            defaults["--MaskGitConfig"] = CONFIG
+    taken = {flag: value for flag, value in defaults.items() if vars(args)[_name(flag)] is None}
+    vars(args).update({_name(flag): value for flag, value in taken.items()})
+    return [f"{flag} {value} is taken, as by the lab's script, because it is here" for flag, value in taken.items()]
+
+
+def _is_lab(root: Path) -> bool:
+    return (root / "train").is_dir() and (root / "masked_image").is_dir()
+
+
+def _name(flag: str) -> str:
+    """Under which a parsed flag stands."""
+    return flag.strip("-").replace("-", "_")
 
 
 def settings(args: Namespace) -> Settings:
@@ -61,7 +106,7 @@ def notes(args: Namespace) -> list[str]:
     """A sentence for every given flag that sets nothing here."""
     given = vars(args)
     lines = [f"{flag} sets nothing here: {why}" for flag, why in NEEDLESS.items()
-             if given.get(flag.strip("-").replace("-", "_"))]  # fmt: skip
+             if given.get(_name(flag))]  # fmt: skip
     if given.get("resume") is True and args.checkpoint_path is None:
         lines.append("--resume sets nothing here: a training that was cut short goes on by itself, if called as before")
     if given.get("MaskGitConfig") and (unread := _read_config(args.MaskGitConfig)[2]):

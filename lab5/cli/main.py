@@ -11,6 +11,7 @@ import signal
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from lab5.cli import lab_flags
@@ -21,10 +22,17 @@ from lab5.runtime.folders import is_checkout
 
 # What stops a command without being a mistake of the program: it is told in one sentence.
 BAD_INPUT = (ValueError, OSError, ImportError, FloatingPointError, MemoryError)
+LONGEST = 480  # letters of a message, three lines of a wide terminal
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. With --debug errors are raised, otherwise they are one sentence."""
+    words = sys.argv[1:] if words is None else words
+    for before, word in zip(["", *words], words, strict=False):
+        flag, equals, value = word.partition("=")
+        if not (value if equals and flag.startswith("--") else word).strip():
+            _say(f"an argument is empty: {before} {word!r}")
+            return 2
     args = parser().parse_args(words)
     try:
         return COMMANDS[args.command](args) or 0
@@ -43,7 +51,10 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _say(line: object) -> None:
-    print(f"lab5: {' '.join(str(line).split())}", file=sys.stderr)
+    text = " ".join(str(line).split())
+    if len(text) > LONGEST:  # the middle is of a name, or of a list
+        text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
+    print(f"lab5: {text}", file=sys.stderr)
 
 
 # --- the commands -----------------------------------------------------------------------------------------------
@@ -53,16 +64,21 @@ def _report(args: Namespace) -> int:
     if not is_checkout():
         missing = "which an installed lab5 does not have: clone the repository"
         raise ValueError(f"report runs the notebooks of a checkout, {missing}")
+    from lab5.cli.datasets import check_report
     from lab5.report.run import ReportError, run_report
     from lab5.report.sweep import read_grid, run_sweep
 
     parameters = dict(args.parameter)
     if args.data is not None:
         parameters = {"dataset": args.data} | parameters
+    if args.holes is not None:
+        parameters["dataset"] = _with_holes(args.holes, parameters.get("dataset", "toycats"))
     if parameters.get("dataset", "toycats") != "toycats":
         parameters = {"weights": "trained"} | parameters  # the committed pair knows toy cats alone
+    grid = read_grid(args.grid) if args.grid else {}
+    for path in grid.get("dataset", [parameters.get("dataset", "toycats")]):
+        check_report(args.profile, path, parameters.get("weights", "trained"), args.only)
     if args.grid:
-        grid = read_grid(args.grid)
         overview, failed = run_sweep(
             args.profile, grid, out=args.out, only=args.only, parameters=parameters, jobs=args.jobs
         )
@@ -81,9 +97,10 @@ def _report(args: Namespace) -> int:
 
 
 def _train(args: Namespace) -> None:
+    from lab5.cli.datasets import get_dataset
     from lab5.cli.train import train
-    from lab5.data.dataset import get_dataset
 
+    _take_defaults(args)
     given, lab = _given(args), lab_flags.settings(args)
     config = _configure(args, given, lab)
     if lab_flags.counts_images(args):
@@ -98,6 +115,7 @@ def _train(args: Namespace) -> None:
 def _inpaint(args: Namespace) -> None:
     from lab5.cli.inpaint import Job, inpaint
 
+    _take_defaults(args)
     lab = lab_flags.settings(args)
     config = _configure(args, _given(args), lab)
     _translate(args, lab)
@@ -111,6 +129,7 @@ def _inpaint(args: Namespace) -> None:
 def _fid(args: Namespace) -> None:
     from lab5.cli.fid import Sides, fid
 
+    _take_defaults(args)
     _translate(args, {})
     config = _configure(args, {}, {} if args.device is None else {"device": args.device})
     fid(
@@ -133,13 +152,18 @@ def _export(args: Namespace) -> None:
 
 
 def _data(args: Namespace) -> None:
+    from lab5.cli.datasets import enough_for, get_dataset
     from lab5.cli.tables import print_table
-    from lab5.data.dataset import get_dataset, summary
+    from lab5.data.dataset import summary
 
+    if args.folder is not None and args.data is not None:
+        raise ValueError(f"the dataset is given twice, as {args.folder} and by --data: give one of them")
+    args.data = args.data if args.folder is None else args.folder
     config = _configure(args, _given(args))
     data = get_dataset(config)
     print(f"{data.name}: {config.data.path}")
     print_table(summary(data))
+    print(*enough_for(config, data), sep="\n")
 
 
 def _settings(args: Namespace) -> None:
@@ -183,7 +207,26 @@ def _given(args: Namespace) -> dict[str, Any]:
     for flag, name in {"data": "data.path", "seeds": "study.seeds", "paste": "decode.paste"}.items():
         if getattr(args, flag, None) is not None:
             given[name] = getattr(args, flag)
+    if args.holes is not None and getattr(args, "test_mask_path", None) is not None:
+        args.test_mask_path = Path(_with_holes(args.holes, str(args.test_mask_path)))
+    elif args.holes is not None:
+        given["data.path"] = _with_holes(args.holes, given.get("data.path", "toycats"))
     return given
+
+
+def _with_holes(colour: str, path: str) -> str:
+    """The dataset with its masks read so."""
+    from lab5.data.layouts import HOLES
+
+    if path == "toycats":
+        raise ValueError(f"--holes {colour} says how the masks of a dataset are to be read: --data has to name it")
+    return HOLES[colour] + path
+
+
+def _take_defaults(args: Namespace) -> None:
+    """What the lab's scripts take where their flags name nothing, and a line for each."""
+    for note in lab_flags.take_defaults(args):
+        _say(note)
 
 
 def _configure(args: Namespace, given: dict[str, Any], lab: dict[str, Any] | None = None) -> Config:
@@ -230,8 +273,9 @@ def _networks(args: Namespace) -> Any:
 
 
 def run() -> None:
-    """`main`, with SIGTERM as Ctrl-C, so that what is under way ends cleanly."""
+    """`main`, with SIGTERM as Ctrl-C, so that what is under way ends cleanly; any name of a file can be printed."""
     signal.signal(signal.SIGTERM, _terminate)
+    sys.stdout.reconfigure(errors="backslashreplace")
     try:
         sys.exit(main())
     except BrokenPipeError:  # whoever reads the lines has had enough, as in `| head`

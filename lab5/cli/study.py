@@ -10,10 +10,10 @@ import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from lab5.cli.datasets import check_study, get_dataset
 from lab5.cli.tables import print_table
 from lab5.cli.train import Networks, choose_pair
 from lab5.config import Config
-from lab5.data.dataset import get_dataset
 from lab5.data.holes import fill_holes
 from lab5.inpainting.fill import decode_holes, to_pictures
 from lab5.inpainting.pair import Pair
@@ -28,8 +28,6 @@ from lab5.study.recipes import RECIPES
 from lab5.study.run import CODE, GIVEN, Result, kept_results, len_study, of_training, ordered, run_study
 from lab5.study.tables import Findings
 
-LEAST = 8  # images; of fewer, a resample may hold one alone, and KID needs two
-
 
 def study(
     config: Config, file: Path | None, *, grid: str, jobs: int, networks: Networks, also: Path | None = None
@@ -41,8 +39,7 @@ def study(
     """
     file = file or data_folder() / "runs" / f"study-{grid}.csv"
     data = get_dataset(config)
-    if (known := int(data.whole.sum())) < LEAST:
-        raise ValueError(f"a study needs at least {LEAST} test images whose truth is known; {data.name} has {known}")
+    check_study(data)
     pair = choose_pair(config, data, networks)
     features = get_features(config, pair.tokenizer)
     other = None if also is None else load_classifier(also).to(config.device)

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
+from lab5.cli.datasets import check_training, get_dataset
 from lab5.config import Config
-from lab5.data.dataset import Dataset, get_dataset
+from lab5.data.dataset import Dataset
 from lab5.data.toycats import render
 from lab5.inpainting.pair import Pair, load_pair
 from lab5.inpainting.tokenizer import Tokenizer, reconstruction_psnr_db
@@ -26,6 +27,7 @@ from lab5.runtime.files import write
 from lab5.scoring.classifier import ToyFeatures
 from lab5.trainer import learning_rate
 from lab5.training import networks
+from lab5.training.networks import TOYS
 from lab5.training.session import Given, Training, logged
 
 
@@ -42,6 +44,7 @@ def train(config: Config, stage: str, out: Path | None, vqgan: Path | None, log:
         out.mkdir(parents=True, exist_ok=True)  # complain now, not after the training
         _read_entries(out)
     data = get_dataset(config)
+    check_training(config, data, stage)
     trained = [watched(networks.train_vqgan(config, data), log) if given is None else given]
     tokenizer = Tokenizer(trained[0].model)
     psnr = reconstruction_psnr_db(tokenizer.vqgan, data.val)
@@ -135,12 +138,38 @@ class Networks(NamedTuple):
 
 
 def choose_pair(config: Config, data: Dataset, chosen: Networks) -> Pair:
-    """The networks for the images of `data`; the profile's are trained on the run's own dataset, if need be."""
+    """The networks for the images of `data`; the profile's are trained on the run's own dataset, if need be.
+
+    Raises ValueError, before anything is trained, for photographs that networks of toy cats would fill.
+    """
     weights, vqgan, transformer = chosen
     if (vqgan is None) != (transformer is None):
         raise ValueError(
             "--vqgan and --transformer belong together: give both files, or neither; LAB5_VQGAN can name the vqgan"
         )
+    if TOYS in learned_from(config, chosen) and not data.attributes:
+        way = f"for {data.name} "
+        if vqgan is None and weights == "pretrained":
+            way += "take weights 'trained' (--weights trained) and "
+        raise ValueError(
+            f"the {weights if vqgan is None else 'given'} pair knows toy cats only: {way}name the dataset to train on "
+            "with --data, or networks of such pictures with --vqgan and --transformer"
+        )
     if vqgan is not None and transformer is not None:
         return load_pair(config, vqgan, transformer, transformer.stem)
-    return networks.open_pair(config, get_dataset(config) if weights == "trained" else data, weights)
+    if weights == "trained":
+        data = get_dataset(config)
+        check_training(config, data)
+    return networks.open_pair(config, data, weights)
+
+
+def learned_from(config: Config, chosen: Networks) -> list[str]:
+    """The datasets that the chosen networks were trained on, by name, as far as that is known."""
+    weights, *files = chosen
+    if files[0] is None and weights == "pretrained":
+        return [TOYS]
+    names = [networks.learned_from(file) for file in files if file is not None]
+    if files[0] is None:
+        names = [networks.name_of_path(config.data.path)]
+        names += [networks.learned_from(Path(config.stage1.file))] if config.stage1.file else []
+    return list(dict.fromkeys(name for name in names if name))

@@ -11,24 +11,31 @@ import os
 import stat
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 from PIL import Image
 
-from lab5.runtime.files import replacing
+from lab5.runtime.files import dispensable, replacing
 
 SIZE = 64
 GREY = 128  # what the lab's files show inside a hole
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # whatever the name says: the lab's photographs are JPEG called .png
+# Formats of single pictures that Pillow reads by itself, without another program, by their first bytes and whatever
+# the name says: the lab's photographs are JPEG called .png. Two whose first bytes tell nothing go by their names.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF", "QOI", "SGI")
+BY_NAME = {".tga": "TGA", ".pcx": "PCX"}
+SUFFIXES = {
+    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".ppm",
+    ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpx", ".avif", ".qoi", ".sgi", *BY_NAME,
+}  # fmt: skip
+TEXTS = {".txt", ".md", ".csv", ".json", ".yml", ".yaml", ".xml", ".html", ".log", ".ini", ".db", ".py"}  # no pictures
 MAX_BYTES = 1 << 28  # of one file in an archive, unpacked
 MAX_TOTAL, MAX_RATIO = 1 << 30, 100  # of all together, and how many times the archive: pictures are packed already
 MAX_PIXELS = 80_000_000  # of one image; Pillow itself begins to warn a little above
 TOO_LARGE = f"is larger than the {MAX_PIXELS // 10**6} million pixels that are read"
-CACHE_FORMAT = 3  # counts up whenever the arrays of a dataset would come out differently
+CACHE_FORMAT = 4  # counts up whenever the arrays of a dataset would come out differently
 
 Arrays = dict[str, np.ndarray]
 
@@ -36,8 +43,8 @@ Arrays = dict[str, np.ndarray]
 # --- what is there ----------------------------------------------------------------------------------------------
 
 
-def list_images(path: Path) -> tuple[list[str], list]:
-    """The images in a folder or zip, by their names in it, and its `stamp`.
+def list_images(path: Path) -> tuple[list[str], list[str]]:
+    """The images in a folder or zip, by their names in it, and the other files but texts, which are not read.
 
     Raises ValueError for what is neither, for a zip that is damaged, encrypted or would leave its folder, and where
     there are no images.
@@ -47,12 +54,20 @@ def list_images(path: Path) -> tuple[list[str], list]:
         _check_letters(path, names)
     else:
         names = _zip_names(path)
-    images = [name for name in names if _is_image(name) and not _is_hidden(name)]
+    visible = [name for name in names if not _is_hidden(name)]
+    images = [name for name in visible if _is_image(name)]
     if not images:
         archives = [name for name in names if name.lower().endswith(".zip")]
         hint = f"; the archive {archives[0]} in it has to be named itself" if archives else ""
-        raise ValueError(f"{path} holds no images ({', '.join(sorted(SUFFIXES))}){hint}")
-    return images, stamp(path)
+        other = f", but files ending in {endings(visible)}" if visible and not archives else ""
+        raise ValueError(f"{path} holds no images ({', '.join(sorted(SUFFIXES))}){other}{hint}")
+    return images, [name for name in visible if PurePosixPath(name).suffix.lower() not in SUFFIXES | TEXTS]
+
+
+def endings(names: Iterable[str]) -> str:
+    """The commonest endings of some files: ".heic, .txt"."""
+    counts = Counter(ascii(PurePosixPath(name).suffix.lower())[1:-1][:12] or "nothing" for name in names)
+    return ", ".join(sorted(ending for ending, _ in counts.most_common(6))) + (", ..." if len(counts) > 6 else "")
 
 
 def stamp(path: Path) -> list:
@@ -134,11 +149,14 @@ def read_images(path: Path, names: list[str]) -> Iterator[tuple[str, Image.Image
             content, cause = b"-", None
             try:
                 content = archive.read(name) if archive else (path / name).read_bytes()
-                image = Image.open(io.BytesIO(content), formats=FORMATS)
+                named = BY_NAME.get(PurePosixPath(name).suffix.lower())
+                image = Image.open(io.BytesIO(content), formats=FORMATS + ((named,) if named else ()))
                 if image.width * image.height > MAX_PIXELS:
                     problem = TOO_LARGE
                 # A JPEG file may carry a second view of its picture, as phones write them (MPO): the first is taken.
-                elif image.format != "MPO" and (frames := getattr(image, "n_frames", 1)) > 1:
+                elif image.format == "GIF" and image.is_animated:  # to count its frames, all would be decoded
+                    problem = "is not a readable image but an animation"
+                elif image.format not in ("MPO", "GIF") and (frames := getattr(image, "n_frames", 1)) > 1:
                     problem = f"is an animation of {frames} frames, not one picture"
                 else:
                     problem = ""
@@ -152,23 +170,33 @@ def read_images(path: Path, names: list[str]) -> Iterator[tuple[str, Image.Image
             yield name, image
 
 
+def to_rgb(what: str, image: Image.Image) -> Image.Image:
+    """An image that `read_images` gave, in 8 bits a colour; `what` names it in the ValueError where it has more."""
+    try:
+        if not image.mode.startswith(("I", "F")):
+            return image.convert("RGB")
+    except ValueError:  # colours that Pillow has no way from
+        pass
+    raise ValueError(f"{what} has pixels of type {image.mode}; save it with 8 bits per channel")
+
+
 # --- the cache --------------------------------------------------------------------------------------------------
 
 
 def cached(folder: Path, key: list, make: Callable[[], Arrays]) -> Arrays:
-    """What `make` returns, kept in a file named by `key`; a damaged file is made again."""
+    """What `make` returns, kept in a file named by `key` if it can be; a damaged file is made again."""
     digest = hashlib.sha256(json.dumps([CACHE_FORMAT, *key]).encode()).hexdigest()
     file = Path(folder) / f"{key[0]}-{digest[:16]}.npz"
-    if file.exists() and (arrays := read_cached(file)) is not None:
+    if (arrays := read_cached(file)) is not None:
         return arrays
     arrays = make()
-    with replacing(file) as out:
+    with dispensable(file), replacing(file) as out:
         np.savez(out, **arrays)
     return arrays
 
 
 def read_cached(file: Path) -> Arrays | None:
-    """What a cache file holds, or None where it is damaged."""
+    """What a cache file holds, or None where there is none, or a damaged one."""
     try:
         with np.load(file, allow_pickle=False) as arrays:
             return dict(arrays)

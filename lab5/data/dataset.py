@@ -20,7 +20,7 @@ from torch import Tensor
 from lab5.config import Config
 from lab5.data import toycats
 from lab5.data.archives import GREY, SIZE, Arrays, cached, stamp
-from lab5.data.layouts import dataset_root, read_dataset, read_pairs
+from lab5.data.layouts import dataset_root, read_dataset, read_pairs, split_holes
 from lab5.runtime.folders import data_folder
 
 BLOCK, GRID = 4, 16  # pixels of a token and tokens of an image, each along a side
@@ -109,6 +109,7 @@ def open_dataset(path: str | Path, *, n_train: int, n_val: int, n_test: int, see
     """At most `n_train`, `n_val` and `n_test` images of "toycats", the lab's zip or folder, or a folder of images.
 
     `seed` draws the toy cats, and the holes where a dataset brings none. `cache` is a folder for decoded arrays.
+    "white-holes:" before a path says that white is what is missing in its masks.
     Raises FileNotFoundError for a missing path and ValueError for files that are not what they should be.
     """
     sizes = {"train": n_train, "val": n_val, "test": n_test}
@@ -116,12 +117,15 @@ def open_dataset(path: str | Path, *, n_train: int, n_val: int, n_test: int, see
         raise ValueError(f"a dataset needs at least one image per split; found {', '.join(small)}")
     if str(path) == "toycats":
         return _open_toycats(sizes, seed, cache)
-    path = Path(path).expanduser()
+    text, hole = split_holes(path)
+    if not text.strip():
+        raise ValueError("the path of a dataset is empty; a dataset is toycats, the lab's zip or folder, or any images")
+    path = Path(text).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; a dataset is toycats, the lab's zip or folder, or any images")
     path = dataset_root(path)
     name = path.resolve().stem
-    arrays = cached(cache, [name, stamp(path)], lambda: read_dataset(path))
+    arrays = cached(cache, [name, stamp(path), *([hole] if hole else [])], lambda: read_dataset(path, hole))
     return _open_lab(name, arrays, sizes) if "train" in arrays else _open_own(name, arrays, sizes, seed)
 
 
@@ -186,10 +190,11 @@ def open_masked(
     Paired by number and in its order; masks without an image are left out. Checked as in the lab's dataset.
     Raises FileNotFoundError for a missing folder, ValueError for files that are not what they should be.
     """
+    masks, hole = split_holes(masks)
     for folder in (masked, masks):
         if not Path(folder).exists():
             raise FileNotFoundError(f"{folder} does not exist; the lab's test images are two folders, images and masks")
-    arrays = read_pairs(Path(masked), Path(masks))
+    arrays = read_pairs(Path(masked), Path(masks), hole)
     return torch.from_numpy(arrays["test"]), torch.from_numpy(arrays["holes"]), arrays["numbers"].tolist()
 
 
@@ -204,6 +209,8 @@ def summary(dataset: Dataset) -> list[dict[str, Any]]:
     for reason, why in {"twice": "twice", "in_train": "also in train", "in_test": "also a test image"}.items():
         if any(name.endswith(f".{reason}") for name in dataset.given):
             rows.append(_count(f"left out: {why}", dataset.given, f".{reason}"))
+    splits = dict.fromkeys(("train", "val", "test"))
+    rows += [{"what": f"left out: {name}", "all": n} | splits for name, n in unread(dataset).items()]
     rows.append(_count("images used", used))
     of_test: dict[str, float] = {
         "original among the training images": int(dataset.leaked.sum()),
@@ -214,7 +221,12 @@ def summary(dataset: Dataset) -> list[dict[str, Any]]:
     for what, sizes in (("missing pixels (%)", pixels), ("masked tokens of 256", tokens)):
         ends = {"mean": sizes.mean(), "least": sizes.min(), "most": sizes.max()}
         of_test |= {f"{what}, {end}": value.item() for end, value in ends.items()}
-    return rows + [{"what": what, "all": None, "train": None, "val": None, "test": n} for what, n in of_test.items()]
+    return rows + [{"what": what, "all": None} | splits | {"test": n} for what, n in of_test.items()]
+
+
+def unread(dataset: Dataset) -> dict[str, int]:
+    """How many files were left out because they are no pictures that are read, under "ending in .heic, .mov"."""
+    return {name: n for name, n in dataset.given.items() if name.startswith("ending in ")}
 
 
 def _count(what: str, counts: dict[str, int], suffix: str = "") -> dict[str, Any]:

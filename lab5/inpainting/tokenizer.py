@@ -7,6 +7,7 @@ the encoder's convolutions look across.
 
 import hashlib
 import math
+import os
 import warnings
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lab5.data.dataset import BLOCK, GRID, denormalise, normalise
-from lab5.runtime.files import replacing, weights_hash
+from lab5.runtime.files import dispensable, replacing, weights_hash
 from lab5.runtime.machine import exact_float32
 from lab5.vqgan import VQGAN
 
@@ -100,21 +101,24 @@ class Tokenizer:
     def cached(self, images: UInt8[Tensor, "n 3 64 64"], folder: Path, name: str) -> Int[Tensor, "n N"]:
         """`encode`, kept in a file that is named by the images and the weights; int16, memory-mapped.
 
-        Whether a file was found can be asked of `cache_file` beforehand. On the way every PIECE images have a file of
-        their own: who is killed goes on from there. A damaged file is warned of and made again.
+        Whether a file was found can be asked of `cache_file` beforehand; one that cannot be written is done without. On
+        the way every PIECE images have a file of their own: who is killed goes on from there. A damaged file is warned
+        of and made again.
         """
         path = self.cache_file(images, folder, name)
         shape = (len(images), GRID**2)
-        if path.exists() and (tokens := self._read(path, shape)) is not None:
+        if os.path.exists(path) and (tokens := self._read(path, shape)) is not None:
             return tokens
         pieces = images.split(PIECE) if len(images) > PIECE else ()
         parts = [self.cached(piece, folder, name) for piece in pieces] or [self.encode(images)]
         tokens = torch.cat(parts).numpy().astype(np.int16)
-        with replacing(path) as file:
-            np.save(file, tokens)
-        for piece in pieces:
-            self.cache_file(piece, folder, name).unlink(missing_ok=True)
-        return self._read(path, shape)
+        with dispensable(path):
+            with replacing(path) as file:
+                np.save(file, tokens)
+            for piece in pieces:
+                self.cache_file(piece, folder, name).unlink(missing_ok=True)
+            return self._read(path, shape)
+        return torch.from_numpy(tokens)
 
     def _read(self, path: Path, shape: tuple[int, int]) -> Tensor | None:
         """The tokens of a file, or None and a warning where it is damaged."""

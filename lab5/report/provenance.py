@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lab5.data.layouts import HOLES, split_holes
 from lab5.profiles import configure
 from lab5.runtime.folders import ROOT
 
@@ -49,7 +50,10 @@ def _commit() -> dict[str, Any]:
 
 def without_folder(value: Any) -> Any:
     """A path's last part: where it lies is nobody's business. Other values as they are."""
-    return Path(value).name if isinstance(value, str) and ("/" in value or "\\" in value) else value
+    if not isinstance(value, str) or not ("/" in value or "\\" in value):
+        return value
+    path, hole = split_holes(value)
+    return HOLES.get(hole, "") + Path(path).name
 
 
 def private_texts(parameters: Mapping[str, Any]) -> dict[str, str]:
@@ -57,7 +61,8 @@ def private_texts(parameters: Mapping[str, Any]) -> dict[str, str]:
     texts = {}
     for value in parameters.values():
         if without_folder(value) != value:
-            texts |= {text: without_folder(value) for text in (value, str(Path(value).resolve()))}
+            path = split_holes(value)[0]
+            texts |= {text: without_folder(path) for text in (path, str(Path(path).resolve()))}
     home = str(Path.home())
     if len(home) > 1:  # "/" would be found in everything
         texts[f"{home}/"] = "~/"

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -86,6 +87,21 @@ def _sync(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+_full: set[Path] = set()  # folders of which it has been said
+
+
+@contextmanager
+def dispensable(path: Path) -> Iterator[None]:
+    """Writing a file that only saves time later: where that fails, a line on stderr says so, once a folder."""
+    try:
+        yield
+    except OSError as error:
+        if path.parent not in _full:
+            _full.add(path.parent)
+            with suppress(OSError):  # a log on the same full disk
+                print(f"lab5: {error}; going on without: LAB5_DATA can name another folder", file=sys.stderr)
 
 
 # --- folders ------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from lab5.config import DecodeConfig
 from lab5.decoder import DecodeStep
 from lab5.inpainting.fill import BEGINS, Holed, decode_holes, prepare, to_pictures
 from lab5.inpainting.pair import Pair
-from lab5.runtime.files import load_tensors, save_tensors
+from lab5.runtime.files import dispensable, load_tensors, save_tensors
 from lab5.runtime.folders import data_folder
 from lab5.runtime.processes import run_parallel
 from lab5.scoring.resampling import Outcome
@@ -137,7 +137,8 @@ def _result(shared: tuple[dict[str, Pair], Scorer, Path | None, Begun], work: tu
         tensors = {}
         for number, outcome in enumerate(result.outcomes):
             tensors |= {f"{number}.{name}": value for name, value in outcome._asdict().items()}
-        save_tensors(file, tensors, {"rows": result.rows})
+        with dispensable(file):
+            save_tensors(file, tensors, {"rows": result.rows})
     return result
 
 
@@ -212,7 +213,7 @@ def _read(file: Path, plan: Plan, seed: int, common: Row) -> Result | None:
     """None where there is no file; one that is damaged, or that is another's, is computed again."""
     try:
         tensors, meta = load_tensors(file)
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
         return None
     rows = meta.get("rows", [])
     expected = [common | {"stop_at": stop} for stop in plan.scored()]

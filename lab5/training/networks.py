@@ -6,8 +6,9 @@ gives the two networks that a notebook decodes with, and says where they are fro
 
 import dataclasses
 import hashlib
+import json
 import sys
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ from lab5 import checkpoint
 from lab5.config import Config
 from lab5.data.dataset import Dataset, token_mask
 from lab5.data.holes import fill_holes
+from lab5.data.layouts import dataset_root, split_holes
 from lab5.data.toycats import ATTRIBUTES, random_holes, render
 from lab5.inpainting.pair import Pair, load_pair, make_pair, weights_digest
 from lab5.inpainting.tokenizer import Tokenizer, reconstruction_psnr_db
 from lab5.objectives import MVTMObjective, VQGANObjective, validate
+from lab5.runtime.files import load_meta
 from lab5.runtime.folders import data_folder, pretrained_folder
 from lab5.scoring.classifier import AttributeObjective, ToyFeatures, load_classifier, save_classifier
 from lab5.training.critics import PatchCritic, PerceptualDistance
@@ -32,6 +35,7 @@ from lab5.transformer import BidirectionalTransformer
 from lab5.vqgan import VQGAN
 
 VAL_HOLES = 3_000_000  # seed of the holes in validation images
+TOYS = "toycats"
 
 
 def train_vqgan(config: Config, data: Dataset) -> Training | Given:
@@ -57,7 +61,7 @@ def train_vqgan(config: Config, data: Dataset) -> Training | Given:
         "vqgan",
         build=lambda: VQGAN(config.vqgan),
         objective=objective,
-        save=checkpoint.save_vqgan,
+        save=partial(checkpoint.save_vqgan, dataset=name_of(data)),
         load=checkpoint.load_vqgan,
         check=lambda model: {"val_psnr_db": reconstruction_psnr_db(model, data.val[:128], min(64, stage.batch))},
         best_by="val_psnr_db",
@@ -109,7 +113,7 @@ def train_transformer(config: Config, data: Dataset, tokenizer: Tokenizer) -> Tr
         "transformer",
         build=lambda: _begin_transformer(config),
         objective=objective,
-        save=checkpoint.save_transformer,
+        save=partial(checkpoint.save_transformer, dataset=name_of(data)),
         load=checkpoint.load_transformer,
         check=lambda model: {
             f"val_{k}": v for k, v in validate(model, *held_out(), batch=min(64, config.stage2.batch)).items()
@@ -208,3 +212,37 @@ def _trained(training: Training | Given) -> nn.Module:
     for _ in tqdm(training, desc=f"training {training.name} first", file=sys.stderr, mininterval=1):
         pass
     return training.model
+
+
+# --- what a network has learned from ----------------------------------------------------------------------------
+
+
+def name_of(data: Dataset) -> str:
+    """Of a dataset, as its networks keep it: a folder of one's own may be called toycats too."""
+    return TOYS if data.attributes else f"the images of {data.name}"
+
+
+def name_of_path(path: str) -> str:
+    """The same by the path of a dataset that has not been opened."""
+    if path == TOYS:
+        return TOYS
+    return f"the images of {dataset_root(Path(split_holes(path)[0]).expanduser()).resolve().stem}"
+
+
+def learned_from(file: Path) -> str:
+    """The dataset that the network of a file was trained on; "" where neither the file nor a training.json says so."""
+    try:
+        if dataset := load_meta(file).get("dataset"):
+            return str(dataset)
+    except ValueError:  # a file of the lab's
+        pass
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    for folder in (file.parent, pretrained_folder()):
+        try:
+            entries = json.loads((folder / "training.json").read_text(encoding="utf-8")).values()
+            for entry in entries:
+                if entry["sha256"] == digest:
+                    return name_of_path(entry["config"]["data"]["path"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # without the record nothing is known
+            continue
+    return ""
