@@ -1,0 +1,216 @@
+"""Solutions of the lab: found in folders and zips, run within a fence, and judged.
+
+    for result in check_solutions([Path("solution")]):
+        print(result.checks)
+"""
+
+import ast
+import json
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lab5.pitfalls.judge import INPAINTING, LAYERS, MODEL, TRAINING, findings
+from lab5.pitfalls.verdicts import Checks
+from lab5.runtime.fence import Limits, run_fenced
+
+PARTS = (MODEL, LAYERS, TRAINING, INPAINTING)
+LARGEST = 4 << 20  # bytes of a file that is copied: data and weights are not needed
+COPIED = {".py", ".yml", ".yaml", ".json", ".txt", ".toml", ".cfg"}
+MAX_FILES, MAX_BYTES = 20_000, 1 << 28  # of a zip, unpacked
+SECONDS = 80.0
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A folder with the template's files, and the name by which it is shown."""
+
+    name: str
+    folder: Path
+    reason: str = ""  # why it cannot be driven
+
+    @property
+    def files(self) -> list[str]:
+        return [part for part in PARTS if (self.folder / part).exists()]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was found out about a solution."""
+
+    solution: Solution
+    checks: Checks = Checks(())
+    reason: str = ""  # why nothing was found out
+    seconds: float = 0.0
+    notes: tuple[str, ...] = field(default=())  # missing packages and files, what the fence could not keep out
+
+    def __str__(self) -> str:
+        return "\n".join([self.solution.name, *(self.notes or ()), self.reason or str(self.checks)])
+
+    def _repr_html_(self) -> str:
+        return self.checks._repr_html_() if len(self.checks) else f"<p>{self.reason}</p>"
+
+
+# --- finding --------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def found_solutions(paths: Iterable[Path]) -> Iterator[list[Solution]]:
+    """All solutions in the folders and zips, in the order of their names; zips are unpacked while it is open.
+
+    Raises ValueError for a path that is neither.
+    """
+    with tempfile.TemporaryDirectory(prefix="lab5-check-") as temporary:
+        solutions: list[Solution] = []
+        for number, path in enumerate(map(Path, paths)):
+            if not path.exists():
+                raise ValueError(f"{path} does not exist")
+            if not path.is_dir() and path.suffix.lower() != ".zip":
+                raise ValueError(f"{path} must be a folder or a .zip with a solution of the lab, or with several")
+            solutions += _within(path, Path(temporary) / str(number))
+        yield _with_short_names(solutions)
+
+
+def _within(path: Path, temporary: Path, depth: int = 0) -> list[Solution]:
+    name, folder = path.name, path
+    if not path.is_dir():
+        try:
+            _unpack(path, temporary)
+        except (ValueError, OSError, zipfile.BadZipFile, RuntimeError) as error:
+            return [Solution(name, path, f"the zip cannot be unpacked: {error}")]
+        folder = temporary
+    roots = sorted(model.parents[1] for model in folder.rglob("VQGAN_Transformer.py") if _visible(model, folder))
+    solutions = [Solution((Path(name) / root.relative_to(folder)).as_posix(), root) for root in roots]
+    if depth == 0:
+        zips = sorted(file for file in folder.rglob("*.zip") if _visible(file, folder))
+        for number, file in enumerate(zips):
+            inner = _within(file, temporary.with_name(f"{temporary.name}-{number}"), depth + 1)
+            solutions += [s for s in inner if s.reason == "" or not roots]
+        solutions += [
+            Solution((Path(name) / child.name).as_posix(), child, f"it has no {MODEL}")
+            for child in sorted(folder.iterdir())
+            if roots and child.is_dir() and _visible(child / "x", folder) and any(child.rglob("*.py"))
+            and not any(root in (child, *child.parents) or child in root.parents for root in roots)
+        ]  # fmt: skip
+    return solutions or [Solution(name, folder, f"it has no {MODEL}, by which a solution of the lab is known")]
+
+
+def _visible(path: Path, folder: Path) -> bool:
+    """Not in a hidden folder, as .git, nor in what macOS adds to a zip."""
+    return not any(part.startswith((".", "__MACOSX")) for part in path.relative_to(folder).parts)
+
+
+def _with_short_names(solutions: list[Solution]) -> list[Solution]:
+    """Without the folder that all of them are in, where there are several."""
+    tops = {solution.name.partition("/")[0] for solution in solutions}
+    if len(solutions) > 1 and len(tops) == 1 and all("/" in solution.name for solution in solutions):
+        return [Solution(s.name.partition("/")[2], s.folder, s.reason) for s in solutions]
+    return solutions
+
+
+def _unpack(path: Path, folder: Path) -> None:
+    """The text files of a zip; names that leave it are refused."""
+    with zipfile.ZipFile(path) as archive:
+        entries = [entry for entry in archive.infolist() if Path(entry.filename).suffix.lower() in {*COPIED, ".zip"}]
+        if len(entries) > MAX_FILES or sum(entry.file_size for entry in entries) > MAX_BYTES:
+            raise ValueError(f"it unpacks to more than {MAX_BYTES >> 20} MB or {MAX_FILES} files")
+        folder.mkdir(parents=True)
+        for entry in entries:
+            if not (folder / entry.filename).resolve().is_relative_to(folder.resolve()):
+                raise ValueError(f"it holds the path {entry.filename!r}, which leads out of it")
+            archive.extract(entry, folder)
+
+
+# --- running and judging ----------------------------------------------------------------------------------------------
+
+
+def check_solutions(solutions: Iterable[Solution], seconds: float = SECONDS) -> Iterator[Result]:
+    """Run each solution, one after the other, in a copy and a process of its own, and say what is found."""
+    for solution in solutions:
+        yield _check(solution, seconds)
+
+
+def check_folder(path: str | Path, seconds: float = SECONDS) -> list[Result]:
+    """All solutions in a folder or zip. Their code is run: within a fence, but read docs/command-line.md first."""
+    with found_solutions([Path(path)]) as solutions:
+        return list(check_solutions(solutions, seconds))
+
+
+def _check(solution: Solution, seconds: float) -> Result:
+    if solution.reason:
+        return Result(solution, reason=solution.reason)
+    with tempfile.TemporaryDirectory(prefix="lab5-check-") as temporary:
+        folder = Path(temporary).resolve()
+        try:
+            _copy(solution.folder, folder / "solution")
+        except (OSError, shutil.Error) as error:
+            return Result(solution, reason=f"it cannot be copied: {error}")
+        facts_file = folder / "facts.json"
+        words = [str(folder / "solution"), str(facts_file), str(seconds)]
+        outcome = run_fenced("lab5.pitfalls.drive", words, folder, Limits(seconds=seconds + 5), threads=1)
+        try:
+            facts = json.loads(facts_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            last = (outcome.log.strip().splitlines() or ["it said nothing"])[-1]
+            return Result(solution, reason=f"it could not be run: {last}", seconds=outcome.seconds)
+    _say_how_it_ended(facts, outcome.in_time, outcome.code)
+    lines = function_lines(solution.folder)
+    try:
+        rows = findings(facts, lambda file, function: lines.get((file, function), file))
+    except (KeyError, TypeError, ValueError, IndexError) as error:  # facts that the solution has spoilt
+        reason = f"what was observed of it cannot be read: {type(error).__name__}: {error}"
+        return Result(solution, reason=reason, seconds=outcome.seconds)
+    return Result(solution, Checks(rows), seconds=outcome.seconds, notes=tuple(_notes(facts)))
+
+
+def _copy(source: Path, target: Path) -> None:
+    """What is text and not large: no data, no weights, no results."""
+
+    def left_out(folder: str, names: list[str]) -> list[str]:
+        return [name for name in names if not _is_copied(Path(folder) / name)]
+
+    shutil.copytree(source, target, ignore=left_out, symlinks=True)
+
+
+def _is_copied(path: Path) -> bool:
+    if path.is_symlink() or path.name.startswith(".") or path.name == "__pycache__":
+        return False
+    return path.is_dir() or (path.suffix.lower() in COPIED and path.stat().st_size <= LARGEST)
+
+
+def _say_how_it_ended(facts: dict[str, Any], in_time: bool, code: int) -> None:
+    """The stage in the midst of which the process ended knows nothing of it."""
+    for stage in facts["stages"].values():
+        if stage.get("error") == "the process ended in the midst of it":
+            how = f"ended itself with exit code {code}" if code >= 0 else f"was ended by signal {-code}"
+            stage["error"] = f"the process {how}" if in_time else "it had not ended when its time was over"
+
+
+def _notes(facts: dict[str, Any]) -> Iterator[str]:
+    if facts.get("missing"):
+        yield f"not installed, inert stand-ins in their place: {', '.join(facts['missing'])}"
+    if facts.get("filled"):
+        yield f"not there, the template's in their place: {', '.join(facts['filled'])}"
+    if open_to := [name for name in ("network", "files") if name not in facts.get("fence", [])]:
+        yield f"this system does not fence off by itself: {', '.join(open_to)}"
+
+
+def function_lines(folder: Path) -> dict[tuple[str, str], str]:
+    """(file, "Class.function") -> "file:line", of the template's files."""
+    lines = {}
+    for file in PARTS:
+        try:
+            tree = ast.parse((folder / file).read_bytes())
+        except (OSError, SyntaxError, ValueError):
+            continue
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef):
+                for function in node.body:
+                    if isinstance(function, ast.FunctionDef):
+                        lines[file, f"{node.name}.{function.name}"] = f"{file}:{function.lineno}"
+    return lines

@@ -1,0 +1,2 @@
+from .layers import Encoder as Encoder
+from .layers import TokenPredictor as TokenPredictor

@@ -1,0 +1,1 @@
+from .VQGAN_Transformer import MaskGit as MaskGit
