@@ -106,6 +106,9 @@ def parser() -> ArgumentParser:
                    "Decode test images in many ways with several seeds, score every result, and print what each way is "
                    "worth, with its interval, and what that says to the claims of five reports. Finished decodings are "
                    "kept."))  # fmt: skip
+    _check(command("check", debug, "which pitfalls a solution of the lab has",
+                   "Find solutions of the lab in folders and zips and, with --run, execute each in a fence with stand-ins "
+                   "for its networks, and say which of the eighteen pitfalls it has, with evidence and how to mend it."))
     _export(command("export", debug, "write the lab's format",
                     "Write a network for the lab's own code: a PyTorch file with a state dict under the lab's names."))
     data = command("data", settings, "what is in a dataset",
@@ -220,6 +223,15 @@ def _study(parser: ArgumentParser) -> None:
          "the committed one does (default: none)")  # fmt: skip
     _add(parser, "--table", "FILE", "the rows as a CSV file; with FILE = x.csv there are also x-effects.csv and "
          f"x-claims.csv (default: {table})")  # fmt: skip
+
+
+def _check(parser: ArgumentParser) -> None:
+    parser.add_argument("paths", nargs="+", type=Path, metavar="FOLDER", help="a solution, a folder of them, or a zip")
+    _add(parser, "--run", "", "execute their code (default: say what would be done)")
+    _add(parser, "--seconds", "P", "time for each solution (default: 80)", default=80.0)
+    _add(parser, "--jobs", "N", "solutions at once (default: 1)", default=1)
+    _add(parser, "--json", "FILE", "write all rows there (default: none)")
+    _add(parser, "--page", "FILE", "write a page of HTML there, with all rows, which opens offline (default: none)")
 
 
 def _export(parser: ArgumentParser) -> None:

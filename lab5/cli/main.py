@@ -1,4 +1,4 @@
-"""The command line: `python -m lab5` with report, train, inpaint, fid, study, export, data, settings and doctor.
+"""The command line: `python -m lab5` with report, train, inpaint, fid, study, check, export, data, settings and doctor.
 
 Results go to stdout, progress and complaints to stderr. Exit codes: 0 done, 1 a report that stopped or a doctor
 that misses something, 2 bad input, 130 interrupted (Ctrl-C), 143 terminated (SIGTERM).
@@ -145,6 +145,12 @@ def _study(args: Namespace) -> None:
     study(config, args.table, grid=args.grid, jobs=args.jobs, networks=_networks(args), also=also)
 
 
+def _check(args: Namespace) -> None:
+    from lab5.cli.check import check
+
+    check(args.paths, run=args.run, seconds=args.seconds, jobs=args.jobs, out=args.json, page=args.page)
+
+
 def _export(args: Namespace) -> None:
     from lab5.cli.export import export
 
@@ -184,6 +190,7 @@ COMMANDS = {
     "inpaint": _inpaint,
     "fid": _fid,
     "study": _study,
+    "check": _check,
     "export": _export,
     "data": _data,
     "settings": _settings,

@@ -139,6 +139,7 @@ class Driver:
                 package.MaskGit = maskgit
                 self.filled.append("models/__init__.py")
             _wrap_gamma(maskgit, self.world)
+            _wrap_inpainting(maskgit, self.world)
             return maskgit
         except Exception as error:
             return self.sentence(error)
@@ -460,6 +461,22 @@ def _wrap_gamma(maskgit: type, world: World) -> None:
         return (lambda *a, **k: note(made(*a, **k))) if callable(made) else note(made)
 
     maskgit.gamma_func = type(raw)(recorded) if isinstance(raw, staticmethod | classmethod) else recorded
+
+
+def _wrap_inpainting(maskgit: type, world: World) -> None:
+    """Record the masks that a step returns."""
+    step = maskgit.__dict__.get("inpainting")
+    if not callable(step):
+        return
+
+    def inpainting(*arguments: Any, **named: Any) -> Any:
+        answer = step(*arguments, **named)
+        for part in answer if isinstance(answer, tuple) else (answer,):
+            if isinstance(part, Tensor) and part.dtype == torch.bool and part.numel() == N:
+                world.events.append({"kind": "returned", "mask": part.detach().flatten().clone()})
+        return answer
+
+    maskgit.inpainting = inpainting
 
 
 def _recorder_of_pictures(world: World) -> Callable[..., None]:

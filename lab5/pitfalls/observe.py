@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.optim import lr_scheduler
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from lab5.pitfalls.standins import GREY, GRID, K, N, STEPS, World, read
+from lab5.pitfalls.standins import GREY, K, N, STEPS, World, read
 
 Event = dict[str, Any]
 LENGTHS = ("T_max", "total_iters", "total_steps")  # of a scheduler: how many steps it was made for
@@ -271,7 +271,7 @@ def _picture(world: World, events: list[Event]) -> dict[str, Any]:
     facts: dict[str, Any] = {"image": image, "hole": int(hole.sum()), "calls": len(inputs), "final": []}
     facts["grey"] = int((encoded == GREY)[hole].sum())
     before = [tokens == K for tokens in inputs]
-    after = _masks_after(events, inputs)
+    after = _masks_after(events, before)
     facts["masked before"] = [int(mask.sum()) for mask in before]
     facts["masked after"] = [int(mask.sum()) for mask in after]
     if before and (before[0].any() or not after):
@@ -322,9 +322,18 @@ def _finals(events: list[Event]) -> list[Event]:
     return sorted(saved, key=lambda event: "test_results" not in event["path"])
 
 
-def _masks_after(events: list[Event], inputs: list[Tensor]) -> list[Tensor]:
-    """The masks in the picture of them, black = masked, one for each step that was taken."""
+def _masks_after(events: list[Event], before: list[Tensor]) -> list[Tensor]:
+    """The masks after each step, from the picture of them, black = masked, or from what model.inpainting returns.
+
+    They are believed only where each is what the next step was given, or nothing else than part of the one before.
+    """
     pictures = [event["pictures"] for event in events if event["kind"] == "masks"]
-    if not pictures or pictures[-1].shape[-2:] != (GRID, GRID):
-        return []
-    return [frame.mean(0).flatten() < 0.5 for frame in pictures[-1][: len(inputs)]]
+    drawn = [frame.mean(0).flatten() < 0.5 for frame in pictures[-1][: len(before)]] if pictures else []
+    returned = [event["mask"] for event in events if event["kind"] == "returned"]
+    for masks in (drawn, returned):
+        if len(masks) == len(before) > 1:
+            following = [torch.equal(mask, later) for mask, later in zip(masks, before[1:], strict=False)]
+            shrinking = [bool((later & ~mask).sum() == 0) for mask, later in zip(masks, masks[1:], strict=False)]
+            if all(following) or (not any(mask.any() for mask in before) and all(shrinking) and not masks[0].all()):
+                return masks
+    return []

@@ -10,13 +10,14 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lab5.pitfalls.judge import INPAINTING, LAYERS, MODEL, TRAINING, findings
-from lab5.pitfalls.verdicts import Checks
+from lab5.pitfalls.verdicts import Checks, Verdict
 from lab5.runtime.fence import Limits, run_fenced
 
 PARTS = (MODEL, LAYERS, TRAINING, INPAINTING)
@@ -47,10 +48,10 @@ class Result:
     checks: Checks = Checks(())
     reason: str = ""  # why nothing was found out
     seconds: float = 0.0
-    notes: tuple[str, ...] = field(default=())  # missing packages and files, what the fence could not keep out
+    notes: tuple[str, ...] = ()  # missing packages and files, what the fence could not keep out
 
     def __str__(self) -> str:
-        return "\n".join([self.solution.name, *(self.notes or ()), self.reason or str(self.checks)])
+        return "\n".join([self.solution.name, *self.notes, self.reason or str(self.checks)])
 
     def _repr_html_(self) -> str:
         return self.checks._repr_html_() if len(self.checks) else f"<p>{self.reason}</p>"
@@ -129,10 +130,10 @@ def _unpack(path: Path, folder: Path) -> None:
 # --- running and judging ----------------------------------------------------------------------------------------------
 
 
-def check_solutions(solutions: Iterable[Solution], seconds: float = SECONDS) -> Iterator[Result]:
-    """Run each solution, one after the other, in a copy and a process of its own, and say what is found."""
-    for solution in solutions:
-        yield _check(solution, seconds)
+def check_solutions(solutions: Iterable[Solution], seconds: float = SECONDS, jobs: int = 1) -> Iterator[Result]:
+    """Run each solution in a copy and a process of its own, `jobs` at once, and say what is found, in their order."""
+    with ThreadPoolExecutor(jobs) as pool:
+        yield from pool.map(lambda solution: _check(solution, seconds), solutions)
 
 
 def check_folder(path: str | Path, seconds: float = SECONDS) -> list[Result]:
@@ -214,3 +215,34 @@ def function_lines(folder: Path) -> dict[tuple[str, str], str]:
                     if isinstance(function, ast.FunctionDef):
                         lines[file, f"{node.name}.{function.name}"] = f"{file}:{function.lineno}"
     return lines
+
+
+# --- many at once ---------------------------------------------------------------------------------------------------
+
+PITFALL_NUMBERS = range(1, 19)
+OTHERS = "others"  # mistakes that are none of the eighteen
+SEVERITY = (Verdict.FAILS, Verdict.NOT_TESTED, Verdict.CHOICE, Verdict.PASSES)
+
+
+def verdicts_by_pitfall(result: Result) -> dict[int | str, Verdict]:
+    """For each of the eighteen, and for all others together, the gravest verdict of the rows that tell of it."""
+    rows = {number: [row for row in result.checks if row.pitfall == number] for number in (*PITFALL_NUMBERS, 0)}
+    for one, other in ((1, 2), (2, 1)):  # they have one symptom, and one row: what it says of the one holds of the other
+        rows[one] = rows[one] or [replace(row, verdict=Verdict.PASSES) if row in result.checks.failed else row
+                                  for row in rows[other]]  # fmt: skip
+    rows[OTHERS] = [row for row in rows.pop(0) if row.verdict is not Verdict.NOT_TESTED]
+    return {
+        name: min((row.verdict for row in found), key=SEVERITY.index, default=Verdict.NOT_TESTED)
+        for name, found in rows.items()
+    }
+
+
+def as_json(results: Iterable[Result]) -> list[dict[str, Any]]:
+    """Everything that is known, as JSON has it."""
+    return [
+        {
+            "solution": result.solution.name, "seconds": round(result.seconds, 1), "reason": result.reason,
+            "notes": list(result.notes), "checks": [asdict(row) | {"verdict": row.verdict.name} for row in result.checks],
+        }
+        for result in results
+    ]  # fmt: skip

@@ -129,7 +129,11 @@ def picture(folder: Path, path: Path) -> Picture | None:
 
 
 def write_page(page: Path, template: str, **values: Any) -> None:
-    page.write_text(_templates.get_template(template).render(values), encoding="utf-8")
+    page.write_text(render(template, **values), encoding="utf-8")
+
+
+def render(template: str, **values: Any) -> str:
+    return _templates.get_template(template).render(values)
 
 
 def duration(seconds: float) -> str:
