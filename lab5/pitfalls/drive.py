@@ -34,7 +34,7 @@ from lab5.pitfalls.standins import GRID, HOLES, ONE_LAYER, STEPS, K, N, Anything
 HEADS = 16
 EPOCHS, BATCH, ACCUMULATE = 6, 4, 4  # with 32 images: 8 batches and 2 steps of the optimiser an epoch
 SCHEDULES = ("cosine", "linear", "square")
-SECONDS = {"attention": 20, "gamma": 10, "training": 30, "run": 10}  # of computing, for a stage or a run of decoding
+SECONDS = {"attention": 20, "gamma": 5, "training": 20, "run": 10}  # of computing, for a stage or a run of decoding
 DATA, TRANSFORMER, VQGAN = "lab5_dataset", "transformer_checkpoint.pt", "models/VQGAN/checkpoints/VQGAN.pt"
 MODEL, TRAINING, INPAINTING = "models/VQGAN_Transformer.py", "training_transformer.py", "inpainting.py"
 LAYERS = "models/Transformer/modules/layers.py"
@@ -191,6 +191,7 @@ class Driver:
         for name in ("synchronize", "set_device", "reset_peak_memory_stats"):
             setattr(torch.cuda, name, lambda *_, **__: None)
         torch.cuda.get_device_name = lambda *_: "none"
+        torch.compile = lambda function=None, *_, **__: function or (lambda later: later)
         torch.load, torch.save = (lambda *_, **__: Anything()), (lambda *_, **__: None)
         nn.Module.load_state_dict = lambda *_, **__: nn.modules.module._IncompatibleKeys([], [])
         torch.optim.Optimizer.load_state_dict = lambda *_, **__: None
@@ -290,7 +291,10 @@ class Driver:
             spec.loader.exec_module(module)
         if any(isinstance(part, standins.Inert) for part in vars(module).values()):
             raise ImportError("its attention needs a package that is missing")
-        layer = module.MultiHeadAttention()
+        try:
+            layer = module.MultiHeadAttention()
+        except TypeError:  # it has no defaults
+            layer = module.MultiHeadAttention(768, HEADS, 0.1)
         names = ("heads", "num_heads", "n_heads", "nhead", "n_head", "h")
         counts = [getattr(part, name) for part in layer.modules() for name in names if hasattr(part, name)]
         if not any(hasattr(layer, name) for name in names):  # a part of it knows them
@@ -368,9 +372,11 @@ class Driver:
         first = run("cosine", world.sure, "cosine", STEPS, 2)
         end = STEPS
         for other in (STEPS + 1, -1, STEPS - 1):  # at sweet spot = T some write nothing or crash
-            if first["pictures"] and first["pictures"][0]["final"]:
+            if (first["pictures"] and first["pictures"][0]["final"]) or first.get("error") == ENDLESS:
                 break
             end, first = other, run("cosine", world.sure, "cosine", other, 2)
+        if first.get("error") == ENDLESS and not first["pictures"]:  # the others would not end either
+            return {"error": ENDLESS}
         for schedule in SCHEDULES[1:]:
             run(schedule, world.sure, schedule, end)
         run("order", world.in_two_minds, "cosine", end, len(HOLES))

@@ -13,4 +13,7 @@ SIGNS = {Verdict.FAILS: "✗", Verdict.PASSES: "✓", Verdict.CHOICE: "○", Ver
 def page_of(results: Sequence[Result]) -> str:
     """The page as HTML; nothing in it is loaded from elsewhere."""
     counts = {key: sum(row.key == key for result in results for row in result.checks.failed) for key in CHECKS}
-    return render("check.html", results=results, checks=CHECKS, counts=counts, signs=SIGNS, failed=Verdict.FAILS)
+    return render(
+        "check.html", results=results, checks=CHECKS, counts=counts, signs=SIGNS, failed=Verdict.FAILS,
+        gravest_first=lambda rows: sorted(rows, key=lambda row: row.verdict is not Verdict.FAILS),
+    )  # fmt: skip

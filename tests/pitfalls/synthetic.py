@@ -159,7 +159,7 @@ WRONG: dict[str, Variant] = {
         (MODEL, "        z = torch.where(mask, drawn, z)\n",
          "        self.hole = mask if ratio < 0.11 else self.hole\n        z = torch.where(self.hole, drawn, z)\n"),
     ], {"redrawn"}),
-    "shares of 256": Variant([(INPAINT, "mask_num = int(mask_b.sum())", "mask_num = 256")], {"counts"}),
+    "shares of 256": Variant([(INPAINT, "mask_num = int(mask_b.sum())", "mask_num = 256")], {"counts", "known"}),
 }  # fmt: skip
 
 

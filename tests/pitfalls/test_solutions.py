@@ -86,28 +86,32 @@ def test_the_notebooks_solution_has_five_mistakes_and_loses_each_by_what_its_row
     assert json.loads(json.dumps(entry))["checks"][0]["verdict"] == "PASSES" and len(entry["checks"]) == len(CHECKS)
 
 
-HOSTILE = [
-    (LAYERS, "import torch.nn as nn\n", "import torch.nn as nn\nopen('{outside}', 'w').write('gone')\n"),
-    (MODEL, "        if mode == \"linear\":\n", "        while True:\n            pass\n        if mode == \"linear\":\n"),
-    (TRAIN, "    parser = argparse", "    __import__('socket').create_connection(('127.0.0.1', 9))\n    parser = argparse"),
-    (INPAINT, "    args = parser.parse_args()\n", "    args = parser.parse_args()\n    os._exit(3)\n"),
-]  # fmt: skip
-
-
 def test_what_a_solution_must_not_do_is_a_row_with_a_sentence(tmp_path):
-    outside = tmp_path / "treasure"
+    outside, folder = tmp_path / "treasure", tmp_path / "class"
     outside.write_text("gold")
-    layers, loop, socket, leaves = [(f, old, new.replace("{outside}", str(outside))) for f, old, new in HOSTILE]
-    folder = tmp_path / "class"
     folder.mkdir()
-    make(folder / "hostile", [layers, socket, leaves])
-    make(folder / "endless", [loop])
-    endless, hostile = check_folder(folder, 240)
+    script = "    args = parser.parse_args()\n"
+    make(folder / "endless", [(INPAINT, script, f"{script}    while True:\n        pass\n")])
+    make(folder / "leaves", [
+        (TRAIN, script, f"{script}    __import__('socket').create_connection(('127.0.0.1', 9))\n"),
+        (INPAINT, script, f"{script}    os._exit(3)\n"),
+    ])  # fmt: skip
+    make(folder / "writes", [(LAYERS, "import torch.nn as nn\n", f"import torch.nn as nn\nopen({str(outside)!r}, 'w')\n")])
+    endless, leaves, writes = check_folder(folder, TEN_MINUTES)
     assert outside.read_text() == "gold"
-    reasons = {row.key: row.evidence for row in hostile.checks if row.verdict is Verdict.NOT_TESTED}
-    assert "it wants to write" in reasons["heads"] and len(reasons) == len(CHECKS)
-    assert all(row.verdict is Verdict.NOT_TESTED for row in endless.checks if row.key != "x" and CHECKS[row.key].stage == "gamma")
-    assert {row.evidence for row in endless.checks if row.key == "counts"} == {"it had not ended in its time"}
+    assert reasons(endless, "decoding") == {"it had not ended in its time"} and not endless.checks.failed
+    assert reasons(leaves, "decoding") == {"the process ended itself with exit code 3"} and not leaves.checks.failed
+    (reason,) = reasons(leaves, "training")
+    assert "it wants to use the network (training_transformer.py:" in reason
+    (reason,) = reasons(writes, "gamma")
+    assert f"it wants to write {outside}, outside its folder (models/Transformer/modules/layers.py:" in reason
+
+
+def reasons(result: Result, stage: str) -> set[str]:
+    """Why the checks of a stage are not tested; all of them are not."""
+    rows = [row for row in result.checks if CHECKS[row.key].stage == stage]
+    assert {row.verdict for row in rows} == {Verdict.NOT_TESTED}
+    return {row.evidence for row in rows}
 
 
 # --- finding, without running ---------------------------------------------------------------------------------------
@@ -145,7 +149,7 @@ def test_a_zip_that_leads_out_or_is_none_is_a_row_with_its_reason(tmp_path):
         names(tmp_path / "nowhere")
 
 
-def test_facts_that_a_solution_has_spoilt_and_stages_that_never_began_are_not_tested():
+def test_stages_that_never_began_are_not_tested():
     rows = findings({"stages": {}}, lambda file, function: "")
     assert len(rows) == len(CHECKS) and {row.verdict for row in rows} == {Verdict.NOT_TESTED}
     result = Result(Solution("x", Path()), Checks(rows))
