@@ -83,7 +83,8 @@ def test_every_ending_is_a_picture(ending, tmp_path):
     read = Image.open(io.BytesIO(content)).convert("RGB")
     middle = torch.from_numpy(np.array(read.crop((8, 0, 88, 80)).resize((64, 64), Image.Resampling.LANCZOS)))
     images = torch.cat([data.train, data.val, data.test]).int()
-    assert (images - middle.permute(2, 0, 1)).abs().amax((1, 2, 3)).min() <= 1
+    worst = (images - middle.permute(2, 0, 1))[:, :, 4:60, 4:60].abs().amax((1, 2, 3))  # the filter sees beyond the edges
+    assert worst.min() <= 3 and worst.sort().values[1] > 99, "it is that picture, and no other is"
 
 
 @pytest.mark.parametrize("more, n, endings", [
