@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import sys
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -79,11 +80,12 @@ def test_every_ending_is_a_picture(ending, tmp_path):
     mode = {".pgm": "L", ".pbm": "1"}.get(ending, "RGB")
     content = encoded(Image.fromarray(picture(9)).convert(mode), kind)
     data = opened(write_files(tmp_path / "photos", photos(4) | {f"a{ending}": content, f"b{ending.upper()}": content}))
-    assert data.given == {"all": 6, "all.twice": 1, "masks": 0}
+    assert (data.given["all"], data.given["all.twice"], data.given["masks"]) == (6, 1, 0)
     read = Image.open(io.BytesIO(content)).convert("RGB")
     middle = torch.from_numpy(np.array(read.crop((8, 0, 88, 80)).resize((64, 64), Image.Resampling.LANCZOS)))
     images = torch.cat([data.train, data.val, data.test]).int()
-    assert (images - middle.permute(2, 0, 1)).abs().amax((1, 2, 3)).min() <= 1
+    worst = (images - middle.permute(2, 0, 1))[:, :, 4:60, 4:60].abs().amax((1, 2, 3))  # the filter sees over edges
+    assert worst.min() <= 3 and worst.sort().values[1] > 99, "it is that picture, and no other is"
 
 
 @pytest.mark.parametrize("more, n, endings", [
@@ -95,8 +97,8 @@ def test_every_ending_is_a_picture(ending, tmp_path):
 def test_what_is_left_out_is_counted_in_the_table_and_on_stderr(more, n, endings, tmp_path, capsys):
     folder = write_files(tmp_path / "photos", photos(4) | dict.fromkeys(more, b"x"))
     code, out, err = said(capsys, "data", "--profile", "smoke", str(folder))
-    (row,) = [line for line in out.splitlines() if line.startswith("left out: ending")]
-    assert code == 0 and row.split("  ")[0] == f"left out: ending in {endings}" and row.split("-")[0].split()[-1] == str(n)
+    (row,) = [line.partition(endings) for line in out.splitlines() if line.startswith("left out: ending in ")]
+    assert code == 0 and row[2].split() == [str(n), "-", "-", "-"]
     assert err == f"lab5: left out: {n} file{'s' * (n > 1)} ending in {endings}\n"
     code, out, err = said(capsys, "fid", str(folder), "toycats-test", "--features", "toy", "--profile", "smoke")
     assert f"left out of {folder}: {n} file{'s' * (n > 1)} ending in {endings}" in err
@@ -105,8 +107,11 @@ def test_what_is_left_out_is_counted_in_the_table_and_on_stderr(more, n, endings
 def test_formats_of_one_folder_are_all_counted(tmp_path, capsys):
     kinds = {"png": 6, "tif": 3, "jfif": 3, "gif": 3, "ppm": 3}
     endings = [ending for ending, n in kinds.items() for _ in range(n)]
-    files = {f"{i:02d}.{end}": encoded(Image.fromarray(picture(i, 64, 64)), {"tif": "TIFF", "jfif": "JPEG"}.get(end, end))
-             for i, end in enumerate(endings)}  # fmt: skip
+    kinds = {"tif": "TIFF", "jfif": "JPEG"}
+    files = {
+        f"{i:02d}.{ending}": encoded(Image.fromarray(picture(i, 64, 64)), kinds.get(ending, ending))
+        for i, ending in enumerate(endings)
+    }
     folder = str(write_files(tmp_path / "mixed", files))
     code, out, err = said(capsys, "data", "--profile", "smoke", "--data", folder)
     assert code == 0 and "files given                          18" in out and err == ""
@@ -147,7 +152,9 @@ def test_a_mask_is_one_by_the_name_of_its_folder_or_beside_its_picture(name, tmp
     assert 0.02 < float(data.holes.float().mean()) < 0.1 and data.whole.all()
 
 
-@pytest.mark.parametrize("name", ["masked/cat01.png", "unmasked cats/dog.png", "damask.png", "mask.png", "a/cat01_mask.png"])
+@pytest.mark.parametrize("name", [
+    "masked/cat01.png", "unmasked cats/dog.png", "damask.png", "mask.png", "a/cat01_mask.png",
+])  # fmt: skip
 def test_other_names_are_pictures(name, tmp_path):
     data = opened(write_files(tmp_path / "photos", photos(12) | {name: encoded(Image.fromarray(picture(50)))}))
     assert data.given == {"all": 13, "all.twice": 0, "masks": 0}
@@ -358,7 +365,8 @@ def nowhere(tmp_path, monkeypatch) -> str:
 def test_a_cache_that_cannot_be_written_costs_a_line_and_not_the_result(line, nowhere, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for folder, first in (("a", 0), ("b", 100), ("photos", 200)):
-        write_files(tmp_path / folder, {f"{i}.png": encoded(Image.fromarray(picture(first + i, 64, 64))) for i in range(20)})
+        pictures = [Image.fromarray(picture(first + i, 64, 64)) for i in range(20)]
+        write_files(tmp_path / folder, {f"{i}.png": encoded(one) for i, one in enumerate(pictures)})
     code, out, err = said(capsys, *line.split(), "--profile", "smoke")
     (warning,) = [line for line in err.splitlines() if line.startswith("lab5: ")]
     assert code == 0 and out and nowhere in warning and "LAB5_DATA can name another folder" in warning
@@ -377,8 +385,9 @@ def test_tokens_that_cannot_be_kept_are_the_same(nowhere, tmp_path):
 
 
 @pytest.mark.parametrize("words", [
-    ["data", "--data", ""], ["data", "--data", "  "], ["data", "--data="], ["data", ""], ["data", "--set", "data.path="],
-    ["data", "--set", "data.path= "], ["fid", "", "b"], ["fid", "a", "\t"], ["inpaint", "--out", ""],
+    ["data", "--data", ""], ["data", "--data", "  "], ["data", "--data="], ["data", ""],
+    ["data", "--set", "data.path="], ["data", "--set", "data.path= "],
+    ["fid", "", "b"], ["fid", "a", "\t"], ["inpaint", "--out", ""],
     ["inpaint", "--vqgan", "", "--transformer", " "], ["report", "--data", ""], ["report", "-p", "dataset", ""],
     ["train", "--train_d_path", ""], ["report", "--grid", "dataset="], ["export", "vqgan", "", "x.pt"], [""],
 ])  # fmt: skip
@@ -391,9 +400,10 @@ def test_empty_words_are_refused(words, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("words", [
-    ["bogus"], ["inpaint", "--bogus"], ["inpaint", "--n", "many"], ["train", "--stage", "third"], ["study", "--grid"],
-    ["report", "--grid", "x" * 5000], ["data", "y/" * 3000], ["data", "--set", "z" * 4000 + "=1"], ["fid", "a\nb\n\nc", "d"],
-    ["data", "--profile", "p" * 9000], ["inpaint", "--n", "1" * 3000], ["fid", "--predicted-path"], ["export", "q" * 2000],
+    ["bogus"], ["inpaint", "--bogus"], ["inpaint", "--n", "many"], ["train", "--stage", "third"],
+    ["study", "--grid"], ["report", "--grid", "x" * 5000], ["data", "y/" * 3000], ["fid", "a\nb\n\nc", "d"],
+    ["data", "--set", "z" * 4000 + "=1"], ["data", "--profile", "p" * 9000], ["inpaint", "--n", "1" * 3000],
+    ["fid", "--predicted-path"], ["export", "q" * 2000],
     ["data", "\udce9t\udce9"], [],
 ])  # fmt: skip
 def test_a_message_is_at_most_three_lines_whatever_the_input(words, capsys, tmp_path, monkeypatch):
@@ -458,16 +468,17 @@ def test_what_the_labs_scripts_take_unasked_is_taken_and_said(root, masks, tmp_p
     assert args.train_d_path == Path(root, "train") and len(notes) == 2
     args, notes = taken("fid --predicted-path results --device cpu")
     assert lab_flags.fid_sets(args) == (["results", "test_gt.csv"], None) and len(notes) == 1
-    for line in ("inpaint", "inpaint --total-iter 8", "inpaint --transformer a.pt --data photos", "train", "fid a b",
-                 "train --stage all", "train --epochs 3 --data toycats", "fid a", "fid --predicted-path a --gtcsv-path b",
-                 "fid --predicted-path a --save-stats s.npz"):  # fmt: skip
+    for line in ("inpaint", "inpaint --total-iter 8", "inpaint --transformer a.pt --data photos", "train",
+                 "train --stage all", "train --epochs 3 --data toycats", "fid a b", "fid a",
+                 "fid --predicted-path a --gtcsv-path b", "fid --predicted-path a --save-stats s.npz"):  # fmt: skip
         assert taken(line)[1] == [], "what is not the lab's command, or says it all, stays as it is"
 
 
 def test_the_scoring_command_of_every_readme_works_as_it_is_typed(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pictures = [picture(i, 64, 64) for i in range(6)]
-    write_files(tmp_path / "results", {f"image_{i:03d}.png": encoded(Image.fromarray(p)) for i, p in enumerate(pictures)})
+    results = {f"image_{i:03d}.png": encoded(Image.fromarray(one)) for i, one in enumerate(pictures)}
+    write_files(tmp_path / "results", results)
     line = "fid --predicted-path results --device cpu --features toy --profile smoke".split()
     code, out, err = said(capsys, *line)
     assert code == 2 and "fid compares two sets: give FIRST and SECOND" in err
@@ -484,7 +495,7 @@ def test_the_scoring_command_of_every_readme_works_as_it_is_typed(tmp_path, caps
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
 def test_a_notebook_that_does_not_find_the_package_says_how_papermill_does(path, monkeypatch):
     cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if "install_missing" in cell.source]
-    monkeypatch.setitem(__import__("sys").modules, "lab5.cli.doctor", None)  # as if it could not be imported
+    monkeypatch.setitem(sys.modules, "lab5.cli.doctor", None)  # as if it could not be imported
     with pytest.raises(ModuleNotFoundError) as refused:
         exec(cells[0], {})
     sentence = str(refused.value)

@@ -54,7 +54,7 @@ def _say(line: object) -> None:
     text = " ".join(str(line).split())
     if len(text) > LONGEST:  # the middle is of a name, or of a list
         text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
-    print(f"lab5: {text}", file=sys.stderr)
+    print(f"lab5: {text}".encode(errors="backslashreplace").decode(), file=sys.stderr)  # names that are no text
 
 
 # --- the commands -----------------------------------------------------------------------------------------------

@@ -294,7 +294,7 @@ def _black_and_white(picture: np.ndarray) -> np.ndarray | None:
     JPEG and soft brushes leave greys at the edges; of 0 and 1 alone 1 is white.
     """
     grey = picture if picture.ndim == 2 else picture.max(2)
-    if picture.ndim == 3 and (picture.min(2) + NEARLY < grey).any():
+    if picture.ndim == 3 and (grey - picture.min(2) > NEARLY).any():
         return None  # a colour
     if grey.max() == 1:
         return grey > 0 if grey.min() == 0 else None
