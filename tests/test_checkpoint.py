@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from lab5.checkpoint import lab_config, load_transformer, load_vqgan, rename_attention, save_transformer, save_vqgan
+from lab5.checkpoint import lab_config, load_transformer, load_vqgan, save_transformer, save_vqgan
 from lab5.cli.export import export_transformer, export_vqgan
 from lab5.config import TransformerConfig, VQGANConfig
+from lab5.runtime.attentions import plain_attention
 from lab5.runtime.files import load_tensors, save_tensors
 from lab5.transformer import BidirectionalTransformer
 from lab5.vqgan import VQGAN
@@ -214,7 +215,7 @@ def test_every_attention_layout_of_the_lab_loads(tmp_path, transformer, tokens, 
 def test_the_lab_sized_state_dict_asks_for_the_labs_config():
     shapes = contract("transformer_state_dict.tsv")
     state = {key: torch.zeros(1).expand(shape) for key, shape in shapes.items()}  # 250 names, next to no memory
-    assert lab_config(rename_attention(state, "file"), "file") == TransformerConfig()
+    assert lab_config(plain_attention(state, "file").state, "file") == TransformerConfig()
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,14 @@
 """The command export: a network for the lab's own code, a PyTorch file with a state dict under the lab's names."""
 
 import io
+import re
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from lab5.checkpoint import ATTENTION, load_transformer, load_vqgan
+from lab5.checkpoint import load_transformer, load_vqgan
 from lab5.config import TransformerConfig, VQGANConfig
 from lab5.runtime.files import State, write
 from lab5.transformer import BidirectionalTransformer
@@ -67,7 +68,7 @@ def fuse_attention(state: State) -> State:
     """Query, key and value stacked into qkv, in the place of the query; out is called proj."""
     fused: State = {}
     for name, tensor in state.items():
-        match = ATTENTION.fullmatch(name)
+        match = re.fullmatch(r"(blocks\.\d+\.Attention)\.(\w+)\.(weight|bias)", name)
         block, role, kind = match.groups() if match else ("", "", "")
         if role == "query":
             parts = [state[f"{block}.{part}.{kind}"] for part in ("query", "key", "value")]
