@@ -127,8 +127,12 @@ def _study(args: Namespace) -> None:
 
 def _export(args: Namespace) -> None:
     from lab5.cli.export import export
+    from lab5.pitfalls.readings import parse_reading
 
-    export(args.network, args.file, args.out, layout=args.layout, wrapper=args.wrapper, overwrite=args.overwrite)
+    export(
+        args.network, args.file, args.out, layout=args.layout, wrapper=args.wrapper, overwrite=args.overwrite,
+        reading=parse_reading(args.read) if args.read else None,
+    )  # fmt: skip
 
 
 def _data(args: Namespace) -> None:
@@ -221,8 +225,9 @@ def _translate(args: Namespace, lab: dict[str, Any]) -> None:
 
 def _networks(args: Namespace) -> Any:
     from lab5.cli.train import Networks
+    from lab5.pitfalls.readings import parse_reading
 
-    return Networks(args.weights, lab_flags.stage_one(args), args.transformer)
+    return Networks(args.weights, lab_flags.stage_one(args), args.transformer, parse_reading(args.read))
 
 
 # --- the program ------------------------------------------------------------------------------------------------

@@ -22,7 +22,10 @@ from lab5.inpainting.pair import Pair, load_pair
 from lab5.inpainting.tokenizer import Tokenizer, reconstruction_psnr_db
 from lab5.masking import read_masking
 from lab5.objectives import validate
-from lab5.runtime.files import write
+from lab5.pitfalls.readings import fit_reading
+from lab5.runtime.attentions import Reading
+from lab5.runtime.files import existing_file, write
+from lab5.runtime.pickles import is_pickle
 from lab5.scoring.classifier import ToyFeatures
 from lab5.trainer import learning_rate
 from lab5.training import networks
@@ -132,15 +135,23 @@ class Networks(NamedTuple):
     weights: str = "pretrained"
     vqgan: Path | None = None
     transformer: Path | None = None
+    reading: Reading = Reading()  # of the transformer, where its file leaves something open
 
 
 def choose_pair(config: Config, data: Dataset, chosen: Networks) -> Pair:
     """The networks for the images of `data`; the profile's are trained on the run's own dataset, if need be."""
-    weights, vqgan, transformer = chosen
+    weights, vqgan, transformer, reading = chosen
     if (vqgan is None) != (transformer is None):
         raise ValueError(
             "--vqgan and --transformer belong together: give both files, or neither; LAB5_VQGAN can name the vqgan"
         )
+    if reading != Reading() and (transformer is None or not is_pickle(existing_file(transformer))):
+        raise ValueError("--read says how a PyTorch file of the lab's is read: give one as --transformer")
     if vqgan is not None and transformer is not None:
-        return load_pair(config, vqgan, transformer, transformer.stem)
+        pair, notes = fit_reading(
+            load_pair(config, vqgan, transformer, transformer.stem, reading), transformer, data, reading
+        )
+        for note in notes:
+            print(f"lab5: {note}", file=sys.stderr)
+        return pair
     return networks.open_pair(config, get_dataset(config) if weights == "trained" else data, weights)
