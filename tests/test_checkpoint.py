@@ -1,5 +1,6 @@
 """Networks on disk: what is written comes back, nothing is executed, every layout of the lab's is the same model."""
 
+import argparse
 import math
 import pickle
 import re
@@ -169,6 +170,10 @@ WRAPPINGS = {
         "transformer_state_dict": state, "optimizer": {"lr": 1e-4, "state": {0: torch.ones(2)}}, "epoch": 3,
     },
     "as model": lambda state: {"model": state, "epoch": 3},
+    "as model_state_dict": lambda state: {"model_state_dict": state, "epoch": 3, "train_loss": 1.0},
+    "as transformer_parameter": lambda state: {"transformer_parameter": state, "epoch": 3},
+    "whole maskgit as model_state": lambda state: {"model_state": whole_maskgit(state), "best_val": np.float64(1.5)},
+    "beside arguments": lambda state: {"model": state, "args": argparse.Namespace(lr=1e-4, device="cuda:0")},
     "whole maskgit": whole_maskgit,
     "whole maskgit as model": lambda state: {"model": whole_maskgit(state)},
 }  # fmt: skip
@@ -194,10 +199,14 @@ def relabelled(state: dict, names: list[str]) -> dict:
     return theirs
 
 
+@pytest.mark.filterwarnings("ignore:.*can be read in other ways")
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("names", [
     "query key value out", "W_q W_k W_v W_o", "Q K V W_out", "linear_q linear_k linear_v linear_out",
     "to_queries to_keys to_values unify_heads", "to_qkv proj", "qkv proj", "qkv to_out",
+    "q_linear k_linear v_linear out_linear", "query key value output", "query key value output_layer",
+    "query_proj key_proj value_proj output_proj", "w_q w_k w_v w_o", "wq wk wv linear_out", "WQ WK WV Wo", "wqkv wo",
+    "transfer_qkv projection", "qkv_layer out_proj", "W_q W_k W_v W_o.0",
 ])  # fmt: skip
 def test_every_attention_layout_of_the_lab_loads(tmp_path, transformer, tokens, names, bias):
     state = dict(transformer.state_dict())
