@@ -5,7 +5,7 @@ anything, and a file is replaced only by a complete successor. The lab's files a
 the layouts that its solutions have; whatever the layout, what comes out has the names of the lab's template.
 """
 
-import re
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from lab5.config import TransformerConfig, VQGANConfig, changed, check, flat
+from lab5.runtime.attentions import HEADS, Reading, plain_attention
 from lab5.runtime.files import State, existing_file, load_tensors, save_tensors
 from lab5.runtime.pickles import check_weights, is_pickle, printable, unpickle
 from lab5.transformer import BidirectionalTransformer
@@ -33,31 +34,45 @@ def save_transformer(path: str | Path, model: BidirectionalTransformer, **meta: 
     save_tensors(path, model.state_dict(), meta | {TransformerConfig.__name__: asdict(model.config)})
 
 
-def load_vqgan(path: str | Path) -> VQGAN:
+def load_vqgan(path: str | Path, entry: str = "") -> VQGAN:
     """Stage one in eval mode, from our file or from the course's VQGAN.pt (315 float32 tensors, the lab's shape).
 
-    Weights in other floating-point types become float32. Raises FileNotFoundError, or ValueError for files that hold
-    anything else, or NaN or infinity.
+    Of a file with several such networks `entry` says which. Weights in other floating-point types become float32.
+    Raises FileNotFoundError, or ValueError for files that hold anything else, or NaN or infinity.
     """
     if is_pickle(existing_file(path)):
-        return with_weights(lambda: VQGAN(VQGANConfig()), unpickle(path, "vqgan."), path)
+        return with_weights(lambda: VQGAN(VQGANConfig()), unpickle(path, "codebook.embedding.weight", entry), path)
     state, config = _ours(path, VQGANConfig)
     return with_weights(lambda: VQGAN(config), state, path)
 
 
-def load_transformer(path: str | Path) -> BidirectionalTransformer:
+def load_transformer(path: str | Path, reading: Reading | None = None) -> BidirectionalTransformer:
     """Stage two in eval mode, from our file or from a checkpoint of the lab's.
 
-    The lab's may be a transformer's state dict, a dict that holds one as `transformer_state_dict` or `model`,
-    or a whole MaskGit's, with any attention of ATTENTION_NAMES. Sizes follow from the tensors, except the number
-    of heads, which no tensor shows: the lab's 16. Raises like `load_vqgan`.
+    The lab's has a transformer's state dict in it, or a whole MaskGit's, with any attention that can be written as
+    ours: `runtime.attentions`. Sizes follow from the tensors, but for the number of heads where no tensor shows it:
+    the lab's 16. What else they leave open `reading` says; without one, a checkpoint that could be read otherwise is
+    warned of. Raises like `load_vqgan`.
     """
-    if is_pickle(existing_file(path)):
-        state = rename_attention(unpickle(path, "transformer."), path)
-        config = lab_config(state, path)
-    else:
+    if not is_pickle(existing_file(path)):
         state, config = _ours(path, TransformerConfig)
-    return with_weights(lambda: BidirectionalTransformer(config), state, path)
+        return with_weights(lambda: BidirectionalTransformer(config), state, path)
+    state = unpickle(path, "tok_emb.weight", reading.entry if reading else "")
+    plain = plain_attention(state, path, reading or Reading())
+    if plain.doubt and reading is None:
+        warnings.warn(f"{path} can be read in other ways: {plain.doubt}; {SAY}", stacklevel=2)
+    config = lab_config(plain.state, path, plain.heads)
+    return with_weights(lambda: BidirectionalTransformer(config), plain.state, path)
+
+
+SAY = "a Reading says how, as does --read on the command line"
+
+
+def other_readings(path: str | Path, reading: Reading) -> list[Reading]:
+    """The ways in which the tensors of a checkpoint of the lab's allow to read it otherwise; [] for our files."""
+    if not is_pickle(existing_file(path)):
+        return []
+    return plain_attention(unpickle(path, "tok_emb.weight", reading.entry), path, reading).others
 
 
 def _ours(path: str | Path, config_class: type) -> tuple[State, Any]:
@@ -111,46 +126,8 @@ def with_weights(build: Callable[[], Model], state: State, path: str | Path) -> 
     model.to_empty(device="cpu").load_state_dict(state)
     return model.eval()
 
-# What solutions of the lab call the linear layers inside their attention.
-ATTENTION_NAMES = {
-    "query": ("query", "q", "Q", "W_q", "W_Q", "linear_q", "to_q", "q_proj", "q_linear", "to_queries"),
-    "key": ("key", "k", "K", "W_k", "W_K", "linear_k", "to_k", "k_proj", "k_linear", "to_keys"),
-    "value": ("value", "v", "V", "W_v", "W_V", "linear_v", "to_v", "v_proj", "v_linear", "to_values"),
-    "out": ("out", "o", "O", "W_o", "W_O", "W_out", "linear_out", "linear_o", "to_out", "out_proj", "proj",
-            "unify_heads"),
-    "query key value": ("qkv", "to_qkv", "W_qkv", "qkv_proj", "linear_qkv"),
-}  # fmt: skip
 
-
-ATTENTION = re.compile(r"(blocks\.\d+\.Attention)\.(\w+)\.(weight|bias)")
-
-
-def rename_attention(state: State, path: str | Path) -> State:
-    """Our four linears with bias, out of any known layout; a bias that is not there is zero."""
-    roles_of = {theirs: roles.split() for roles, names in ATTENTION_NAMES.items() for theirs in names}
-    renamed: State = {}
-    for name, tensor in state.items():
-        if (match := ATTENTION.fullmatch(name)) is None:
-            ours = {name: tensor}
-        else:
-            block, theirs, kind = match.groups()
-            if theirs not in roles_of:
-                raise ValueError(f"{path} has an attention of unknown layout: {name} is no query, key, value or out")
-            roles = roles_of[theirs]
-            if len(tensor) % len(roles):
-                raise ValueError(f"{path} has {len(tensor)} rows in {name}, which should stack query, key and value")
-            parts = tensor.chunk(len(roles))
-            ours = {f"{block}.{role}.{kind}": rows for role, rows in zip(roles, parts, strict=True)}
-        if twice := ours.keys() & renamed.keys():
-            raise ValueError(f"{path} has more than one tensor for {min(twice)}, the last is {name}")
-        renamed |= ours
-    for name, tensor in list(renamed.items()):
-        if (match := ATTENTION.fullmatch(name)) and match[3] == "weight":
-            renamed.setdefault(f"{match[1]}.{match[2]}.bias", torch.zeros(len(tensor)))
-    return renamed
-
-
-def lab_config(state: State, path: str | Path) -> TransformerConfig:
+def lab_config(state: State, path: str | Path, heads: int = HEADS) -> TransformerConfig:
     """The lab's config with the sizes that the tensors have."""
     try:
         ids, width = state["tok_emb.weight"].shape
@@ -161,7 +138,7 @@ def lab_config(state: State, path: str | Path) -> TransformerConfig:
         raise ValueError(f"{path} holds no transformer of the lab's ({error}); it has {names}, ...") from error
     if layers > len(state):
         raise ValueError(f"{path} has only {len(state)} tensors for {layers} layers, as its blocks are numbered")
-    config = TransformerConfig()
-    if width % config.heads:
-        raise ValueError(f"{path} has width {width}, which the lab's {config.heads} heads do not divide")
-    return replace(config, codes=ids - 1, positions=positions, width=width, layers=layers, hidden=hidden)
+    if width % heads:
+        raise ValueError(f"{path} has width {width}, which {heads} heads do not divide; --read heads=H says how many")
+    sizes = {"codes": ids - 1, "positions": positions, "width": width, "layers": layers, "hidden": hidden}
+    return replace(TransformerConfig(), heads=heads, **sizes)

@@ -1,5 +1,6 @@
 """Networks on disk: what is written comes back, nothing is executed, every layout of the lab's is the same model."""
 
+import argparse
 import math
 import pickle
 import re
@@ -11,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from lab5.checkpoint import lab_config, load_transformer, load_vqgan, rename_attention, save_transformer, save_vqgan
+from lab5.checkpoint import lab_config, load_transformer, load_vqgan, save_transformer, save_vqgan
 from lab5.cli.export import export_transformer, export_vqgan
 from lab5.config import TransformerConfig, VQGANConfig
+from lab5.runtime.attentions import plain_attention
 from lab5.runtime.files import load_tensors, save_tensors
 from lab5.transformer import BidirectionalTransformer
 from lab5.vqgan import VQGAN
@@ -168,6 +170,10 @@ WRAPPINGS = {
         "transformer_state_dict": state, "optimizer": {"lr": 1e-4, "state": {0: torch.ones(2)}}, "epoch": 3,
     },
     "as model": lambda state: {"model": state, "epoch": 3},
+    "as model_state_dict": lambda state: {"model_state_dict": state, "epoch": 3, "train_loss": 1.0},
+    "as transformer_parameter": lambda state: {"transformer_parameter": state, "epoch": 3},
+    "whole maskgit as model_state": lambda state: {"model_state": whole_maskgit(state), "best_val": np.float64(1.5)},
+    "beside arguments": lambda state: {"model": state, "args": argparse.Namespace(lr=1e-4, device="cuda:0")},
     "whole maskgit": whole_maskgit,
     "whole maskgit as model": lambda state: {"model": whole_maskgit(state)},
 }  # fmt: skip
@@ -193,10 +199,14 @@ def relabelled(state: dict, names: list[str]) -> dict:
     return theirs
 
 
+@pytest.mark.filterwarnings("ignore:.*can be read in other ways")
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("names", [
     "query key value out", "W_q W_k W_v W_o", "Q K V W_out", "linear_q linear_k linear_v linear_out",
     "to_queries to_keys to_values unify_heads", "to_qkv proj", "qkv proj", "qkv to_out",
+    "q_linear k_linear v_linear out_linear", "query key value output", "query key value output_layer",
+    "query_proj key_proj value_proj output_proj", "w_q w_k w_v w_o", "wq wk wv linear_out", "WQ WK WV Wo", "wqkv wo",
+    "transfer_qkv projection", "qkv_layer out_proj", "W_q W_k W_v W_o.0",
 ])  # fmt: skip
 def test_every_attention_layout_of_the_lab_loads(tmp_path, transformer, tokens, names, bias):
     state = dict(transformer.state_dict())
@@ -214,7 +224,7 @@ def test_every_attention_layout_of_the_lab_loads(tmp_path, transformer, tokens, 
 def test_the_lab_sized_state_dict_asks_for_the_labs_config():
     shapes = contract("transformer_state_dict.tsv")
     state = {key: torch.zeros(1).expand(shape) for key, shape in shapes.items()}  # 250 names, next to no memory
-    assert lab_config(rename_attention(state, "file"), "file") == TransformerConfig()
+    assert lab_config(plain_attention(state, "file").state, "file") == TransformerConfig()
 
 
 @pytest.fixture(scope="module")

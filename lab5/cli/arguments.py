@@ -84,6 +84,7 @@ def parser() -> ArgumentParser:
          "pretrained)", choices=("pretrained", "trained"), default="pretrained")  # fmt: skip
     _add(pair, "--vqgan", "FILE", "stage one, of lab5 or the course's VQGAN.pt (default: what LAB5_VQGAN names)")
     _add(pair, "--transformer", "FILE", "stage two, of lab5 or of the lab, in place of those weights (default: none)")
+    _add_read(pair)
 
     def command(name: str, parent: ArgumentParser, short: str, about: str) -> ArgumentParser:
         return commands.add_parser(name, parents=[parent], help=short, description=about)
@@ -242,7 +243,14 @@ def _export(parser: ArgumentParser) -> None:
          "(default: separate)", choices=("separate", "fused"), default="separate")  # fmt: skip
     _add(parser, "--wrapper", None, "the transformer's state dict bare, or as an entry of that name (default: none)",
          choices=("none", "transformer_state_dict", "model"), default="none")  # fmt: skip
+    _add_read(parser)
     _add(parser, "--overwrite", "", "replace OUT if it is there (default: refuse)")
+
+
+def _add_read(parser: ArgumentParser) -> None:
+    _add(parser, "--read", "KEY=VALUE", "what a PyTorch file leaves open: entry= names its state dict; rows=h3d says "
+         "that query, key and value are fused head by head (3hd: one below another); heads=; query=, key=, value= and "
+         "out= name matrices; may be repeated (default: as the tensors say)", action="append", default=[])  # fmt: skip
 
 
 def _lab(parser: ArgumentParser, settings: dict[str, str], config: bool = True) -> Any:

@@ -1,29 +1,40 @@
 """The command export: a network for the lab's own code, a PyTorch file with a state dict under the lab's names."""
 
 import io
+import re
+import sys
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from lab5.checkpoint import ATTENTION, load_transformer, load_vqgan
+from lab5.checkpoint import load_transformer, load_vqgan
 from lab5.config import TransformerConfig, VQGANConfig
+from lab5.runtime.attentions import Reading
 from lab5.runtime.files import State, write
 from lab5.transformer import BidirectionalTransformer
 from lab5.vqgan import VQGAN
 
 
-def export(network: str, file: Path, out: Path, *, layout: str, wrapper: str, overwrite: bool) -> None:
-    """Write a "transformer" or a "vqgan" for the lab's code."""
+def export(
+    network: str, file: Path, out: Path, *, layout: str, wrapper: str, overwrite: bool, reading: Reading | None = None
+) -> None:
+    """Write a "transformer" or a "vqgan" for the lab's code; `reading` as in `checkpoint.load_transformer`."""
     if out.exists() and not overwrite:
         raise ValueError(f"{out} is there already: choose another file, or replace it with --overwrite")
     if network == "vqgan":
         if (layout, wrapper) != ("separate", "none"):
             raise ValueError("--layout and --wrapper are the transformer's; the lab has one format for the vqgan")
-        export_vqgan(out, load_vqgan(file))
+        export_vqgan(out, load_vqgan(file, reading.entry if reading else ""))
     else:
-        export_transformer(out, load_transformer(file), layout=layout, wrapper=wrapper)
+        with warnings.catch_warnings(record=True) as doubts:
+            warnings.simplefilter("always")
+            model = load_transformer(file, reading)
+        export_transformer(out, model, layout=layout, wrapper=wrapper)
+        for doubt in doubts:
+            print(f"lab5: {doubt.message}", file=sys.stderr)
     print(f"{out}: the {network} of {file} for the lab's code, {out.stat().st_size / 1e6:.1f} MB")
 
 
@@ -67,7 +78,7 @@ def fuse_attention(state: State) -> State:
     """Query, key and value stacked into qkv, in the place of the query; out is called proj."""
     fused: State = {}
     for name, tensor in state.items():
-        match = ATTENTION.fullmatch(name)
+        match = re.fullmatch(r"(blocks\.\d+\.Attention)\.(\w+)\.(weight|bias)", name)
         block, role, kind = match.groups() if match else ("", "", "")
         if role == "query":
             parts = [state[f"{block}.{part}.{kind}"] for part in ("query", "key", "value")]

@@ -153,8 +153,12 @@ def _check(args: Namespace) -> None:
 
 def _export(args: Namespace) -> None:
     from lab5.cli.export import export
+    from lab5.pitfalls.fitting import parse_reading
 
-    export(args.network, args.file, args.out, layout=args.layout, wrapper=args.wrapper, overwrite=args.overwrite)
+    export(
+        args.network, args.file, args.out, layout=args.layout, wrapper=args.wrapper, overwrite=args.overwrite,
+        reading=parse_reading(args.read) if args.read else None,
+    )  # fmt: skip
 
 
 def _data(args: Namespace) -> None:
@@ -272,8 +276,9 @@ def _translate(args: Namespace, lab: dict[str, Any]) -> None:
 
 def _networks(args: Namespace) -> Any:
     from lab5.cli.train import Networks
+    from lab5.pitfalls.fitting import parse_reading
 
-    return Networks(args.weights, lab_flags.stage_one(args), args.transformer)
+    return Networks(args.weights, lab_flags.stage_one(args), args.transformer, parse_reading(args.read))
 
 
 # --- the program ------------------------------------------------------------------------------------------------

@@ -23,7 +23,10 @@ from lab5.inpainting.pair import Pair, load_pair
 from lab5.inpainting.tokenizer import Tokenizer, reconstruction_psnr_db
 from lab5.masking import read_masking
 from lab5.objectives import validate
-from lab5.runtime.files import write
+from lab5.pitfalls.fitting import fit_reading
+from lab5.runtime.attentions import Reading
+from lab5.runtime.files import existing_file, write
+from lab5.runtime.pickles import is_pickle
 from lab5.scoring.classifier import ToyFeatures
 from lab5.trainer import learning_rate
 from lab5.training import networks
@@ -135,6 +138,7 @@ class Networks(NamedTuple):
     weights: str = "pretrained"
     vqgan: Path | None = None
     transformer: Path | None = None
+    reading: Reading = Reading()  # of the transformer, where its file leaves something open
 
 
 def choose_pair(config: Config, data: Dataset, chosen: Networks) -> Pair:
@@ -142,7 +146,7 @@ def choose_pair(config: Config, data: Dataset, chosen: Networks) -> Pair:
 
     Raises ValueError, before anything is trained, for photographs that networks of toy cats would fill.
     """
-    weights, vqgan, transformer = chosen
+    weights, vqgan, transformer, reading = chosen
     if (vqgan is None) != (transformer is None):
         raise ValueError(
             "--vqgan and --transformer belong together: give both files, or neither; LAB5_VQGAN can name the vqgan"
@@ -155,8 +159,15 @@ def choose_pair(config: Config, data: Dataset, chosen: Networks) -> Pair:
             f"the {weights if vqgan is None else 'given'} pair knows toy cats only: {way}name the dataset to train on "
             "with --data, or networks of such pictures with --vqgan and --transformer"
         )
+    if reading != Reading() and (transformer is None or not is_pickle(existing_file(transformer))):
+        raise ValueError("--read says how a PyTorch file of the lab's is read: give one as --transformer")
     if vqgan is not None and transformer is not None:
-        return load_pair(config, vqgan, transformer, transformer.stem)
+        pair, notes = fit_reading(
+            load_pair(config, vqgan, transformer, transformer.stem, reading), transformer, data, reading
+        )
+        for note in notes:
+            print(f"lab5: {note}", file=sys.stderr)
+        return pair
     if weights == "trained":
         data = get_dataset(config)
         check_training(config, data)
@@ -165,7 +176,7 @@ def choose_pair(config: Config, data: Dataset, chosen: Networks) -> Pair:
 
 def learned_from(config: Config, chosen: Networks) -> list[str]:
     """The datasets that the chosen networks were trained on, by name, as far as that is known."""
-    weights, *files = chosen
+    weights, *files, _ = chosen
     if files[0] is None and weights == "pretrained":
         return [TOYS]
     names = [networks.learned_from(file) for file in files if file is not None]

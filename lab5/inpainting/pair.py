@@ -9,6 +9,7 @@ from torch import nn
 from lab5 import checkpoint
 from lab5.config import Config
 from lab5.inpainting.tokenizer import Tokenizer
+from lab5.runtime.attentions import Reading
 from lab5.runtime.files import load_tensors
 from lab5.transformer import BidirectionalTransformer
 
@@ -21,14 +22,16 @@ class Pair(NamedTuple):
     weights: str  # for captions: "pretrained 1a2b3c4d5e6f", of both networks
 
 
-def load_pair(config: Config, vqgan: Path, transformer: Path, name: str) -> Pair:
-    """Two files of ours or of the lab's, called `name` in captions.
+def load_pair(
+    config: Config, vqgan: Path, transformer: Path, name: str, reading: Reading | None = None
+) -> Pair:
+    """Two files of ours or of the lab's, called `name` in captions; `reading` as in `checkpoint.load_transformer`.
 
     Raises ValueError where the transformer predicts another number of codes, or is known to have learned
     another VQGAN's tokens.
     """
     tokenizer = Tokenizer(checkpoint.load_vqgan(vqgan).to(config.device))
-    model = checkpoint.load_transformer(transformer).to(config.device)
+    model = checkpoint.load_transformer(transformer, reading).to(config.device)
     if model.codes != tokenizer.codes:
         raise ValueError(f"{transformer} predicts {model.codes} codes, but {vqgan} has {tokenizer.codes}")
     trained_on = _tokenizer_of(transformer)
