@@ -126,14 +126,13 @@ def commit(
     generator: Generators,
 ) -> DecodeStep:
     """The state in which all proposals are kept but those at the positions that stay masked."""
-    masked = state.masked
     if decoding.order == "moment":
         # A step that commits everything selects nothing: its codes keep the model's own distribution, as in MaskGIT.
         chosen = proposal.at_masked(~staying & staying.any(dim=1, keepdim=True))
-        sharp = CODES[decoding.codes](logits, moment_temperature(proposal), AtMasked(generator, masked))
+        sharp = CODES[decoding.codes](logits, moment_temperature(proposal), AtMasked(generator, state.masked))
         proposal = proposal._replace(codes=torch.where(chosen, sharp, proposal.codes))
-    filled = state.tokens.masked_scatter(masked, proposal.codes)
-    confidence = state.confidence.masked_scatter(masked, proposal.log_probability)
+    filled = state.tokens.masked_scatter(state.masked, proposal.codes)
+    confidence = state.confidence.masked_scatter(state.masked, proposal.log_probability)
     mask_id = logits.shape[-1]  # the id after the K codes
     tokens = filled.masked_fill(staying, mask_id)
     return DecodeStep(state.step + 1, tokens, staying, filled, confidence, state.unknown, proposal.once)
@@ -196,14 +195,10 @@ def code_logits(model: Model, state: DecodeStep, prior: Float[Tensor, "B N K"] |
 
 
 def ask(
-    model: Model,
-    tokens: Int[Tensor, "B N"],
-    prior: Float[Tensor, "B N K"] | None = None,
-    where: Bool[Tensor, "B N"] | None = None,
+    model: Model, tokens: Int[Tensor, "B N"], prior: Tensor | None = None, where: Bool[Tensor, "B N"] | None = None
 ) -> Float[Tensor, "*M K"]:
-    """Logits of the codes alone, cut before any softmax, so that the mask id cannot be chosen; in float32, with the
-    prior added; at all positions, or at those `where` it is True. Raises ValueError for logits of another shape, and
-    for infinities and not-a-numbers."""
+    """Logits of the codes alone, in float32 with the prior added, at all positions or at those of `where`; cut before any
+    softmax, so that the mask id cannot be chosen. Raises ValueError for another shape, infinities and not-a-numbers."""
     codes, at_once = _mask_id(model), where is not None and getattr(model, "takes_where", False)
     with torch.no_grad(), fast_float32(tokens.device):
         logits = model(tokens, where) if at_once else model(tokens)
@@ -241,9 +236,7 @@ def _check_batch(
         span = f"{int(known.min())}..{int(known.max())}"
         raise ValueError(f"known tokens must be codes in 0..{mask_id - 1}, but they span {span}.")
     if not isinstance(generator, torch.Generator) and len(generator) != len(tokens):
-        raise ValueError(
-            f"generator must be one for the batch or one per image, but there are {len(generator)} generators for "
-            f"{len(tokens)} images."
-        )
+        counts = f"{len(generator)} generators for {len(tokens)} images"
+        raise ValueError(f"generator must be one for the batch or one per image, but there are {counts}.")
     if prior is not None and prior.shape != (*tokens.shape, mask_id):
         raise ValueError(f"prior must have shape {(*tokens.shape, mask_id)}, but it has {tuple(prior.shape)}.")
