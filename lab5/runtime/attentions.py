@@ -70,7 +70,7 @@ class Plain(NamedTuple):
     others: list[Reading]  # how
 
 
-@dataclass
+@dataclass(eq=False)
 class _Matrix:
     """A linear layer, or several of the same name for a head each, from the full width to `rows` of it."""
 
@@ -98,8 +98,9 @@ def plain_attention(state: State, path: object, reading: Reading | None = None) 
     written so, or not without being told more.
     """
     reading = reading or Reading()
-    scalars = {name: x for name, x in state.items() if x.ndim == 0 and IN_ATTENTION.fullmatch(name)}
-    check_weights({name: x for name, x in state.items() if name not in scalars}, path)
+    # A factor of the scores may come without an axis.
+    factors = {name for name, x in state.items() if x.ndim == 0 and IN_ATTENTION.fullmatch(name)}
+    check_weights({name: x[None] if name in factors else x for name, x in state.items()}, path)
     table = state.get("tok_emb.weight", torch.empty(0))
     plain: State = {}
     blocks: dict[str, State] = {}
@@ -265,6 +266,8 @@ def _assign(matrices: list[_Matrix], reading: Reading, width: int) -> tuple[list
     elif set("qkv") <= set(taken):  # what mixes the heads comes last, and the outermost is the last
         for one in nameless:
             one.letters = "o" if one.letters == "" and _size(one, width) == 1 else None
+        if reading.out:  # whoever names the last one knows that this is none
+            matrices = [one for one in matrices if one not in nameless or one.letters is None]
     if odd := next((one for one in matrices if not one.letters), None):
         raise _unknown(odd.name)
     outs = sorted((one for one in matrices if one.letters == "o" and one.weight is not None), key=lambda o: len(o.key))

@@ -272,9 +272,9 @@ class InSequence(Four):
 class Nested(Written):
     """A public solution: head by head, with a layer that is never used."""
 
-    def __init__(self, composed: bool = False):
+    def __init__(self, ends: str = "outer"):
         super().__init__()
-        self.composed = composed
+        self.ends = ends
         self.attention = Fused("W_qkv W_o", rows="h3d")
         self.linear_proj = linear()
 
@@ -282,7 +282,8 @@ class Nested(Written):
         return self.attention.parts(x)
 
     def end(self, x):
-        return self.linear_proj(self.attention.W_o(x) if self.composed else x)
+        x = x if self.ends == "outer" else self.attention.W_o(x)
+        return x if self.ends == "inner" else self.linear_proj(x)
 
 
 class WithExtras(Four):
@@ -328,7 +329,8 @@ WAYS: dict[str, tuple[Callable[[], nn.Module], Reading | None]] = {
     "as in BEiT": (LikeBeit, None),
     "in sequences": (InSequence, None),
     "nested, one unused": (Nested, Reading(rows="h3d")),
-    "nested, both used": (lambda: Nested(True), Reading(rows="h3d", out="attention.W_o,linear_proj")),
+    "nested, the inner used": (lambda: Nested("inner"), Reading(rows="h3d", out="W_o")),
+    "nested, both used": (lambda: Nested("both"), Reading(rows="h3d", out="attention.W_o,linear_proj")),
     "a factor and counters": (lambda: WithExtras(SIZE**-0.5), None),
     "the factor of the whole width": (lambda: WithExtras(WIDTH**-0.5), None),
     "compiled alone": (lambda: torch.compile(Four("q k v o")), None),
