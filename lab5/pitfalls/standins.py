@@ -7,6 +7,7 @@ that say at which call they were given: a painted token tells when it was drawn.
 
 import importlib.util
 import math
+import re
 import sys
 from collections.abc import Callable, Iterator
 from importlib.abc import Loader, MetaPathFinder
@@ -63,7 +64,9 @@ class World:
         self.start = torch.randint(len(CODES), (N,), generator=self.generator)  # where a position's codes begin
         self.unknown = self._holes()
         self.images = {name: self._tokens(n) for name, n in (("train", 32), ("val", 8), ("test", len(HOLES)))}
-        self.names = {tuple(sorted(row)): (name, i) for name, t in self.images.items() for i, row in enumerate(t.tolist())}
+        self.names = {
+            tuple(sorted(row)): (name, i) for name, t in self.images.items() for i, row in enumerate(t.tolist())
+        }
         self.answer: Callable[[Tensor], Tensor] | None = None  # tokens (B,N) -> logits (B,N,classes)
         self.classes = K + 1
         self.events: list[dict[str, Any]] = []
@@ -109,7 +112,7 @@ class World:
     # --- answers of the oracle
 
     def sure(self, tokens: Tensor) -> Tensor:
-        """Of two codes that tell the call, one in 0.6 to 0.99, the other the rest; no two positions are equally sure."""
+        """Of two codes that tell the call, one has 0.6 to 0.99, the other the rest; no two positions are alike."""
         logits = torch.full((*tokens.shape, self.classes), -60.0)
         place = self.start + 2 * min(self.calls, 99)
         p = torch.linspace(0.6, 0.99, N)[torch.randperm(N, generator=self.generator)].expand(tokens.shape)
@@ -328,8 +331,34 @@ class InertModule(ModuleType):
         return Inert if name[:1].isupper() else Inert()
 
 
+def rearrange(tensor: Any, pattern: str, **sizes: int) -> Tensor:
+    """einops' own, for patterns of names and groups, such as "b n (h d) -> b h n d"."""
+    tensor = torch.stack(list(tensor)) if isinstance(tensor, list | tuple) else tensor
+    left, right = (
+        [part.strip("()").split() for part in re.findall(r"\([^)]*\)|\S+", side)] for side in pattern.split("->")
+    )
+    for names, size in zip(left, tensor.shape, strict=True):
+        known = math.prod(sizes.get(name, 1) for name in names)
+        sizes |= {name: size // known for name in names if name not in sizes}
+    order = [name for names in left for name in names]
+    whole = tensor.reshape([sizes[name] for name in order])
+    moved = whole.permute([order.index(name) for names in right for name in names])
+    return moved.reshape([math.prod(sizes[name] for name in names) for names in right])
+
+
+class Rearrange(nn.Module):
+    """The same as a layer."""
+
+    def __init__(self, pattern: str, **sizes: int):
+        super().__init__()
+        self.pattern, self.sizes = pattern, sizes
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rearrange(x, self.pattern, **self.sizes)
+
+
 class MissingPackages(MetaPathFinder, Loader):
-    """The last place where Python looks for a module: packages that are not installed are inert, and their names kept."""
+    """The last place where Python looks for a module: what is not installed is inert, and its name is kept."""
 
     def __init__(self, own: set[str]):
         self.own = own  # of the solution itself: what is missing there is its mistake
@@ -351,7 +380,10 @@ class MissingPackages(MetaPathFinder, Loader):
         return importlib.util.spec_from_loader(name, self, is_package=True)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        return InertModule(spec.name)
+        module = InertModule(spec.name)
+        if spec.name.partition(".")[0] == "einops":
+            module.rearrange, module.Rearrange = rearrange, Rearrange
+        return module
 
     def exec_module(self, module: ModuleType) -> None:
         pass
@@ -375,8 +407,7 @@ class NoGPU(TorchFunctionMode):
 
 
 def _on_cpu(value: Any) -> Any:
-    is_gpu = isinstance(value, str) and value.startswith("cuda") or isinstance(value, torch.device) and value.type == "cuda"
-    return torch.device("cpu") if is_gpu else value
+    return torch.device("cpu") if isinstance(value, str | torch.device) and str(value).startswith("cuda") else value
 
 
 class Anything(dict):
