@@ -109,9 +109,10 @@ class Driver:
         for name in ("train", "val", "masked_image"):  # the other of the two layouts
             (self.root / DATA / "cat_face").mkdir(exist_ok=True)
             (self.root / DATA / "cat_face" / name).symlink_to(self.root / DATA / name)
-        for name in ("lab3_dataset", "dataset"):
+        places = {"lab3_dataset": "", "dataset": "", "cat_face": "cat_face", "mask64": "mask64"}  # of defaults
+        for name, place in places.items():
             if not (self.root / name).exists():
-                (self.root / name).symlink_to(self.root / DATA)
+                (self.root / name).symlink_to(self.root / DATA / place)
 
     def _make(self, path: Path, text: str, note: bool = True) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -444,7 +445,7 @@ def _option(action: argparse.Action) -> str:
         "bs": "batch_size", "batch": "batch_size", "batchsize": "batch_size", "accum_steps": "accum_grad",
         "gradient_accumulation_steps": "accum_grad", "epoch": "epochs", "num_epochs": "epochs",
         "warmup": "warmup_epochs",
-        "mask_schedule": "mask_func", "schedule": "mask_func", "mask_function": "mask_func", "t": "sweet_spot",
+        "mask_schedule": "mask_func", "schedule": "mask_func", "mask_function": "mask_func",
         "total_iters": "total_iter", "load_transformer_checkpoint_path": "load_transformer_ckpt_path",
     }.get(name, name)  # fmt: skip
 

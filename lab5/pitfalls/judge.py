@@ -221,6 +221,8 @@ def _attention(seen: Facts) -> Iterator[tuple[str, Said]]:
             if worst := [row for row in rows if row["verdict"] == name.name]:
                 row = worst[0]
                 other = {k: row[k] for k in ("meaning", "remedy") if row.get(k)}
+                if name is FAILS:
+                    other["pitfall"] = row["pitfall"]
                 yield key, (name, row["evidence"], other)
                 break
 

@@ -289,7 +289,6 @@ def _picture(world: World, events: list[Event]) -> dict[str, Any]:
     facts["masked before"] = [int(mask.sum()) for mask in before]
     facts["masked after"] = [int(mask.sum()) for mask in after]
     last = after if len(after) >= len(before) else [*before[1:], *after[-1:]]  # the mask after each step
-    positions = torch.arange(N)
     facts["known changed"] = [int(((tokens != encoded) & ~hole).sum()) for tokens in inputs[1:]]
     # Accepted: masked before some step, not masked after it. What is shown of it later?
     lost = redrawn = 0
@@ -312,7 +311,7 @@ def _picture(world: World, events: list[Event]) -> dict[str, Any]:
                       for half in (early, ~early)]  # fmt: skip
     if finals := _finals(events):
         painted = read(finals[0]["pictures"])[0]
-        when = world.when(painted, positions)
+        when = world.when(painted)
         kept = painted == encoded
         drawn = torch.where(when < max(1, len(inputs)), when, -1)
         facts["final"] = [int(kept[~hole].sum()), int((~kept & (drawn >= 0))[~hole].sum()), int((~hole).sum())]

@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int64, UInt8
 from PIL import Image
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -35,16 +36,16 @@ AT = torch.full((K + 1,), -1).scatter(0, CODES, torch.arange(len(CODES)))  # a c
 # --- pictures whose blocks are tokens ---------------------------------------------------------------------------
 
 
-def paint(tokens: Tensor) -> Tensor:
-    """Tokens (B,N) as bytes (B,3,64,64)."""
+def paint(tokens: Int64[Tensor, "B 256"]) -> UInt8[Tensor, "B 3 64 64"]:
+    """Tokens as bytes."""
     levels = torch.stack([tokens >> 6, tokens >> 3 & 7, tokens & 7], dim=1)  # (B,3,N)
     colours = (levels * 2 + 1) * (128 // LEVELS)[:, None]
     colours = torch.where((tokens == GREY)[:, None], 128, colours).view(-1, 3, GRID, GRID)
     return colours.repeat_interleave(BLOCK, 2).repeat_interleave(BLOCK, 3).to(torch.uint8)
 
 
-def read(pixels: Tensor) -> Tensor:
-    """Pictures (B,3,64,64) in 0..1 as tokens (B,N): the nearest colour of each block."""
+def read(pixels: Float[Tensor, "B 3 64 64"]) -> Int64[Tensor, "B 256"]:
+    """Pictures in 0..1 as tokens: the nearest colour of each block."""
     blocks = pixels.float().unfold(2, BLOCK, BLOCK).unfold(3, BLOCK, BLOCK).flatten(4).median(-1).values * 255
     blocks = blocks.flatten(2)  # (B,3,N)
     levels = (blocks / (256 // LEVELS)[:, None]).floor().clamp(min=0).minimum((LEVELS - 1)[:, None]).long()
@@ -89,9 +90,9 @@ class World:
             holes.append(distance.argsort().argsort() < size)
         return torch.stack(holes)
 
-    def when(self, codes: Tensor, positions: Tensor) -> Tensor:
-        """At which call each code was given, by the oracle that is sure; -1 for other codes."""
-        place = (AT[codes] - self.start[positions]) % len(CODES)
+    def when(self, codes: Int64[Tensor, "256"]) -> Int64[Tensor, "256"]:
+        """At which call each position's code was given, by the oracle that is sure; -1 for other codes."""
+        place = (AT[codes] - self.start) % len(CODES)
         return torch.where((AT[codes] >= 0) & (place < 200), place // 2, -1)
 
     def write(self, folder: Path) -> None:
@@ -357,6 +358,9 @@ class Rearrange(nn.Module):
         return rearrange(x, self.pattern, **self.sizes)
 
 
+BETWEEN = ("importlib", "jaxtyping", "beartype")  # on the stack, between who imports and who looks for it
+
+
 class MissingPackages(MetaPathFinder, Loader):
     """The last place where Python looks for a module: what is not installed is inert, and its name is kept."""
 
@@ -372,7 +376,7 @@ class MissingPackages(MetaPathFinder, Loader):
             return None
         if top not in self.names:
             caller = sys._getframe(1)
-            while caller is not None and "importlib" in caller.f_code.co_filename:
+            while caller is not None and any(name in caller.f_code.co_filename for name in BETWEEN):
                 caller = caller.f_back
             if caller is None or "site-packages" in caller.f_code.co_filename:
                 return None  # a package that tries what else is there
