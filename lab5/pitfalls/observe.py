@@ -313,8 +313,8 @@ def _picture(world: World, events: list[Event]) -> dict[str, Any]:
         painted = read(finals[0]["pictures"])[0]
         when = world.when(painted)
         kept = painted == encoded
-        drawn = torch.where(when < max(1, len(inputs)), when, -1)
-        facts["final"] = [int(kept[~hole].sum()), int((~kept & (drawn >= 0))[~hole].sum()), int((~hole).sum())]
+        drawn = torch.where(~kept & (when < max(1, len(inputs))), when, -1)
+        facts["final"] = [int(kept[~hole].sum()), int((drawn >= 0)[~hole].sum()), int((~hole).sum())]
         facts["in hole"] = {
             "as at the start": int(kept[hole].sum()), "drawn": int((drawn >= 0)[hole].sum()),
             "drawn last": int((drawn == len(inputs) - 1)[hole].sum()),

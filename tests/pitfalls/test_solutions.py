@@ -31,7 +31,7 @@ FEW = {
     "sampling, old super, fused by heads", "pandas, wandb, tensorboard, a GPU, folders and NumPy of old",
     "1 shrinking mask",
     "5 softmax over queries, 16 dropout on", "8 ignore_index of no label, 15 the flag is not handed on",
-    "11 of the current mask", "14 a silent sweet spot, 18 grey encoded", "17 never stepped",
+    "2 original tokens", "11 of the current mask", "14 a silent sweet spot, 18 grey encoded", "17 never stepped",
 }  # fmt: skip
 ALL = RIGHT | WRONG
 
@@ -58,6 +58,8 @@ def check_verdicts(name: str, facts: dict) -> None:
     assert {row.key for row in rows if row.verdict is Verdict.FAILS} == ALL[name].fails
     unseen = {row.key: row.evidence for row in rows if row.verdict is Verdict.NOT_TESTED}
     assert len(unseen) <= 3, unseen
+    if len(ALL[name].fails) == 1 and name[0].isdigit():
+        assert {row.pitfall for row in rows if row.verdict is Verdict.FAILS} == {int(name.split()[0])}
     for row in rows:
         assert row.check and row.evidence and "\n" not in row.evidence
         assert (row.verdict is not Verdict.FAILS) or (row.meaning and CHECKS[row.key].file in row.remedy)
