@@ -9,6 +9,7 @@ cannot produce; where two readings are legitimate it says which one it has met, 
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -67,12 +68,11 @@ def check_gamma(gamma: Callable[[float], float]) -> Checks:
         first = judged("starts at 1", abs(start - 1) < 0.01, given, "Before the first step all of the hole is masked.",
                      "Return the share that stays masked, which falls from 1 to 0.")  # fmt: skip
     rises = max(b - a for a, b in zip(inner, [*inner[1:], end], strict=True))
-    left = math.ceil(end * HOLE) if math.isfinite(end) else math.nan
     outside = [v for v in inner if not -1e-6 <= v <= 1 + 1e-6]
     rows = [
         first,
         judged(
-            "ends at 0", abs(end) < 1e-6, f"γ(1) = {end:.3g}, should be 0: of {HOLE} tokens {left} stay, rounded up",
+            "ends at 0", abs(end) < 1e-6, f"γ(1) = {end:.3g}, should be 0",
             "The last step leaves tokens masked.", "Set γ(1) to 0; count steps from 1 to T.", 12,
         ),
         judged(
@@ -89,6 +89,10 @@ def check_gamma(gamma: Callable[[float], float]) -> Checks:
         rows.append(Row("its name", Verdict.PASSES, f"{values}; {named} is {_numbers(beside)}"))
     else:
         rows.append(Row("its name", Verdict.CHOICE, values, "None of the named schedules, which is no mistake."))
+    if 0 < end < 1e-6:
+        rows[1] = replace(
+            rows[1], meaning="Rounded up this is a whole token that stays masked: round down, or set it to 0."
+        )
     return Checks(tuple(rows))
 
 

@@ -61,12 +61,19 @@ class Checks(Sequence):
 
     def _repr_html_(self) -> str:
         left = "style='text-align:left;vertical-align:top;white-space:normal'"
-        head = "".join(f"<th {left}>{name}</th>" for name in ("check", "verdict", "evidence", "meaning", "remedy"))
+        names = [
+            "check",
+            "verdict",
+            "evidence",
+            *(n for n in ("meaning", "remedy") if any(getattr(r, n) for r in self)),
+        ]
+        head = "".join(f"<th {left}>{name}</th>" for name in names)
         body = ""
         for row in self.rows:
-            verdict = f"<strong>{row.verdict.value}</strong>" if row in self.failed else row.verdict.value
-            texts = (escape(row.check), verdict, escape(row.evidence), escape(row.meaning), escape(row.remedy))
-            body += "<tr>" + "".join(f"<td {left}>{text}</td>" for text in texts) + "</tr>"
+            texts = {name: escape(getattr(row, name)) for name in names if name != "verdict"}
+            fails = row.verdict is Verdict.FAILS
+            texts["verdict"] = f"<strong>{row.verdict.value}</strong>" if fails else row.verdict.value
+            body += "<tr>" + "".join(f"<td {left}>{texts[name]}</td>" for name in names) + "</tr>"
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 

@@ -114,6 +114,12 @@ def record(section: str, data: dict[str, Any] | list[Any] | pd.DataFrame) -> Non
     write_metrics(folder, metrics)
 
 
+def record_sections(**sections: dict[str, Any] | list[Any] | pd.DataFrame) -> None:
+    """`record` for each."""
+    for section, data in sections.items():
+        record(section, data)
+
+
 def record_fills(
     scorer: Scorer, pictures: dict[str, Tensor], groups: dict[str, dict[str, Scores]], *, weights: str, seed: int
 ) -> None:

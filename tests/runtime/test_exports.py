@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+import lab5.pitfalls
 import lab5.scoring
 import lab5.show
 from lab5.runtime.exports import lazily
@@ -18,7 +19,7 @@ def test_names_come_from_the_file_that_is_named_and_others_are_refused_with_a_li
         look_up("nothing")
 
 
-@pytest.mark.parametrize("wing", [lab5.scoring, lab5.show], ids=lambda wing: wing.__name__)
+@pytest.mark.parametrize("wing", [lab5.pitfalls, lab5.scoring, lab5.show], ids=lambda wing: wing.__name__)
 def test_every_name_that_a_wing_lists_is_defined_in_its_file(wing):
     with pytest.raises(AttributeError) as refusal:
         wing.nothing  # noqa: B018, the refusal lists the names

@@ -14,7 +14,7 @@ from stubs import Blocks, cats
 
 from lab5.scoring.scores import Scorer
 from lab5.show import notebook
-from lab5.show.notebook import read_metrics, record, record_fills, watch
+from lab5.show.notebook import read_metrics, record, record_fills, record_sections, watch
 from lab5.trainer import TrainStep
 
 # --- tables ---------------------------------------------------------------------------------------------------------
@@ -133,6 +133,11 @@ def test_record_leaves_the_reports_own_keys_alone_and_names_a_damaged_file(own_f
     (own_folders / "report" / "metrics.json").write_text('{"a": ')
     with pytest.raises(ValueError, match="metrics.json is not JSON"):
         record("b", {})
+
+
+def test_sections_are_recorded_each_under_its_name(own_folders):
+    record_sections(a={"x": 1}, b=pd.DataFrame({"y": [2, 3]}))
+    assert read_metrics(own_folders / "report") == {"a": {"x": 1}, "b": [{"y": 2}, {"y": 3}]}
 
 
 def test_fills_are_recorded_with_the_better_classical_one_and_whether_they_keep_known_pixels(tmp_path, own_folders):
