@@ -496,8 +496,8 @@ def _token_mask(picture: Facts) -> Said:
 def _accepted(picture: Facts) -> Said:
     hole, total = picture["in hole"], picture["hole"]
     text = f"{hole['as at the start']} of {total} tokens of the hole are painted as they were encoded at the start"
-    if hole["drawn"] == total:
-        return PASSES, f"all {total} tokens of the hole are painted as they were drawn"
+    if hole["drawn"] >= 0.95 * total:  # by chance one is drawn as it was at the start
+        return PASSES, f"{hole['drawn']} of {total} tokens of the hole are painted as they were drawn"
     if hole["as at the start"] > 0.5 * total:
         if picture["accepted lost"] > total or hole["drawn last"] > 2:  # by chance a few
             return FAILS, f"{text}, {hole['drawn last']} as they were drawn in the last step", {

@@ -322,7 +322,7 @@ def _picture(world: World, events: list[Event]) -> dict[str, Any]:
         tempted = world.tempted()[image]
         facts["tempted"] = [
             int((painted == K - 1)[tempted].sum()),
-            int((drawn >= 0)[tempted].sum()),
+            int(((when >= 0) & (when < len(inputs)))[tempted].sum()),
             int(tempted.sum()),
         ]
     looked_up = [event["tokens"] for event in events if event["kind"] == "painted"]
