@@ -246,7 +246,7 @@ def test_the_notebooks_are_stored_without_outputs_and_numbered():
     """Details: report/test_notebooks.py, report/test_browser.py"""
     notebooks = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
     cells = [cell for path in notebooks for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]]
-    assert [path.name[:2] for path in notebooks] == ["01", "02", "03", "04"]
+    assert [path.name[:2] for path in notebooks] == ["01", "02", "03", "04", "05"]
     assert not any(cell.get("outputs") for cell in cells)
 
 

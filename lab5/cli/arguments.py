@@ -108,8 +108,9 @@ def parser() -> ArgumentParser:
                    "worth, with its interval, and what that says to the claims of five reports. Finished decodings are "
                    "kept."))  # fmt: skip
     _check(command("check", debug, "which pitfalls a solution of the lab has",
-                   "Find solutions of the lab in folders and zips and, with --run, execute each in a fence with stand-ins "
-                   "for its networks, and say which of the eighteen pitfalls it has, with evidence and how to mend it."))
+                   "Find solutions of the lab in folders and zips and, with --run, execute each in a fence, with "
+                   "stand-ins for its networks, and say which of the eighteen pitfalls it has, on what evidence, and "
+                   "how to mend it."))  # fmt: skip
     _export(command("export", debug, "write the lab's format",
                     "Write a network for the lab's own code: a PyTorch file with a state dict under the lab's names."))
     data = command("data", settings, "what is in a dataset",

@@ -7,7 +7,14 @@ from pathlib import Path
 
 from lab5.cli.tables import print_table
 from lab5.pitfalls.solutions import (
-    OTHERS, PITFALL_NUMBERS, Result, Solution, as_json, check_solutions, found_solutions, verdicts_by_pitfall,
+    OTHERS,
+    PITFALL_NUMBERS,
+    Result,
+    Solution,
+    as_json,
+    check_solutions,
+    found_solutions,
+    verdicts_by_pitfall,
 )  # fmt: skip
 from lab5.pitfalls.verdicts import Verdict
 from lab5.runtime.files import write
@@ -48,10 +55,10 @@ def _announce(solutions: Sequence[Solution], seconds: float) -> None:
     for solution in solutions:
         print(f"{solution.name}: {solution.reason or 'found ' + ', '.join(solution.files)}")
     print(
-        "Nothing was run. With --run the code of each is executed, in a copy in a temporary folder, in a process of its "
-        f"own with limits of time ({seconds:g} s), memory and file size, without your environment variables and, where "
-        "the system allows it, without network and without writing elsewhere. docs/command-line.md says what that does "
-        "not promise."
+        "Nothing was run. With --run the code of each is executed, in a copy in a temporary folder, in a process of "
+        f"its own with limits of time ({seconds:g} s), memory and file size, without your environment variables and, "
+        "where the system allows it, without network and without writing elsewhere. docs/command-line.md says what "
+        "that does not promise."
     )
 
 

@@ -151,6 +151,8 @@ def choose_pair(config: Config, data: Dataset, chosen: Networks) -> Pair:
         raise ValueError(
             "--vqgan and --transformer belong together: give both files, or neither; LAB5_VQGAN can name the vqgan"
         )
+    if reading != Reading() and (transformer is None or not is_pickle(existing_file(transformer))):
+        raise ValueError("--read says how a PyTorch file of the lab's is read: give one as --transformer")
     if TOYS in learned_from(config, chosen) and not data.attributes:
         way = f"for {data.name} "
         if vqgan is None and weights == "pretrained":
@@ -159,8 +161,6 @@ def choose_pair(config: Config, data: Dataset, chosen: Networks) -> Pair:
             f"the {weights if vqgan is None else 'given'} pair knows toy cats only: {way}name the dataset to train on "
             "with --data, or networks of such pictures with --vqgan and --transformer"
         )
-    if reading != Reading() and (transformer is None or not is_pickle(existing_file(transformer))):
-        raise ValueError("--read says how a PyTorch file of the lab's is read: give one as --transformer")
     if vqgan is not None and transformer is not None:
         pair, notes = fit_reading(
             load_pair(config, vqgan, transformer, transformer.stem, reading), transformer, data, reading

@@ -7,4 +7,5 @@ __getattr__ = lazily(
     checks=("check_attention", "check_decoding", "check_gamma", "check_loss", "check_masking"),
     edits=("Mistakes", "mistake"),
     effects=("early_is_better", "scored"),
+    solutions=("check_folder",),
 )

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from lab5.pitfalls import observe, standins
 from lab5.pitfalls.judge import ENDLESS
 from lab5.pitfalls.readings import check_attention
-from lab5.pitfalls.standins import GRID, HOLES, ONE_LAYER, STEPS, K, N, Anything, Bare, MissingPackages, NoGPU, World
+from lab5.pitfalls.standins import GRID, HOLES, ONE_LAYER, STEPS, Anything, Bare, K, MissingPackages, N, NoGPU, World
 
 HEADS = 16
 EPOCHS, BATCH, ACCUMULATE = 6, 4, 4  # with 32 images: 8 batches and 2 steps of the optimiser an epoch
@@ -109,9 +109,10 @@ class Driver:
         for name in ("train", "val", "masked_image"):  # the other of the two layouts
             (self.root / DATA / "cat_face").mkdir(exist_ok=True)
             (self.root / DATA / "cat_face" / name).symlink_to(self.root / DATA / name)
-        for name in ("lab3_dataset", "dataset"):
+        places = {"lab3_dataset": "", "dataset": "", "cat_face": "cat_face", "mask64": "mask64"}  # of defaults
+        for name, place in places.items():
             if not (self.root / name).exists():
-                (self.root / name).symlink_to(self.root / DATA)
+                (self.root / name).symlink_to(self.root / DATA / place)
 
     def _make(self, path: Path, text: str, note: bool = True) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -153,7 +154,9 @@ class Driver:
         for name in names:
             with contextlib.suppress(ImportError):
                 modules.append(importlib.import_module(name))
-        own = next((m.BidirectionalTransformer for m in reversed(modules) if hasattr(m, "BidirectionalTransformer")), None)
+        own = next(
+            (m.BidirectionalTransformer for m in reversed(modules) if hasattr(m, "BidirectionalTransformer")), None
+        )
         if own is None:
             self.filled.append("models/Transformer/transformer.py")
             module = sys.modules["models.Transformer"] = ModuleType("models.Transformer")
@@ -210,7 +213,14 @@ class Driver:
             Figure.savefig = lambda *_, **__: None
         import numpy as np
 
-        for name, value in {"float": float, "int": int, "bool": bool, "Inf": np.inf, "infty": np.inf, "float_": float}.items():
+        for name, value in {
+            "float": float,
+            "int": int,
+            "bool": bool,
+            "Inf": np.inf,
+            "infty": np.inf,
+            "float_": float,
+        }.items():
             if name not in vars(np):
                 setattr(np, name, value)
 
@@ -336,7 +346,8 @@ class Driver:
             "device": "cpu", "num_workers": 0, "batch_size": BATCH, "train_batch_size": BATCH, "val_batch_size": BATCH,
             "partial": 1.0, "accum_grad": ACCUMULATE, "epochs": EPOCHS, "learning_rate": 1e-3, "lr": 1e-3,
             "start_from_epoch": 0, "save_per_epoch": 1, "ckpt_interval": 1, "warmup_epochs": 1,
-            "train_d_path": f"./{DATA}/train/", "val_d_path": f"./{DATA}/val/", "checkpoint_path": f"./{checkpoints.name}",
+            "train_d_path": f"./{DATA}/train/", "val_d_path": f"./{DATA}/val/",
+            "checkpoint_path": f"./{checkpoints.name}",
         }  # fmt: skip
         error = ""
         with observe.watching(world):
@@ -347,7 +358,14 @@ class Driver:
             except OutOfTime:
                 _silence()
                 error = ENDLESS
-        return observe.training_facts(world) | {"error": error, "options": sorted(self.options)}
+        source = (
+            (self.root / TRAINING).read_text(encoding="utf-8", errors="replace")
+            if (self.root / TRAINING).exists()
+            else ""
+        )
+        facts = observe.training_facts(world) | {"error": error, "options": sorted(self.options)}
+        facts.get("steps", {})["in the source"] = bool(re.search(r"^[^#\n]*sched\w*\.step\(", source, re.MULTILINE))
+        return facts
 
     # --- decoding
 
@@ -355,7 +373,9 @@ class Driver:
         """Fill the test images with several oracles, schedules and sweet spots."""
         world, runs = self.world, {}
 
-        def run(name: str, oracle: Callable[[Tensor], Tensor], schedule: str, sweet_spot: int, n: int = 1) -> dict[str, Any]:
+        def run(
+            name: str, oracle: Callable[[Tensor], Tensor], schedule: str, sweet_spot: int, n: int = 1
+        ) -> dict[str, Any]:
             world.events, world.answer, world.picture, world.enough = [], oracle, -1, n
             given = {
                 "device": "cpu", "num_workers": 0, "batch_size": 1, "partial": 1.0, "total_iter": STEPS,
@@ -423,8 +443,9 @@ def _option(action: argparse.Action) -> str:
     name = re.sub(r"[-.]", "_", name)
     return {
         "bs": "batch_size", "batch": "batch_size", "batchsize": "batch_size", "accum_steps": "accum_grad",
-        "gradient_accumulation_steps": "accum_grad", "epoch": "epochs", "num_epochs": "epochs", "warmup": "warmup_epochs",
-        "mask_schedule": "mask_func", "schedule": "mask_func", "mask_function": "mask_func", "t": "sweet_spot",
+        "gradient_accumulation_steps": "accum_grad", "epoch": "epochs", "num_epochs": "epochs",
+        "warmup": "warmup_epochs",
+        "mask_schedule": "mask_func", "schedule": "mask_func", "mask_function": "mask_func",
         "total_iters": "total_iter", "load_transformer_checkpoint_path": "load_transformer_ckpt_path",
     }.get(name, name)  # fmt: skip
 

@@ -21,7 +21,7 @@ TRAINING, INPAINTING = "training_transformer.py", "inpainting.py"
 
 
 class Check(NamedTuple):
-    """One check of a solution: the stage that observes it, where its code is, what a failure does and how to mend it."""
+    """A check of a solution: the stage that observes it, where its code is, what a failure does, how to mend it."""
 
     title: str
     pitfall: int
@@ -75,8 +75,8 @@ CHECKS: dict[str, Check] = {
     ),
     "share": Check(
         "share of masked tokens", 9, "training", MODEL, "MaskGit.forward",
-        "γ(u) of the tokens is kept in place of hidden: 36 % are masked on average in place of 64 %, and the first steps "
-        "of decoding meet what training hardly showed.",
+        "γ(u) of the tokens is kept in place of hidden: 36 % are masked on average in place of 64 %, and the first "
+        "steps of decoding meet what training hardly showed.",
         "Hide the γ(u) N tokens that were drawn: swap the two sides of the mask.",
     ),
     "accumulation": Check(
@@ -117,12 +117,12 @@ CHECKS: dict[str, Check] = {
     ),
     "grey": Check(
         "what is encoded in the hole", 18, "decoding", INPAINTING, "MaskGIT.inpainting",
-        "The encoder carries the grey into known tokens around the hole: 2.5 dB of them are lost. It is the lab's own way.",
-        "Fill the hole before encoding, with cv2.inpaint or the mean colour of its edge; tokens of the hole stay masked.",
+        "The encoder carries the grey into known tokens around the hole, which costs 2.5 dB. It is the lab's own way.",
+        "Fill the hole before encoding, with cv2.inpaint or the mean colour of its edge; its tokens stay masked.",
     ),
     "accepted": Check(
         "accepted tokens stay", 1, "decoding", INPAINTING, "MaskGIT.inpainting",
-        "Accepted tokens turn back into what the encoder made of the grey hole: stopping early looks better than it is.",
+        "Accepted tokens turn back into what the encoder made of the grey hole: stopping early looks better.",
         "Put back known tokens by the mask of the start, and hand each step the tokens of the step before.",
     ),
     "redrawn": Check(
@@ -190,6 +190,8 @@ def findings(facts: Facts, where: Callable[[str, str], str]) -> tuple[Finding, .
             rows |= {key: (NOT_TESTED, seen.get("error", "nothing was seen")) for key in keys}
         else:
             rows |= {key: (NOT_TESTED, "it could not be seen") for key in keys} | dict(judge(seen))
+    if rows["gamma"][0] is FAILS and rows["share"][0] is FAILS:  # two mistakes that may make one right
+        rows["share"] = (NOT_TESTED, rows["share"][1])
     return tuple(_finding(key, *said, place=where) for key, said in ((key, rows[key]) for key in CHECKS))
 
 
@@ -209,7 +211,8 @@ def _finding(key: str, verdict: Verdict, evidence: str, other: Facts | None = No
 
 def _attention(seen: Facts) -> Iterator[tuple[str, Said]]:
     groups = {
-        "heads": ("permutation", "images apart", "heads cut", "heads joined", "shape", "answers"), "softmax": ("softmax axis",),
+        "heads": ("permutation", "images apart", "heads cut", "heads joined", "shape", "answers"),
+        "softmax": ("softmax axis",),
         "dropout": ("two calls agree",), "scale": ("scale",),
     }  # fmt: skip
     for key, names in groups.items():
@@ -218,6 +221,8 @@ def _attention(seen: Facts) -> Iterator[tuple[str, Said]]:
             if worst := [row for row in rows if row["verdict"] == name.name]:
                 row = worst[0]
                 other = {k: row[k] for k in ("meaning", "remedy") if row.get(k)}
+                if name is FAILS:
+                    other["pitfall"] = row["pitfall"]
                 yield key, (name, row["evidence"], other)
                 break
 
@@ -279,8 +284,12 @@ def _share(masks: Facts) -> Said:
     text = f"{masks['mean']:.0%} are masked on average, {masks['low']:.0%} to {masks['high']:.0%}, {kind}"
     by = masks["gamma"]
     if masks["mean"] < 0.005 or masks["mean"] > 0.995:
-        return FAILS, text, {"meaning": "There is nothing to learn from.", "remedy": "Hide some of the tokens, by γ(u)."}
-    if by["kept"] >= 4 and by["hidden"] == 0 and by["neither"] == 0:
+        return (
+            FAILS,
+            text,
+            {"meaning": "There is nothing to learn from.", "remedy": "Hide some of the tokens, by γ(u)."},
+        )
+    if by["kept"] >= 4 and by["hidden"] == 0 and by["neither"] == 0 and masks["mean"] < 0.45:  # by 1 − r it is no harm
         return FAILS, f"{text}: in {by['kept']} of {masks['batches']} batches 1 − γ(u), should be γ(u)"
     if by["hidden"] >= 4 and by["kept"] == 0:
         return PASSES, f"{text}: γ(u)"
@@ -296,13 +305,15 @@ def _labels(masks: Facts, loss: Facts) -> Said:
         return FAILS, f"hidden tokens are shown as {masks['wrong ids']}, should be {K}"
     if masks["changed"] > 0.5 * known:
         return FAILS, f"{masks['changed']} of {known} known tokens are shown as others", {
-            "meaning": "Tokens of different places or pictures are mixed.", "remedy": "Keep the batch as the first axis: "
+            "meaning": "Tokens of different places or pictures are mixed.",
+            "remedy": "Keep the batch as the first axis: "
             "tokens.view(B, 256)."}  # fmt: skip
     if not counted:
         return NOT_TESTED, "no token counts"
     if loss["mask labels"] > 0.01 * counted:
         return FAILS, f"the label of {loss['mask labels']} of {counted} tokens is the mask id", {
-            "pitfall": 13, "meaning": "The network learns to predict the mask.", "remedy": "Labels are the tokens as they "
+            "pitfall": 13, "meaning": "The network learns to predict the mask.",
+            "remedy": "Labels are the tokens as they "
             "were before masking, or -100 where they do not count."}  # fmt: skip
     if loss["right"] < 0.9 * counted:
         return FAILS, f"{loss['right']} of {counted} labels are the true tokens, should be all", {
@@ -339,10 +350,14 @@ def _loss(loss: Facts) -> Iterator[tuple[str, Said]]:
     elif inside > 0.99 * hidden and outside > 0.99 * known and ignores:
         yield "counted", (FAILS, f"{evidence}; no label is the ignore_index {loss['ignore']}")
     elif inside > 0.99 * hidden and outside > 0.99 * known:
-        yield "counted", (CHOICE, evidence, {"meaning": "The loss on all tokens, which 27 of 29 public solutions take."})
+        yield (
+            "counted",
+            (CHOICE, evidence, {"meaning": "The loss on all tokens, which 27 of 29 public solutions take."}),
+        )
     elif inside < 0.01 * hidden and outside:
         yield "counted", (FAILS, evidence, {
-            "meaning": "The known tokens are to be predicted: the network learns to copy.", "remedy": "Count the others: "
+            "meaning": "The known tokens are to be predicted: the network learns to copy.",
+            "remedy": "Count the others: "
             "logits[hidden], tokens[hidden]."})  # fmt: skip
     elif outside == 0:
         yield "counted", (CHOICE, evidence, {"meaning": "Some of the masked tokens are left out."})
@@ -360,7 +375,7 @@ def _accumulation(steps: Facts, asked: bool) -> Said:
         return FAILS, f"gradients are never cleared: step {len(cleared)} sums {cleared[-1]} batches", {
             "meaning": "Every step follows all gradients since the beginning.", "remedy": "optimiser.zero_grad() after "
             "each step."}  # fmt: skip
-    if any(c < s for c, s in zip(cleared[1:], sizes[1:], strict=True)) and usual > 1:
+    if sum(c < s for c, s in zip(cleared, sizes, strict=True)) > len(sizes) / 2 and usual > 1:
         return FAILS, f"{text}, of which {cleared[1]} counts: gradients are cleared between", {
             "meaning": "Only the last batch before a step counts, the others come to nothing.",
             "remedy": "optimiser.zero_grad() after each step alone."}  # fmt: skip
@@ -384,13 +399,15 @@ def _rate(steps: Facts, val: Facts | None, error: str) -> Said:
     if all(count <= 0 for _, count, _ in schedulers):
         if error and epochs < 2:
             return NOT_TESTED, f"the first epoch was not over: {error}"
+        if steps["in the source"]:
+            return NOT_TESTED, f"{text}: it was never stepped, but a line that did not come to be run would step it"
         names = ", ".join(name for name, _, _ in schedulers)
         return FAILS, f"{text}: {names} is made and never stepped"
     for name, count, length in schedulers:
         if epochs < 4 or not length or count <= 0:
             continue
         if length <= epochs and count >= 2 * epochs:
-            return FAILS, f"{name} was made for {length} epochs and stepped {count} times in {epochs} of them; {text}", {
+            return FAILS, f"{name} was made for {length} epochs and stepped {count} times in {epochs}; {text}", {
                 "meaning": "The rate has run through its curve in the first epochs."}  # fmt: skip
         if count <= epochs and length >= 2 * epochs and abs(length - len(rates)) <= epochs:
             return FAILS, f"{name} was made for {length} steps and stepped {count} times, once an epoch; {text}", {
@@ -411,7 +428,9 @@ def _validation(val: Facts) -> Iterator[tuple[str, Said]]:
         return
     mean = val["returned"] / val["ratio"]
     text = f"eval_one_epoch returns {val['returned']:.3f}, its batches' losses are {mean:.3f} on average"
-    yield "validation mean", (PASSES if abs(val["ratio"] - 1) < 0.02 else FAILS, text)
+    wrong = any(abs(val["ratio"] / other - 1) < 0.02 for n in (2, 4, 8, 16, 32) for other in (n, 1 / n))
+    close = abs(val["ratio"] - 1) < 0.02
+    yield "validation mean", (PASSES if close else FAILS if wrong else NOT_TESTED, text)
 
 
 # --- decoding -------------------------------------------------------------------------------------------------------
@@ -457,30 +476,33 @@ def masked_after(picture: Facts) -> list[int]:
 
 
 def _grey(picture: Facts) -> Said:
-    text = f"{picture['grey']} of {picture['hole']} tokens of the hole are what the encoder makes of grey"
-    return (FAILS if picture["grey"] > 0.9 * picture["hole"] else PASSES), text
+    hole = picture["pixels' hole"]
+    text = f"{picture['grey']} of {hole} tokens of the hole are what the encoder makes of grey"
+    return (FAILS if picture["grey"] > 0.9 * hole else PASSES), text
 
 
 def _token_mask(picture: Facts) -> Said:
-    if "start" not in picture:
+    if not picture["start"]:
         return NOT_TESTED, "the mask of the start was not seen"
     more, less = picture["start"]
-    hole, known = picture["hole"], 256 - picture["hole"]
+    hole = picture["pixels' hole"]
+    known = 256 - hole
     text = f"{hole - less} of {hole} tokens of the hole and {more} of {known} others are masked at the start"
     if less == 0:
-        return (CHOICE, f"{text}: a margin") if 0 < more < 0.9 * known else (PASSES if not more else FAILS, text)
+        return (CHOICE, f"{text}: a margin") if 0 < more < 0.5 * known else (PASSES if not more else FAILS, text)
     return FAILS, text
 
 
 def _accepted(picture: Facts) -> Said:
     hole, total = picture["in hole"], picture["hole"]
     text = f"{hole['as at the start']} of {total} tokens of the hole are painted as they were encoded at the start"
-    if hole["drawn"] == total:
-        return PASSES, f"all {total} tokens of the hole are painted as they were drawn"
+    if hole["drawn"] >= 0.95 * total:  # by chance one is drawn as it was at the start
+        return PASSES, f"{hole['drawn']} of {total} tokens of the hole are painted as they were drawn"
     if hole["as at the start"] > 0.5 * total:
-        if picture["accepted lost"] or hole["drawn last"]:
+        if picture["accepted lost"] > total or hole["drawn last"] > 2:  # by chance a few
             return FAILS, f"{text}, {hole['drawn last']} as they were drawn in the last step", {
-                "pitfall": 2, "meaning": "Every step is given the tokens of the start: only what the last one draws is seen."
+                "pitfall": 2,
+                "meaning": "Every step is given the tokens of the start: only what the last one draws is seen."
             }  # fmt: skip
         return FAILS, text
     return NOT_TESTED, f"{hole['drawn']} of {total} tokens of the hole are painted as they were drawn; {text}"
@@ -528,7 +550,7 @@ def _counts(picture: Facts, schedule: str) -> Said:
     of_all = [(min(hole, share * 256), share * 256) for share in shares[1:]]
     if all(min(abs(a - e) for e in both) <= 2 for a, both in zip(after, of_all, strict=False)):
         return FAILS, f"{text}; each is γ(t/T) of 256", {
-            "pitfall": 0, "meaning": "The share is taken of all 256 tokens: known tokens are masked, or nothing is accepted at first.",
+            "pitfall": 0, "meaning": "Known tokens are masked, or nothing is accepted at first.",
             "remedy": "N is the number of masked tokens at the start."}  # fmt: skip
     return NOT_TESTED, f"{text}; it follows no rule that is known"
 
@@ -546,11 +568,19 @@ def _order(run: Facts) -> Said:
     shares = [first / (first + later) for first, later in halves if first + later >= 400]
     if not shares:
         return NOT_TESTED, run.get("error", "too few tokens were accepted one after the other")
-    text = "of a certain and an uncertain token the certain one comes first in " + " and ".join(f"{s:.0%}" for s in shares)
+    text = "of a certain and an uncertain token the certain one comes first in " + " and ".join(
+        f"{s:.0%}" for s in shares
+    )
     text += " of the pairs of the first and second half of the steps" if len(shares) == 2 else " of the pairs"
     if max(shares) < 0.35:
-        return FAILS, f"{text}, should be nearly all", {
-            "meaning": "The least certain tokens are accepted first.", "remedy": "Mask those of the lowest confidence again."}
+        return (
+            FAILS,
+            f"{text}, should be nearly all",
+            {
+                "meaning": "The least certain tokens are accepted first.",
+                "remedy": "Mask those of the lowest confidence again.",
+            },
+        )
     if min(shares) < FAIR:
         return FAILS, f"{text}, should be nearly all; by chance 50 %"
     if min(shares) < SURE:

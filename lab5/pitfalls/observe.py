@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.optim import lr_scheduler
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from lab5.pitfalls.standins import GREY, K, N, STEPS, World, read
+from lab5.pitfalls.standins import GREY, STEPS, K, N, World, read
 
 Event = dict[str, Any]
 LENGTHS = ("T_max", "total_iters", "total_steps")  # of a scheduler: how many steps it was made for
@@ -61,7 +61,9 @@ def watching(world: World) -> Iterator[None]:
 
     def step(optimiser: torch.optim.Optimizer, *_: Any) -> None:
         groups = optimiser.param_groups
-        events.append({"kind": "step", "lr": float(groups[0]["lr"]), "own": {id(p) for g in groups for p in g["params"]}})
+        events.append(
+            {"kind": "step", "lr": float(groups[0]["lr"]), "own": {id(p) for g in groups for p in g["params"]}}
+        )
 
     def build(*arguments: Any, **named: Any) -> Any:
         made = build_class(*arguments, **named)
@@ -143,7 +145,9 @@ def _masks(calls: list[Event]) -> dict[str, Any]:
     shares = torch.cat([h.float().mean(1) for h in hidden])
     changed = sum(int(((c["tokens"] != c["truth"]) & ~h).sum()) for c, h in zip(calls, hidden, strict=True)
                   if c["truth"] is not None and c["truth"].shape == h.shape)  # fmt: skip
-    within = torch.stack([h.sum(1).float().var(unbiased=True) for h in hidden if len(h) > 1] or [torch.zeros(())]).mean()
+    within = torch.stack(
+        [h.sum(1).float().var(unbiased=True) for h in hidden if len(h) > 1] or [torch.zeros(())]
+    ).mean()
     between = torch.stack([h.sum(1).float().mean() for h in hidden]).var() if len(hidden) > 1 else torch.zeros(())
     same = sum(bool((h == h[0]).all()) for h in hidden if len(h) > 1)
     mean = float(shares.mean())
@@ -152,7 +156,7 @@ def _masks(calls: list[Event]) -> dict[str, Any]:
         gammas = call["gammas"]
         if not gammas:
             continue
-        g = torch.tensor(gammas[-len(h):] if len(gammas) >= len(h) > 1 else gammas[-1:] * len(h))
+        g = torch.tensor(gammas[-len(h) :] if len(gammas) >= len(h) > 1 else gammas[-1:] * len(h))
         slack = 4 * (g * (1 - g) / N).clamp(min=0).sqrt() + 2 / N
         share = h.float().mean(1)
         as_hidden = bool(((share - g).abs() <= slack).all())
@@ -194,7 +198,8 @@ def _loss(calls: list[Event], world: World) -> dict[str, Any]:
     losses = [call["loss"] for call in calls if "loss" in call]
     backward = [call["backward"]["value"] for call in calls if "backward" in call]
     return {"loss": {
-        "batches": batches, "hidden": [inside, of_hidden], "known": [known, of_known], "right": right, "mask labels": masks,
+        "batches": batches, "hidden": [inside, of_hidden], "known": [known, of_known], "right": right,
+        "mask labels": masks,
         "uneven": spread, "weight": sum(weights) / len(weights) if weights else None,
         "value": losses[0]["value"] if losses else None, "backward": backward[0] if backward else None,
         "ignore": losses[0]["ignore"] if losses else None, "ignored": sum(loss["ignored"] for loss in losses),
@@ -216,9 +221,12 @@ def _steps(events: list[Event], transformer: nn.Module) -> dict[str, Any]:
         elif event["kind"] == "cleared":
             since_cleared = 0
     schedulers = [event["self"] for event in events if event["kind"] == "scheduler"]
-    lengths = [[type(s).__name__, int(getattr(s, "last_epoch", 0)), next((int(getattr(s, n)) for n in LENGTHS if hasattr(s, n)), 0)]
+    lengths = [[type(s).__name__, int(getattr(s, "last_epoch", 0)), next((int(getattr(s,
+    n)) for n in LENGTHS if hasattr(s, n)), 0)]
                for s in schedulers]  # fmt: skip
-    left_out = [name for name, p in transformer.named_parameters() if p.requires_grad and id(p) not in own] if own else []
+    left_out = (
+        [name for name, p in transformer.named_parameters() if p.requires_grad and id(p) not in own] if own else []
+    )
     return {"steps": {
         "backwards": sum(event["kind"] == "backward" for event in events), "sizes": sizes, "since cleared": kept,
         "rates": rates, "schedulers": lengths, "left out": left_out[:6],
@@ -244,7 +252,8 @@ def _validation(events: list[Event], calls: list[Event]) -> dict[str, Any]:
             ratios.append(returned / (sum(losses) / len(losses)))
     batches = len({id(call) for call in calls}) // max(1, len(next(iter(masks.values()))))
     return {
-        "training": sum(call["training"] for call in calls), "calls": len(calls), "seen again": len(again), "fresh": fresh,
+        "training": sum(call["training"] for call in calls), "calls": len(calls), "seen again": len(again),
+        "fresh": fresh,
         "returned": returned, "ratio": ratios[-1] if ratios else None, "batches": batches,
     }  # fmt: skip
 
@@ -267,17 +276,19 @@ def _picture(world: World, events: list[Event]) -> dict[str, Any]:
     image = events[0]["image"]
     encoded = next(event["tokens"][0] for event in events if event["kind"] == "encode")
     inputs = [event["tokens"][0] for event in events if event["kind"] == "model" and len(event["tokens"]) == 1]
-    hole = world.unknown[image]
-    facts: dict[str, Any] = {"image": image, "hole": int(hole.sum()), "calls": len(inputs), "final": []}
-    facts["grey"] = int((encoded == GREY)[hole].sum())
     before = [tokens == K for tokens in inputs]
     after = _masks_after(events, before)
+    hole, start = world.unknown[image], []
+    if before and (before[0].any() or not after):
+        start = [int((before[0] & ~hole).sum()), int((~before[0] & hole).sum())]
+    facts: dict[str, Any] = {"image": image, "calls": len(inputs), "final": [], "start": start}
+    facts["pixels' hole"] = int(hole.sum())
+    if start and start[1] == 0 and start[0] < 0.5 * int((~hole).sum()):
+        hole = before[0]  # with a margin, perhaps
+    facts["hole"], facts["grey"] = int(hole.sum()), int((encoded == GREY)[world.unknown[image]].sum())
     facts["masked before"] = [int(mask.sum()) for mask in before]
     facts["masked after"] = [int(mask.sum()) for mask in after]
-    if before and (before[0].any() or not after):
-        facts["start"] = [int((before[0] & ~hole).sum()), int((~before[0] & hole).sum())]
     last = after if len(after) >= len(before) else [*before[1:], *after[-1:]]  # the mask after each step
-    positions = torch.arange(N)
     facts["known changed"] = [int(((tokens != encoded) & ~hole).sum()) for tokens in inputs[1:]]
     # Accepted: masked before some step, not masked after it. What is shown of it later?
     lost = redrawn = 0
@@ -300,16 +311,20 @@ def _picture(world: World, events: list[Event]) -> dict[str, Any]:
                       for half in (early, ~early)]  # fmt: skip
     if finals := _finals(events):
         painted = read(finals[0]["pictures"])[0]
-        when = world.when(painted, positions)
+        when = world.when(painted)
         kept = painted == encoded
-        drawn = torch.where(when < max(1, len(inputs)), when, -1)
-        facts["final"] = [int(kept[~hole].sum()), int((~kept & (drawn >= 0))[~hole].sum()), int((~hole).sum())]
+        drawn = torch.where(~kept & (when < max(1, len(inputs))), when, -1)
+        facts["final"] = [int(kept[~hole].sum()), int((drawn >= 0)[~hole].sum()), int((~hole).sum())]
         facts["in hole"] = {
             "as at the start": int(kept[hole].sum()), "drawn": int((drawn >= 0)[hole].sum()),
             "drawn last": int((drawn == len(inputs) - 1)[hole].sum()),
         }  # fmt: skip
         tempted = world.tempted()[image]
-        facts["tempted"] = [int((painted == K - 1)[tempted].sum()), int((drawn >= 0)[tempted].sum()), int(tempted.sum())]
+        facts["tempted"] = [
+            int((painted == K - 1)[tempted].sum()),
+            int(((when >= 0) & (when < len(inputs)))[tempted].sum()),
+            int(tempted.sum()),
+        ]
     looked_up = [event["tokens"] for event in events if event["kind"] == "painted"]
     facts["mask id painted"] = int((looked_up[-1] >= K).sum()) if looked_up else 0
     return facts
@@ -325,15 +340,16 @@ def _finals(events: list[Event]) -> list[Event]:
 def _masks_after(events: list[Event], before: list[Tensor]) -> list[Tensor]:
     """The masks after each step, from the picture of them, black = masked, or from what model.inpainting returns.
 
-    They are believed only where each is what the next step was given, or nothing else than part of the one before.
+    They are believed only where they shrink, and where each is what the next step was given, if it was given any.
     """
     pictures = [event["pictures"] for event in events if event["kind"] == "masks"]
     drawn = [frame.mean(0).flatten() < 0.5 for frame in pictures[-1][: len(before)]] if pictures else []
     returned = [event["mask"] for event in events if event["kind"] == "returned"]
+    shown = any(mask.any() for mask in before)
     for masks in (drawn, returned):
-        if len(masks) == len(before) > 1:
-            following = [torch.equal(mask, later) for mask, later in zip(masks, before[1:], strict=False)]
-            shrinking = [bool((later & ~mask).sum() == 0) for mask, later in zip(masks, masks[1:], strict=False)]
-            if all(following) or (not any(mask.any() for mask in before) and all(shrinking) and not masks[0].all()):
-                return masks
+        if len(masks) != len(before) or len(masks) < 2 or masks[0].all():
+            continue
+        shrink = not any(bool((later & ~earlier).any()) for earlier, later in zip(masks, masks[1:], strict=False))
+        if shrink and (not shown or all(map(torch.equal, masks, before[1:]))):
+            return masks
     return []

@@ -1,7 +1,7 @@
 """Solutions of the lab: found in folders and zips, run within a fence, and judged.
 
-    for result in check_solutions([Path("solution")]):
-        print(result.checks)
+for result in check_solutions([Path("solution")]):
+    print(result.checks)
 """
 
 import ast
@@ -77,28 +77,34 @@ def found_solutions(paths: Iterable[Path]) -> Iterator[list[Solution]]:
         yield _with_short_names(solutions)
 
 
-def _within(path: Path, temporary: Path, depth: int = 0) -> list[Solution]:
-    name, folder = path.name, path
+def _within(path: Path, temporary: Path, name: str = "") -> list[Solution]:
+    """The solutions in a folder or zip, and those in zips in it; what looks like one and is none has a reason."""
+    name, folder, is_nested = name or path.name, path, bool(name)
     if not path.is_dir():
         try:
             _unpack(path, temporary)
         except (ValueError, OSError, zipfile.BadZipFile, RuntimeError) as error:
             return [Solution(name, path, f"the zip cannot be unpacked: {error}")]
         folder = temporary
-    roots = sorted(model.parents[1] for model in folder.rglob("VQGAN_Transformer.py") if _visible(model, folder))
-    solutions = [Solution((Path(name) / root.relative_to(folder)).as_posix(), root) for root in roots]
-    if depth == 0:
-        zips = sorted(file for file in folder.rglob("*.zip") if _visible(file, folder))
-        for number, file in enumerate(zips):
-            inner = _within(file, temporary.with_name(f"{temporary.name}-{number}"), depth + 1)
-            solutions += [s for s in inner if s.reason == "" or not roots]
-        solutions += [
-            Solution((Path(name) / child.name).as_posix(), child, f"it has no {MODEL}")
-            for child in sorted(folder.iterdir())
-            if roots and child.is_dir() and _visible(child / "x", folder) and any(child.rglob("*.py"))
-            and not any(root in (child, *child.parents) or child in root.parents for root in roots)
-        ]  # fmt: skip
-    return solutions or [Solution(name, folder, f"it has no {MODEL}, by which a solution of the lab is known")]
+    roots = sorted(model.parents[1] for model in folder.rglob(MODEL) if _visible(model, folder))
+    found = {root: Solution(_joined(name, root.relative_to(folder)), root) for root in roots}
+
+    def is_free(place: Path) -> bool:
+        return not any(root in (place, *place.parents) or place in root.parents for root in roots)
+
+    zips = [] if is_nested else sorted(file for file in folder.rglob("*.zip") if _visible(file, folder))
+    for number, file in enumerate(zips):
+        inner = _within(file, temporary / f"zip-{number}", _joined(name, file.relative_to(folder)))
+        found |= {solution.folder: solution for solution in inner if not solution.reason or is_free(file)}
+    for child in sorted(folder.iterdir()) if found and not is_nested else ():
+        if child.is_dir() and _visible(child, folder) and is_free(child) and any(child.rglob("*.py")):
+            found[child] = Solution(_joined(name, Path(child.name)), child, f"it has no {MODEL}")
+    reason = f"it has no {MODEL}, by which a solution of the lab is known"
+    return sorted(found.values(), key=lambda solution: solution.name) or [Solution(name, folder, reason)]
+
+
+def _joined(name: str, rest: Path) -> str:
+    return (Path(name) / rest).as_posix()
 
 
 def _visible(path: Path, folder: Path) -> bool:
@@ -227,7 +233,10 @@ SEVERITY = (Verdict.FAILS, Verdict.NOT_TESTED, Verdict.CHOICE, Verdict.PASSES)
 def verdicts_by_pitfall(result: Result) -> dict[int | str, Verdict]:
     """For each of the eighteen, and for all others together, the gravest verdict of the rows that tell of it."""
     rows = {number: [row for row in result.checks if row.pitfall == number] for number in (*PITFALL_NUMBERS, 0)}
-    for one, other in ((1, 2), (2, 1)):  # they have one symptom, and one row: what it says of the one holds of the other
+    for one, other in (
+        (1, 2),
+        (2, 1),
+    ):  # they have one symptom, and one row: what it says of the one holds of the other
         rows[one] = rows[one] or [replace(row, verdict=Verdict.PASSES) if row in result.checks.failed else row
                                   for row in rows[other]]  # fmt: skip
     rows[OTHERS] = [row for row in rows.pop(0) if row.verdict is not Verdict.NOT_TESTED]
@@ -242,7 +251,8 @@ def as_json(results: Iterable[Result]) -> list[dict[str, Any]]:
     return [
         {
             "solution": result.solution.name, "seconds": round(result.seconds, 1), "reason": result.reason,
-            "notes": list(result.notes), "checks": [asdict(row) | {"verdict": row.verdict.name} for row in result.checks],
+            "notes": list(result.notes),
+            "checks": [asdict(row) | {"verdict": row.verdict.name} for row in result.checks],
         }
         for result in results
     ]  # fmt: skip

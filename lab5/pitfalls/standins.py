@@ -7,6 +7,7 @@ that say at which call they were given: a painted token tells when it was drawn.
 
 import importlib.util
 import math
+import re
 import sys
 from collections.abc import Callable, Iterator
 from importlib.abc import Loader, MetaPathFinder
@@ -16,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int64, UInt8
 from PIL import Image
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -34,16 +36,16 @@ AT = torch.full((K + 1,), -1).scatter(0, CODES, torch.arange(len(CODES)))  # a c
 # --- pictures whose blocks are tokens ---------------------------------------------------------------------------
 
 
-def paint(tokens: Tensor) -> Tensor:
-    """Tokens (B,N) as bytes (B,3,64,64)."""
+def paint(tokens: Int64[Tensor, "B 256"]) -> UInt8[Tensor, "B 3 64 64"]:
+    """Tokens as bytes."""
     levels = torch.stack([tokens >> 6, tokens >> 3 & 7, tokens & 7], dim=1)  # (B,3,N)
     colours = (levels * 2 + 1) * (128 // LEVELS)[:, None]
     colours = torch.where((tokens == GREY)[:, None], 128, colours).view(-1, 3, GRID, GRID)
     return colours.repeat_interleave(BLOCK, 2).repeat_interleave(BLOCK, 3).to(torch.uint8)
 
 
-def read(pixels: Tensor) -> Tensor:
-    """Pictures (B,3,64,64) in 0..1 as tokens (B,N): the nearest colour of each block."""
+def read(pixels: Float[Tensor, "B 3 64 64"]) -> Int64[Tensor, "B 256"]:
+    """Pictures in 0..1 as tokens: the nearest colour of each block."""
     blocks = pixels.float().unfold(2, BLOCK, BLOCK).unfold(3, BLOCK, BLOCK).flatten(4).median(-1).values * 255
     blocks = blocks.flatten(2)  # (B,3,N)
     levels = (blocks / (256 // LEVELS)[:, None]).floor().clamp(min=0).minimum((LEVELS - 1)[:, None]).long()
@@ -63,7 +65,9 @@ class World:
         self.start = torch.randint(len(CODES), (N,), generator=self.generator)  # where a position's codes begin
         self.unknown = self._holes()
         self.images = {name: self._tokens(n) for name, n in (("train", 32), ("val", 8), ("test", len(HOLES)))}
-        self.names = {tuple(sorted(row)): (name, i) for name, t in self.images.items() for i, row in enumerate(t.tolist())}
+        self.names = {
+            tuple(sorted(row)): (name, i) for name, t in self.images.items() for i, row in enumerate(t.tolist())
+        }
         self.answer: Callable[[Tensor], Tensor] | None = None  # tokens (B,N) -> logits (B,N,classes)
         self.classes = K + 1
         self.events: list[dict[str, Any]] = []
@@ -86,9 +90,9 @@ class World:
             holes.append(distance.argsort().argsort() < size)
         return torch.stack(holes)
 
-    def when(self, codes: Tensor, positions: Tensor) -> Tensor:
-        """At which call each code was given, by the oracle that is sure; -1 for other codes."""
-        place = (AT[codes] - self.start[positions]) % len(CODES)
+    def when(self, codes: Int64[Tensor, "256"]) -> Int64[Tensor, "256"]:
+        """At which call each position's code was given, by the oracle that is sure; -1 for other codes."""
+        place = (AT[codes] - self.start) % len(CODES)
         return torch.where((AT[codes] >= 0) & (place < 200), place // 2, -1)
 
     def write(self, folder: Path) -> None:
@@ -109,7 +113,7 @@ class World:
     # --- answers of the oracle
 
     def sure(self, tokens: Tensor) -> Tensor:
-        """Of two codes that tell the call, one in 0.6 to 0.99, the other the rest; no two positions are equally sure."""
+        """Of two codes that tell the call, one has 0.6 to 0.99, the other the rest; no two positions are alike."""
         logits = torch.full((*tokens.shape, self.classes), -60.0)
         place = self.start + 2 * min(self.calls, 99)
         p = torch.linspace(0.6, 0.99, N)[torch.randperm(N, generator=self.generator)].expand(tokens.shape)
@@ -328,8 +332,37 @@ class InertModule(ModuleType):
         return Inert if name[:1].isupper() else Inert()
 
 
+def rearrange(tensor: Any, pattern: str, **sizes: int) -> Tensor:
+    """einops' own, for patterns of names and groups, such as "b n (h d) -> b h n d"."""
+    tensor = torch.stack(list(tensor)) if isinstance(tensor, list | tuple) else tensor
+    left, right = (
+        [part.strip("()").split() for part in re.findall(r"\([^)]*\)|\S+", side)] for side in pattern.split("->")
+    )
+    for names, size in zip(left, tensor.shape, strict=True):
+        known = math.prod(sizes.get(name, 1) for name in names)
+        sizes |= {name: size // known for name in names if name not in sizes}
+    order = [name for names in left for name in names]
+    whole = tensor.reshape([sizes[name] for name in order])
+    moved = whole.permute([order.index(name) for names in right for name in names])
+    return moved.reshape([math.prod(sizes[name] for name in names) for names in right])
+
+
+class Rearrange(nn.Module):
+    """The same as a layer."""
+
+    def __init__(self, pattern: str, **sizes: int):
+        super().__init__()
+        self.pattern, self.sizes = pattern, sizes
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rearrange(x, self.pattern, **self.sizes)
+
+
+BETWEEN = ("importlib", "jaxtyping", "beartype")  # on the stack, between who imports and who looks for it
+
+
 class MissingPackages(MetaPathFinder, Loader):
-    """The last place where Python looks for a module: packages that are not installed are inert, and their names kept."""
+    """The last place where Python looks for a module: what is not installed is inert, and its name is kept."""
 
     def __init__(self, own: set[str]):
         self.own = own  # of the solution itself: what is missing there is its mistake
@@ -343,7 +376,7 @@ class MissingPackages(MetaPathFinder, Loader):
             return None
         if top not in self.names:
             caller = sys._getframe(1)
-            while caller is not None and "importlib" in caller.f_code.co_filename:
+            while caller is not None and any(name in caller.f_code.co_filename for name in BETWEEN):
                 caller = caller.f_back
             if caller is None or "site-packages" in caller.f_code.co_filename:
                 return None  # a package that tries what else is there
@@ -351,7 +384,10 @@ class MissingPackages(MetaPathFinder, Loader):
         return importlib.util.spec_from_loader(name, self, is_package=True)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        return InertModule(spec.name)
+        module = InertModule(spec.name)
+        if spec.name.partition(".")[0] == "einops":
+            module.rearrange, module.Rearrange = rearrange, Rearrange
+        return module
 
     def exec_module(self, module: ModuleType) -> None:
         pass
@@ -375,8 +411,7 @@ class NoGPU(TorchFunctionMode):
 
 
 def _on_cpu(value: Any) -> Any:
-    is_gpu = isinstance(value, str) and value.startswith("cuda") or isinstance(value, torch.device) and value.type == "cuda"
-    return torch.device("cpu") if is_gpu else value
+    return torch.device("cpu") if isinstance(value, str | torch.device) and str(value).startswith("cuda") else value
 
 
 class Anything(dict):

@@ -205,6 +205,13 @@ class _Unpickler(pickle._Unpickler):  # in Python: the one in C reserves any mem
             return torch.UntypedStorage
         return Stub
 
+    def load_build(self) -> None:
+        if isinstance(self.stack[-2], type):
+            raise _HarmfulError("attributes of a class")
+        super().load_build()
+
+    dispatch = pickle._Unpickler.dispatch | {pickle.BUILD[0]: load_build}
+
 
 INERT = SimpleNamespace(
     __name__="inert", Unpickler=_Unpickler, load=lambda file, **options: _Unpickler(file, **options).load()

@@ -50,16 +50,23 @@ RIGHT: dict[str, Variant] = {
     "as it is": Variant([]),
     "sampling, old super, fused by heads": Variant([
         SAMPLING,
+        (LAYERS, "import torch.nn as nn\n", "import torch.nn as nn\nfrom einops import rearrange\n"),
+        (LAYERS, "attended.transpose(1, 2).reshape(B, N, D)", "rearrange(attended, 'b h n d -> b n (h d)')"),
         (TRANSFORMER, "super().__init__()", "super(BidirectionalTransformer, self).__init__()"),
-        (LAYERS, QKV, "q, k, v = self.qkv(x).view(B, N, self.num_heads, 3 * self.head_dim).transpose(1, 2).chunk(3, -1)"),
+        (LAYERS, QKV,
+         "q, k, v = self.qkv(x).view(B, N, self.num_heads, 3 * self.head_dim).transpose(1, 2).chunk(3, -1)"),
     ]),
     "loss on all tokens, masks by coins, little noise on the probability": Variant([
         (TRAIN, LOSS, "return F.cross_entropy(logits.transpose(1, 2), z)"),
-        (MODEL, "        for row in hidden:", "        hidden = torch.rand(z.shape, generator=generator) < 0.5\n        for row in []:"),
+        (MODEL, "        for row in hidden:",
+         "        hidden = torch.rand(z.shape, generator=generator) < 0.5\n        for row in []:"),
         ON_PROBABILITY,
         (MODEL, "self.choice_temperature * (1 - ratio)", "0.1 * (1 - ratio)"),
     ]),
-    "no noise, ceil, at least one token, a step for each batch": Variant([
+    "no noise, ceil, at least one token, a step for each batch, a margin": Variant([
+        (INPAINT, "        return ~known.to(self.device)  # true means masked",
+         "        hole = (~known).float().view(1, 1, 16, 16)\n"
+         "        return torch.nn.functional.max_pool2d(hole, 3, 1, 1).bool().flatten(1)"),
         (MODEL, "probability + self.choice_temperature * (1 - ratio) * gumbel", "probability"),
         (MODEL, "math.floor(self.gamma_func(mask_func)(ratio) * mask_num + 1e-9)",
          "min(math.ceil(self.gamma_func(mask_func)(ratio) * mask_num - 1e-9), int(mask.sum()) - 1)"),
@@ -75,24 +82,62 @@ RIGHT: dict[str, Variant] = {
         (TRAIN, "--accum-grad", "--accum_grad"),
     ]),
     "pandas, wandb, tensorboard, a GPU, folders and NumPy of old": Variant([
-        (TRAIN, "import argparse\n", "import argparse\nimport wandb\nfrom torch.utils.tensorboard import SummaryWriter\n"),
-        (TRAIN, "        losses = []\n", "        losses = []\n        wandb.log({'epoch': 1})\n        SummaryWriter('x').add_scalar('a', 1)\n"),
+        (TRAIN, "import argparse\n",
+         "import argparse\nimport wandb\nfrom torch.utils.tensorboard import SummaryWriter\n"),
+        (TRAIN, "        losses = []\n",
+         "        losses = []\n        wandb.log({'epoch': 1})\n        SummaryWriter('x').add_scalar('a', 1)\n"),
         (TRAIN, "x.to(self.args.device)", "x.cuda().to('cuda:0')"),
         (INPAINT, "import numpy as np\n", "import numpy as np\nNUMBER = np.float\n"),
         (INPAINT, 'type=str, default="cuda")', 'type=str, required=True)'),
-        (INPAINT, "mask_num = int(mask_b.sum())", "mask_num = int(torch.zeros((), device='cuda') + mask_b.cuda().sum())"),
+        (INPAINT, "mask_num = int(mask_b.sum())",
+         "mask_num = int(torch.zeros((), device='cuda') + mask_b.cuda().sum())"),
+    ]),
+    "gamma is a number, a ratio from outside, three values, a global args, a stubborn sampler": Variant([
+        SAMPLING,
+        (MODEL, "logits = logits[..., : self.mask_token_id].log_softmax(-1)", "logits = logits.log_softmax(-1)"),
+        (MODEL, "        drawn = torch.distributions.Categorical(logits=logits).sample()\n",
+         "        drawn = torch.distributions.Categorical(logits=logits).sample()\n"
+         "        while (drawn == self.mask_token_id).any():\n"
+         "            drawn = torch.distributions.Categorical(logits=logits).sample()\n"),
+        (MODEL, "        self.gamma = self.gamma_func(configs[\"gamma_type\"])\n", ""),
+        (MODEL, "    def gamma_func(self, mode=\"cosine\"):\n",
+         "    @staticmethod\n    def gamma_func(r, mode=\"cosine\"):\n"),
+        (MODEL, "return lambda r: ", "return "),
+        (MODEL, "self.gamma(torch.rand((), generator=generator).item())",
+         "self.gamma_func(torch.rand((), generator=generator).item())"),
+        (MODEL, "self.gamma_func(mask_func)(ratio)", "self.gamma_func(ratio, mask_func)"),
+        (TRAIN, "    def train_one_epoch(self, loader):\n",
+         "    def train_one_epoch(self, loader):\n        assert args.epochs\n"),
+        (INPAINT, "self.prepare()\n", "self.prepare()\n        assert args is globals()['args']\n"),
+    ]),
+    "encodes its picture at every step, no mask id, sweet spot from 0, scheduler by steps": Variant([
+        (INPAINT, "                imga[step + 1] = dec_img_ori\n",
+         "                imga[step + 1] = dec_img_ori\n"
+         "                _, z_indices_predict = self.model.encode_to_z(decoded_img)\n"),
+        (MODEL, "logits = self.transformer(torch.where(mask, self.mask_token_id, z))\n        probability",
+         "logits = self.transformer(z)\n        probability"),
+        (INPAINT, "                if step == self.sweet_spot:\n                    break\n", ""),
+        (INPAINT, "                imga[step + 1] = dec_img_ori\n",
+         "                imga[step + 1] = dec_img_ori\n"
+         "                if step == self.sweet_spot - 1:\n                    break\n"),
+        (TRAIN, "T_max=self.args.epochs", "T_max=2 * self.args.epochs"),
+        (TRAIN, "                self.optim.zero_grad()\n        self.scheduler.step()\n",
+         "                self.optim.zero_grad()\n                self.scheduler.step()\n"),
     ]),
 }  # fmt: skip
 
 # One mistake each, and a few with two.
 WRONG: dict[str, Variant] = {
     "1 shrinking mask": Variant([
-        (INPAINT, "            mask_bc = mask_b\n", "            mask_bc = mask_b\n            start = z_indices_predict\n"),
+        (INPAINT, "            mask_bc = mask_b\n",
+         "            mask_bc = mask_b\n            start = z_indices_predict\n"),
         (INPAINT, ".embedding(z_indices_predict)", ".embedding(torch.where(mask_bc, z_indices_predict, start))"),
     ], {"accepted"}),
     "2 original tokens": Variant([
-        (INPAINT, "            mask_bc = mask_b\n", "            mask_bc = mask_b\n            start = z_indices_predict\n"),
-        (INPAINT, "                    z_indices_predict, mask_bc, mask_num", "                    start, mask_bc, mask_num"),
+        (INPAINT, "            mask_bc = mask_b\n",
+         "            mask_bc = mask_b\n            start = z_indices_predict\n"),
+        (INPAINT, "                    z_indices_predict, mask_bc, mask_num",
+         "                    start, mask_bc, mask_num"),
     ], {"accepted"}),
     "3 known tokens painted as drawn": Variant([
         (MODEL, "return z, rank < count", "return z, drawn, rank < count"),
@@ -116,7 +161,8 @@ WRONG: dict[str, Variant] = {
         (TRAIN, LOSS, "return F.cross_entropy(logits.view(len(z), 1025, 256), z)"),
     ], {"labels"}),
     "8 ignore_index of no label, 15 the flag is not handed on": Variant([
-        (TRAIN, LOSS, "return F.cross_entropy(logits.flatten(0, 1), z.flatten(), ignore_index=self.model.mask_token_id)"),
+        (TRAIN, LOSS,
+         "return F.cross_entropy(logits.flatten(0, 1), z.flatten(), ignore_index=self.model.mask_token_id)"),
         (MODEL, "self.gamma_func(mask_func)(ratio)", "self.gamma(ratio)"),
     ], {"counted", "arrives"}),
     "9 kept in place of hidden": Variant([
@@ -125,15 +171,18 @@ WRONG: dict[str, Variant] = {
         (MODEL, "return logits, z, hidden", "return logits, z, ~hidden"),
     ], {"share"}),
     "10 noise on the probability": Variant([SAMPLING, ON_PROBABILITY], {"order"}),
-    "10 the least confident first": Variant([(MODEL, "confidence.argsort(-1)", "torch.where(mask, -confidence, torch.inf).argsort(-1)")],
+    "10 the least confident first": Variant([(MODEL, "confidence.argsort(-1)",
+    "torch.where(mask, -confidence, torch.inf).argsort(-1)")],
                                             {"order"}),
     "11 of the current mask": Variant([
-        (INPAINT, "z_indices_predict, mask_bc, mask_num, ratio", "z_indices_predict, mask_bc, int(mask_bc.sum()), ratio"),
+        (INPAINT, "z_indices_predict, mask_bc, mask_num, ratio",
+         "z_indices_predict, mask_bc, int(mask_bc.sum()), ratio"),
     ], {"counts"}),
     "12 a step late": Variant([(INPAINT, "ratio = (step + 1) /", "ratio = step /")], {"last step"}),
     "12 ceil of a cosine": Variant([(MODEL, "math.floor(self.gamma_func(mask_func)(ratio) * mask_num + 1e-9)",
                                      "math.ceil(self.gamma_func(mask_func)(ratio) * mask_num)")], {"last step"}),
-    "13 the mask id among the classes": Variant([(MODEL, "logits[..., : self.mask_token_id].log_softmax", "logits.log_softmax")],
+    "13 the mask id among the classes": Variant([(MODEL, "logits[..., : self.mask_token_id].log_softmax",
+    "logits.log_softmax")],
                                                 {"mask id"}),
     "14 a silent sweet spot, 18 grey encoded": Variant([
         (INPAINT, "if not 1 <= args.sweet_spot <= args.total_iter:", "if False:"),
@@ -146,7 +195,8 @@ WRONG: dict[str, Variant] = {
     "17 the first batch alone": Variant([(TRAIN, "if (i + 1) % self", "if i % self")], {"accumulation"}),
     "17 never stepped": Variant([(TRAIN, "        self.scheduler.step()\n", "")], {"rate"}),
     "17 counts batches": Variant([(TRAIN, "                self.optim.zero_grad()\n        self.scheduler.step()\n",
-                                   "                self.optim.zero_grad()\n            self.scheduler.step()\n")], {"rate"}),
+                                   "                self.optim.zero_grad()\n            self.scheduler.step()\n")],
+                                   {"rate"}),
     "positions are never optimised": Variant([
         (TRAIN, "AdamW(self.model.transformer.parameters()",
          "AdamW([p for n, p in self.model.transformer.named_parameters() if n != 'pos_emb']"),
@@ -159,6 +209,17 @@ WRONG: dict[str, Variant] = {
         (MODEL, "        z = torch.where(mask, drawn, z)\n",
          "        self.hole = mask if ratio < 0.11 else self.hole\n        z = torch.where(self.hole, drawn, z)\n"),
     ], {"redrawn"}),
+    "sweet spot counted from 0: at T nothing is written, and beyond nothing is said": Variant([
+        (INPAINT, "                if step == self.sweet_spot:\n                    break\n", ""),
+        (INPAINT, "if not 1 <= args.sweet_spot <= args.total_iter:", "if False:"),
+        (INPAINT, "                imga[step + 1] = dec_img_ori\n",
+         "                imga[step + 1] = dec_img_ori\n                if step == self.sweet_spot:\n"
+         "                    vutils.save_image(dec_img_ori, os.path.join('test_results', f'image_{i:03d}.png'))\n"
+         "                    break\n"),
+        (INPAINT, "            vutils.save_image(dec_img_ori, os.path.join(\"test_results\", f\"image_{i:03d}.png\"), "
+         "nrow=1)\n",
+         ""),
+    ], set()),
     "shares of 256": Variant([(INPAINT, "mask_num = int(mask_b.sum())", "mask_num = 256")], {"counts", "known"}),
 }  # fmt: skip
 

@@ -1,5 +1,6 @@
 """Solutions are found, run and judged: every planted mistake is told, and nothing else."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -8,11 +9,18 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from synthetic import INPAINT, LAYERS, MISTAKES, MODEL, RIGHT, SOURCE, TRAIN, WRONG, Variant, make
+from pitfalls.synthetic import INPAINT, LAYERS, MISTAKES, MODEL, RIGHT, SOURCE, TRAIN, WRONG, Variant, make
 
 from lab5.pitfalls.judge import CHECKS, findings
 from lab5.pitfalls.solutions import (
-    PITFALL_NUMBERS, Result, Solution, as_json, check_folder, found_solutions, function_lines, verdicts_by_pitfall,
+    PITFALL_NUMBERS,
+    Result,
+    Solution,
+    as_json,
+    check_folder,
+    found_solutions,
+    function_lines,
+    verdicts_by_pitfall,
 )  # fmt: skip
 from lab5.pitfalls.verdicts import Checks, Verdict
 from lab5.runtime.folders import ROOT
@@ -20,9 +28,10 @@ from lab5.runtime.folders import ROOT
 TEN_MINUTES = 600  # however busy the machine is
 # Those that `make test` tries; all of them take minutes.
 FEW = {
-    "sampling, old super, fused by heads", "pandas, wandb, tensorboard, a GPU, folders and NumPy of old", "1 shrinking mask",
+    "sampling, old super, fused by heads", "pandas, wandb, tensorboard, a GPU, folders and NumPy of old",
+    "1 shrinking mask",
     "5 softmax over queries, 16 dropout on", "8 ignore_index of no label, 15 the flag is not handed on",
-    "11 of the current mask", "14 a silent sweet spot, 18 grey encoded", "17 never stepped",
+    "2 original tokens", "11 of the current mask", "14 a silent sweet spot, 18 grey encoded", "17 never stepped",
 }  # fmt: skip
 ALL = RIGHT | WRONG
 
@@ -48,7 +57,9 @@ def check_verdicts(name: str, facts: dict) -> None:
     rows = findings(facts, lambda file, function: file)
     assert {row.key for row in rows if row.verdict is Verdict.FAILS} == ALL[name].fails
     unseen = {row.key: row.evidence for row in rows if row.verdict is Verdict.NOT_TESTED}
-    assert len(unseen) <= (3 if ALL[name].fails else 0), unseen
+    assert len(unseen) <= 3, unseen
+    if len(ALL[name].fails) == 1 and name[0].isdigit():
+        assert {row.pitfall for row in rows if row.verdict is Verdict.FAILS} == {int(name.split()[0])}
     for row in rows:
         assert row.check and row.evidence and "\n" not in row.evidence
         assert (row.verdict is not Verdict.FAILS) or (row.meaning and CHECKS[row.key].file in row.remedy)
@@ -71,6 +82,8 @@ def test_every_planted_mistake_of_all_solutions_is_told_and_nothing_else(tmp_pat
 def test_stand_ins_and_files_that_lack_are_named(few):
     facts = few["pandas, wandb, tensorboard, a GPU, folders and NumPy of old"]
     assert facts["missing"] == ["wandb"] and facts["filled"] == []
+    einops = importlib.util.find_spec("einops")
+    assert few["sampling, old super, fused by heads"]["missing"] == ([] if einops else ["einops"])
 
 
 def test_the_notebooks_solution_has_five_mistakes_and_loses_each_by_what_its_row_says(tmp_path):
@@ -96,7 +109,10 @@ def test_what_a_solution_must_not_do_is_a_row_with_a_sentence(tmp_path):
         (TRAIN, script, f"{script}    __import__('socket').create_connection(('127.0.0.1', 9))\n"),
         (INPAINT, script, f"{script}    os._exit(3)\n"),
     ])  # fmt: skip
-    make(folder / "writes", [(LAYERS, "import torch.nn as nn\n", f"import torch.nn as nn\nopen({str(outside)!r}, 'w')\n")])
+    make(
+        folder / "writes",
+        [(LAYERS, "import torch.nn as nn\n", f"import torch.nn as nn\nopen({str(outside)!r}, 'w')\n")],
+    )
     endless, leaves, writes = check_folder(folder, TEN_MINUTES)
     assert outside.read_text() == "gold"
     assert reasons(endless, "decoding") == {"it had not ended in its time"} and not endless.checks.failed
@@ -130,9 +146,9 @@ def test_solutions_are_found_in_folders_of_folders_and_zips(tmp_path):
     with zipfile.ZipFile(tmp_path / "dora.zip", "w") as archive:
         for file in (tmp_path / "bert").rglob("*.py"):
             archive.write(file, Path("Dora Lab5", file.relative_to(tmp_path / "bert")))
-    assert names(tmp_path) == {
-        "anna/lab5": "", "bert": "", "dora.zip/Dora Lab5": "", "carl": f"it has no {MODEL}",
-    }  # fmt: skip
+    found = names(tmp_path)
+    assert found == {"anna/lab5": "", "bert": "", "carl": f"it has no {MODEL}", "dora.zip/Dora Lab5": ""}
+    assert list(found) == sorted(found)
     assert names(tmp_path / "bert") == {"bert": ""} and names(tmp_path / "dora.zip") == {"dora.zip/Dora Lab5": ""}
     assert "by which a solution" in names(tmp_path / "carl")["carl"]
 

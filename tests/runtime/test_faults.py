@@ -69,7 +69,8 @@ def test_nothing_from_outside_is_unpickled_with_code():
             assert ours or not re.fullmatch(r"(pickle|marshal|shelve|dill|joblib)\.\w+|eval|exec", called), name
             keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
             if called == "torch.load":
-                assert keywords.get("weights_only") == "True", name
+                inert = name == "runtime/pickles.py" and keywords.get("pickle_module") == "INERT"  # which makes stubs
+                assert keywords.get("weights_only") == "True" or inert, name
             if called in ("np.load", "numpy.load"):
                 assert keywords.get("allow_pickle") == "False", name
             assert "extract" not in called.rpartition(".")[2], f"{name}: archives are not extracted"

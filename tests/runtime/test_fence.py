@@ -11,7 +11,9 @@ import pytest
 from lab5.runtime.fence import LOG, Limits, Outcome, run_fenced
 from lab5.runtime.folders import is_checkout
 
-pytestmark = pytest.mark.skipif(not is_checkout() or os.name != "posix", reason="the probe is imported from the checkout")
+pytestmark = pytest.mark.skipif(
+    not is_checkout() or os.name != "posix", reason="the probe is imported from the checkout"
+)
 PROBE = "tests.runtime.fence_probe"
 LIMITS = Limits(seconds=60, memory=4 << 30, file_size=1 << 20)
 

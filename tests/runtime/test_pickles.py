@@ -4,6 +4,7 @@ import argparse
 import collections
 import datetime
 import enum
+import io
 import pathlib
 import pickle
 import types
@@ -17,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lab5.runtime.pickles import unpickle
+from lab5.runtime.pickles import INERT, unpickle
 
 MARKER = "tok_emb.weight"
 STATE = {MARKER: torch.arange(12.0).view(4, 3), "bias": torch.ones(4), "blocks.0.MLP.0.weight": torch.zeros(2, 3)}
@@ -190,3 +191,10 @@ def test_a_compiled_script_is_refused_and_not_compiled(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.jit, "load", lambda *_, **__: pytest.fail("compiled"))
     with pytest.raises(ValueError, match="cannot be read as plain tensors"):
         unpickle(tmp_path / "net.pt", MARKER)
+
+
+def test_a_pickle_cannot_change_a_class_that_outlives_it():
+    payload = b"\x80\x02ctorch.storage\nUntypedStorage\nN}X\x05\x00\x00\x00lab5xK\x01s\x86b."
+    with pytest.raises(pickle.UnpicklingError, match="attributes of a class"):
+        INERT.load(io.BytesIO(payload))
+    assert not hasattr(torch.UntypedStorage, "lab5x")
