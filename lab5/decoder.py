@@ -197,8 +197,8 @@ def code_logits(model: Model, state: DecodeStep, prior: Float[Tensor, "B N K"] |
 def ask(
     model: Model, tokens: Int[Tensor, "B N"], prior: Tensor | None = None, where: Bool[Tensor, "B N"] | None = None
 ) -> Float[Tensor, "*M K"]:
-    """Logits of the codes alone, in float32 with the prior added, at all positions or at those of `where`; cut before any
-    softmax, so that the mask id cannot be chosen. Raises ValueError for another shape, infinities and not-a-numbers."""
+    """Logits of the codes alone, in float32 with the prior added, at all positions or at those of `where`; cut before
+    any softmax, so that the mask id cannot be chosen. Raises ValueError for other shapes, infinities, not-a-numbers."""
     codes, at_once = _mask_id(model), where is not None and getattr(model, "takes_where", False)
     with torch.no_grad(), fast_float32(tokens.device):
         logits = model(tokens, where) if at_once else model(tokens)

@@ -221,8 +221,8 @@ def _study(parser: ArgumentParser) -> None:
          choices=("quick", "wide", "claims"), default="quick")  # fmt: skip
     _add(parser, "--seeds", "N", "decodings of each plan (default: as the profile)")
     _add(parser, "--jobs", "N", "processes that share the work, and the threads (default: 1)", default=1)
-    _add(parser, "--classifier", "FILE", "of `train --stage classifier`: also say whether it ranks the results as "
-         "the committed one does (default: none)")  # fmt: skip
+    _add(parser, "--classifier", "FILE", "a classifier that the command train has made: say whether it ranks the "
+         "results as the committed one does (default: none)")  # fmt: skip
     _add(parser, "--table", "FILE", "the rows as a CSV file; with FILE = x.csv there are also x-effects.csv and "
          f"x-claims.csv (default: {table})")  # fmt: skip
 
