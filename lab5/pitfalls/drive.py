@@ -27,7 +27,7 @@ import yaml
 from torch import Tensor, nn
 
 from lab5.pitfalls import observe, standins
-from lab5.pitfalls.judge import ENDLESS
+from lab5.pitfalls.judge import ENDLESS, TEMPERATURES
 from lab5.pitfalls.readings import check_attention
 from lab5.pitfalls.standins import GRID, HOLES, ONE_LAYER, STEPS, Anything, Bare, K, MissingPackages, N, NoGPU, World
 
@@ -141,6 +141,7 @@ class Driver:
                 self.filled.append("models/__init__.py")
             _wrap_gamma(maskgit, self.world)
             _wrap_inpainting(maskgit, self.world)
+            _wrap_temperature(maskgit, self.world)
             return maskgit
         except Exception as error:
             return self.sentence(error)
@@ -400,6 +401,9 @@ class Driver:
         for schedule in SCHEDULES[1:]:
             run(schedule, world.sure, schedule, end)
         run("order", world.in_two_minds, "cosine", end, len(HOLES))
+        for world.temperature in TEMPERATURES:
+            run(f"temperature {world.temperature}", world.in_two_minds, "cosine", end, len(HOLES))
+        world.temperature = None
         run("mask id", world.tempted_by_the_mask_id, "cosine", end, 3)
         for sweet_spot in (STEPS + 1, -1, STEPS // 2):
             run(f"sweet spot {sweet_spot}", world.sure, "cosine", sweet_spot)
@@ -504,6 +508,18 @@ def _wrap_inpainting(maskgit: type, world: World) -> None:
         return answer
 
     maskgit.inpainting = inpainting
+
+
+def _wrap_temperature(maskgit: type, world: World) -> None:
+    """`world.temperature` is the model's choice_temperature, where it is set."""
+    make = maskgit.__init__
+
+    def __init__(self: Any, *arguments: Any, **named: Any) -> None:
+        make(self, *arguments, **named)
+        if world.temperature is not None and hasattr(self, "choice_temperature"):
+            self.choice_temperature = world.temperature
+
+    maskgit.__init__ = __init__
 
 
 def _recorder_of_pictures(world: World) -> Callable[..., None]:

@@ -14,6 +14,7 @@ from lab5.pitfalls.verdicts import Row, Verdict
 
 Facts = dict[str, Any]
 ENDLESS = "it had not ended in its time"
+TEMPERATURES = (1.5, 10.0)  # at which noise on a probability, and on its logarithm, shows whether it shrinks or grows
 PASSES, FAILS, CHOICE, NOT_TESTED = Verdict.PASSES, Verdict.FAILS, Verdict.CHOICE, Verdict.NOT_TESTED
 
 LAYERS, MODEL = "models/Transformer/modules/layers.py", "models/VQGAN_Transformer.py"
@@ -139,6 +140,11 @@ CHECKS: dict[str, Check] = {
         "likely tokens come first", 10, "decoding", MODEL, "MaskGit.inpainting",
         "The order is nearly random, whatever the network knows: iterating gains little.",
         "Noise on log-probabilities, annealed to 0: log p + 4.5 (1 − t/T) g, or a choice_temperature of 0.1.",
+    ),
+    "annealing": Check(
+        "the noise shrinks", 0, "decoding", MODEL, "MaskGit.inpainting",
+        "The noise is annealed backwards: the first choices are sure, and the last ones, which see most, are random.",
+        "temperature = choice_temperature * (1 - t / T), which ends at 0.",
     ),
     "counts": Check(
         "how many stay masked", 11, "decoding", MODEL, "MaskGit.inpainting",
@@ -462,6 +468,7 @@ def _decoding(seen: Facts) -> Iterator[tuple[str, Said]]:
     yield "counts", _counts(first, "cosine")
     yield "last step", _last_step(first)
     yield "order", _order(runs["order"])
+    yield "annealing", _annealing([runs[f"temperature {temperature}"] for temperature in TEMPERATURES])
     yield "mask id", _mask_id(runs["mask id"], run, first)
     yield "sweet spot", _sweet_spot(runs, seen["end"])
     yield "arrives", _arrives(runs)
@@ -563,9 +570,30 @@ def _last_step(picture: Facts) -> Said:
     return (FAILS, f"{text}, should be 0") if after[STEPS - 1] else (PASSES, text)
 
 
-def _order(run: Facts) -> Said:
+def _in_halves(run: Facts) -> list[float]:
+    """Of pairs of a certain and an uncertain token, how many began with the certain one: in each half of the steps."""
     halves = [[sum(p["order"][half][way] for p in run["pictures"]) for way in (0, 1)] for half in (0, 1)]
-    shares = [first / (first + later) for first, later in halves if first + later >= 400]
+    return [first / (first + later) for first, later in halves if first + later >= 400]
+
+
+def _annealing(runs: list[Facts]) -> Said:
+    texts = []
+    for run, temperature in zip(runs, TEMPERATURES, strict=True):
+        shares = _in_halves(run)
+        if len(shares) < 2:
+            continue
+        text = f"with a temperature of {temperature:g} the certain token comes first in {shares[0]:.0%} of the pairs "
+        text += f"in the first half of the steps, in {shares[1]:.0%} in the second"
+        if shares[0] > shares[1] + 0.08 and shares[0] > FAIR:
+            return FAILS, f"{text}, should be in more"
+        texts += [text] if shares[1] > SURE else []
+    if texts:
+        return PASSES, texts[-1]
+    return NOT_TESTED, runs[0].get("error", "the order is random at all temperatures")
+
+
+def _order(run: Facts) -> Said:
+    shares = _in_halves(run)
     if not shares:
         return NOT_TESTED, run.get("error", "too few tokens were accepted one after the other")
     text = "of a certain and an uncertain token the certain one comes first in " + " and ".join(

@@ -72,6 +72,7 @@ class World:
         self.classes = K + 1
         self.events: list[dict[str, Any]] = []
         self.encoded: Tensor | None = None  # what the stand-in for the VQGAN has last encoded
+        self.temperature: float | None = None  # of the choice, in the place of the solution's own
         self.enough = len(HOLES)  # pictures of a run
         self.picture, self.calls = -1, 0  # which test image is being filled, and calls of the oracle for it so far
 

@@ -171,6 +171,15 @@ WRONG: dict[str, Variant] = {
         (MODEL, "return logits, z, hidden", "return logits, z, ~hidden"),
     ], {"share"}),
     "10 noise on the probability": Variant([SAMPLING, ON_PROBABILITY], {"order"}),
+    "noise annealed backwards": Variant([
+        (MODEL, "self.choice_temperature * (1 - ratio)", "self.choice_temperature * ratio"),
+    ], {"annealing"}),
+    "noise on the probability, annealed backwards": Variant([
+        ON_PROBABILITY, (MODEL, "self.choice_temperature * (1 - ratio)", "self.choice_temperature * ratio"),
+    ], {"annealing", "order"}),
+    "noise on the probability, constant": Variant([
+        ON_PROBABILITY, (MODEL, "self.choice_temperature * (1 - ratio)", "self.choice_temperature"),
+    ], {"order"}),
     "10 the least confident first": Variant([(MODEL, "confidence.argsort(-1)",
     "torch.where(mask, -confidence, torch.inf).argsort(-1)")],
                                             {"order"}),
