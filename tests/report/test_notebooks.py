@@ -167,6 +167,8 @@ def test_the_smoke_run_is_small_and_has_a_page_for_every_notebook_whose_links_le
     for name, text in pages.items():
         assert len(text) > 5000
         for link in re.findall(r'<a\b[^>]*\shref="([^"]*)"', text):
+            if link.startswith("https://arxiv.org/abs/"):  # a paper: followed by a reader, needed by no page
+                continue
             page, _, place = unquote(unescape(link)).partition("#")
             assert (smoke_report / (page or name)).exists(), f"{name} links to {link}"
             assert not place or f'id="{place}"' in pages[page or name], f"{name} links to {link}"
