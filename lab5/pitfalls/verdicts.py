@@ -60,20 +60,16 @@ class Checks(Sequence):
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        names = ("check", "verdict", "evidence", "meaning", "remedy")
-        names = [name for name in names if any(getattr(row, name) for row in self.rows)]  # without an empty column
-        head = "".join(f"<th style='text-align:left'>{name}</th>" for name in names)
+        """Three columns, so that it fits a page of any width: what was observed, and below it what it means."""
+        left = "style='text-align:left;vertical-align:top;white-space:normal'"
+        head = "".join(f"<th {left}>{name}</th>" for name in ("check", "verdict", "evidence, meaning, remedy"))
         body = ""
         for row in self.rows:
             verdict = f"<strong>{row.verdict.value}</strong>" if row in self.failed else row.verdict.value
-            texts = [verdict if name == "verdict" else escape(getattr(row, name)) for name in names]
-            body += f"<tr>{''.join(map(_cell, texts))}</tr>"
+            texts = (row.evidence, row.meaning, row.remedy and f"Remedy: {row.remedy}")
+            cells = (escape(row.check), verdict, "<br>".join(escape(text) for text in texts if text))
+            body += "<tr>" + "".join(f"<td {left}>{cell}</td>" for cell in cells) + "</tr>"
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _cell(text: str) -> str:
-    wide = ";min-width:13em" if len(text) > 30 else ""  # so that a narrow page scrolls, not a sentence word by word
-    return f"<td style='text-align:left;vertical-align:top;white-space:normal{wide}'>{text}</td>"
 
 
 def judged(check: str, good: bool, evidence: str, meaning: str, remedy: str, pitfall: int = 0) -> Row:
