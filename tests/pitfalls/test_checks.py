@@ -243,6 +243,14 @@ def by_permutation(tokens, generator):
     return hidden
 
 
+def by_rank(share, scores):
+    return scores.argsort(1).argsort(1) < (256 * share).ceil()[:, None]
+
+
+def cosine_of_u(tokens, generator):
+    return torch.cos(math.pi / 2 * torch.rand(len(tokens), generator=generator))
+
+
 def one_share_for_a_batch(tokens, generator):
     return torch.rand(tokens.shape, generator=generator) < torch.rand(1, generator=generator)
 
@@ -259,11 +267,17 @@ def one_share_for_a_batch(tokens, generator):
         (masking("square_root"), ["as square_root of u", ": each image", ": exactly so many"]),
         (masking("count:0.1:0.9"), ["between 10% and 90%", ": each image", ": exactly so many"]),
         (masking("count:0.4"), ["40% are hidden", ": none, or each token alone", ": exactly so many"]),
+        (lambda t, g: by_rank((1 - torch.rand(len(t), generator=g)) ** 2, torch.rand(t.shape, generator=g)),
+         ["as 1 − square of u", ": exactly so many"]),
+        (lambda t, g: by_rank(cosine_of_u(t, g), torch.rand(1, t.shape[1], generator=g)),
+         [": each image", "one image's hidden positions lie within another's: each batch"]),
+        (lambda t, g: masking("cosine")(t[:1], g).repeat(len(t), 1), ["in 100% of the batches one image's hidden"]),
         (one_share_for_a_batch, ["as linear of u", ": each batch", "have nothing hidden", ": a coin for each token"]),
     ],
 )  # fmt: skip
 def test_maskings_that_are_a_choice_are_told_and_not_accused(hide, words):
     checks = check_masking(hide)
+    assert all(row.meaning for row in checks if row.verdict is Verdict.CHOICE)
     assert checks.ok and not [word for word in words if word not in str(checks)], checks
 
 
@@ -298,6 +312,24 @@ def first_tokens(tokens, generator):
 )  # fmt: skip
 def test_mistakes_in_masking_are_told(hide, expected):
     assert failed(check_masking(hide)) == expected
+
+
+def test_positions_that_are_drawn_for_each_image_are_not_taken_for_shared_ones():
+    checks = check_masking(masking("cosine"))
+    assert set(verdicts(checks).values()) == {Verdict.PASSES} and "positions drawn for" not in verdicts(checks)
+
+
+def test_an_inverted_mask_is_told_whatever_its_generator_draws():
+    """Of these draws the shares come nearer than others to those of 1 − square."""
+    generators = {}
+
+    def inverted(tokens, generator):
+        if generator not in generators:
+            generators[generator] = torch.rand(11, generator=generator)
+        return ~masking("cosine")(tokens, generator)
+
+    (row,) = check_masking(inverted).failed
+    assert row.check == "share" and row.pitfall == 9
 
 
 # --- loss
