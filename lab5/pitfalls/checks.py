@@ -59,7 +59,7 @@ def check_gamma(gamma: Callable[[float], float]) -> Checks:
     quarters = [start, *(inner[int(64 * x) - 1] for x in QUARTERS[1:-1]), end]
     values = f"at 0, ¼, ½, ¾, 1: {_numbers(quarters)}"
     if not (named := _named(inner)) and (kept := _named([1 - v for v in inner])):
-        meaning, remedy = "It is the share that is accepted: masked and kept change places.", "Return 1 minus it."
+        meaning, remedy = "It is the share that is committed: masked and kept change places.", "Return 1 minus it."
         return Checks((Row("its name", Verdict.FAILS, f"{values}; 1 − {kept}", meaning, remedy, 9),))
     given = f"γ(0) = {start:.3g}, should be 1"
     if not math.isfinite(start):
@@ -77,7 +77,7 @@ def check_gamma(gamma: Callable[[float], float]) -> Checks:
         ),
         judged(
             "falls", rises < 1e-6, f"greatest rise within 1/64: {max(rises, 0):.2g}, should be 0",
-            "Tokens that were accepted would have to be masked again.", "Return the share that stays masked.",
+            "Tokens that were committed would have to be masked again.", "Return the share that stays masked.",
         ),
         judged(
             "within 0..1", not outside, f"{len(outside)} of {len(FINE)} values lie outside 0..1, should be none",
@@ -368,6 +368,10 @@ SMALL = 60  # the hole of a second image
 PAIRS, RUNS = 128, 8
 
 
+class Cause(Row):
+    """A failure from which others may follow."""
+
+
 class Watched(Stub):
     """In the transformer's place: answers by `answer(tokens, calls so far)`, and keeps what it is shown."""
 
@@ -414,18 +418,20 @@ def check_decoding(decode: Decode) -> Checks:
         again = _states(decode, _undecided(codes), tokens, unknown, "cosine", stream=1)
     except Exception as error:  # whatever a learner's code may raise
         return Checks((raised("answers", error),))
-    moved = max(int((state != tokens)[~unknown].sum()) for state in states)
-    rows = [
-        judged(
-            "known tokens", not moved, f"{moved} of {N - HOLE} known tokens changed, should be 0",
-            "The face around the hole is redrawn.", "tokens = torch.where(unknown, proposed, tokens)", 3,
-        ),
-        *_accepted_rows(states, model, tokens, unknown, codes),
-        *_count_rows(decode, _masked(states)),
-        _batch_row(decode),
-        _order_row(decode),
-        _mask_id_row(decode),
-    ]  # fmt: skip
+    order, *noise = _order_rows(decode)
+    rows = _cause_first(
+        [
+            _start_row(model, tokens, unknown),
+            *_count_rows(decode, _masked(states)),
+            _known_row(states, tokens, unknown),
+            *_committed_rows(states, model, tokens, unknown, codes),
+            _batch_row(decode),
+            order,
+            _mask_id_row(decode),
+        ]
+    )
+    if order.verdict is Verdict.PASSES and not any(row.verdict is Verdict.FAILS for row in rows):
+        rows += [*noise, *_confidence_rows(decode)]
     if model.changed:
         evidence, meaning = f"{model.changed} tokens of the caller changed", "What is decoded next starts from them."
         rows.append(Row("caller's tokens", Verdict.CHOICE, evidence, meaning, "tokens = tokens.clone() first."))
@@ -433,6 +439,48 @@ def check_decoding(decode: Decode) -> Checks:
         meaning = "It draws from a stream of its own: a decoding cannot be repeated."
         rows.append(Row("its generator", Verdict.CHOICE, "one seed, two decodings", meaning, "generator=generator"))
     return Checks(tuple(rows))
+
+
+def _cause_first(rows: list[Row]) -> list[Row]:
+    """The first cause stands first, and nothing is said of what may follow from it."""
+    cause = next((row for row in rows if isinstance(row, Cause)), None)
+    if cause is None:
+        return rows
+    blamed = f"mend “{cause.check}” first, which may be the cause"
+    others = [not_tested(row.check, blamed) if row.verdict in (Verdict.FAILS, Verdict.CHOICE) else row for row in rows
+              if row is not cause]  # fmt: skip
+    return [cause, *others]
+
+
+def _start_row(model: Watched, tokens: Tensor, unknown: Tensor) -> Row:
+    """Whether the model is ever asked with all of the hole masked."""
+    shown = [int((asked == K)[unknown].sum()) for asked in model.inputs if asked.shape == tokens.shape]
+    if not shown:
+        return not_tested("start masked", f"the model is never shown tokens of shape {tuple(tokens.shape)}")
+    evidence = f"{max(shown)} of {HOLE} tokens of the hole are masked when the model is asked, should be all at first"
+    if max(shown) == HOLE:
+        return Row("start masked", Verdict.PASSES, evidence)
+    meaning = "The hole still holds the codes of its grey filling."
+    remedy = "tokens = tokens.masked_fill(unknown, model.mask_id) before the loop."
+    return Cause("start masked", Verdict.FAILS, evidence, meaning, remedy)
+
+
+def _known_row(states: list[Tensor], tokens: Tensor, unknown: Tensor) -> Row:
+    """Whether known tokens stay, and if not, whether they were masked or only overwritten."""
+    moved = max(int((state != tokens)[~unknown].sum()) for state in states)
+    masked = max(int((state == K)[~unknown].sum()) for state in states)
+    evidence = f"{moved} of {N - HOLE} known tokens changed, should be 0"
+    if masked:
+        remedy = (
+            "score = score.masked_fill(~masked, inf), then rank = score.argsort(1).argsort(1): rank < n stays masked; "
+            "write proposals only where it was masked before the step."
+        )
+        evidence, meaning = f"{evidence}; up to {masked} are masked", "Known tokens are ranked with the others."
+        return Cause("known tokens", Verdict.FAILS, evidence, meaning, remedy, 3)
+    return judged(
+        "known tokens", not moved, evidence, "The face around the hole is redrawn.",
+        "tokens = torch.where(masked, proposed, tokens): write only where it was masked before the step.", 3,
+    )  # fmt: skip
 
 
 @torch.no_grad()
@@ -471,33 +519,39 @@ def _masked(states: list[Tensor], image: int = 0) -> list[int]:
     return [int((state[image] == K).sum()) for state in states]
 
 
-def _accepted_rows(
+def _committed_rows(
     states: list[Tensor], model: Watched, tokens: Tensor, unknown: Tensor, codes: Tensor
 ) -> tuple[Row, ...]:
-    """Whether what is accepted is the model's answer, stays as it is, and is there when the model is asked again."""
+    """Whether what is committed is the model's answer, stays as it is, and is there when the model is asked again."""
     calls, before = len(model.inputs), tokens.masked_fill(unknown, K)
     new = grey = foreign = back = redrawn = remasked = unseen = 0
     comparable = calls == STEPS and all(shown.shape == tokens.shape for shown in model.inputs)
     for step, state in enumerate(states):
-        start, accepted, kept = state == GREY_CODE, unknown & (before == K) & (state != K), unknown & (before != K)
-        new += int(accepted.sum())
-        grey += int((accepted & start).sum())
-        foreign += int((accepted & ~start & ((state - codes - 1) % K >= calls)).sum())
+        start, committed, kept = state == GREY_CODE, unknown & (before == K) & (state != K), unknown & (before != K)
+        new += int(committed.sum())
+        grey += int((committed & start).sum())
+        foreign += int((committed & ~start & ((state - codes - 1) % K >= calls)).sum())
         back += int((kept & start & (before != GREY_CODE)).sum())
         remasked += int((kept & (state == K)).sum())
         redrawn += int((kept & ~start & (state != K) & (state != before)).sum())
         unseen += int((unknown & (model.inputs[step] != before)).sum()) if comparable else 0
         before = state
+    where = "Write proposals where the mask was before the step, not where it is after it"
+    if not new:
+        meaning = "The mask never shrinks: what a step decides is not written, or nothing is decided."
+        remedy = f"{where}; and see that γ(t/T) falls."
+        evidence = f"none of {HOLE} tokens is committed in {STEPS} steps, should be all"
+        return (Cause("committed is the answer", Verdict.FAILS, evidence, meaning, remedy, 1),)
     answers = judged(
-        "accepted is the answer", not grey + foreign,
-        f"of {new} tokens accepted, {grey} are those of the start (grey), {foreign} what no call proposed; should be 0",
-        "What the model answers does not come into the picture.",
-        "Fill proposals in where the mask was before the step, not where it is after it.", 1,
+        "committed is the answer", not grey + foreign,
+        f"of {new} tokens committed, {grey} are what the hole held before it was masked (grey) and {foreign} are codes "
+        "that the model never answered; both should be 0",
+        "What the model answers does not come into the picture.", f"{where}.", 1,
     )  # fmt: skip
     stay = judged(
-        "accepted stays", not back + redrawn + remasked,
-        f"of tokens accepted, {back} turn back to those of the start, {redrawn} are drawn again, {remasked} masked "
-        "again; should be 0",
+        "committed stays", not back + redrawn + remasked,
+        f"of tokens committed, {back} turn back to what the hole held at the start (grey), {redrawn} are drawn again, "
+        f"{remasked} are masked again; all should be 0",
         "A step undoes what an earlier one has decided.",
         "tokens = torch.where(masked, proposed, tokens) from step to step; a score of infinity where not masked.",
         2 if back else 0,
@@ -545,7 +599,8 @@ def _count_rows(decode: Decode, cosine: list[int]) -> list[Row]:
     masked, plan = counts[name], package_counts(name, STEPS, HOLE)
     evidence = f"{name}: {_numbers(masked)}, should be {_numbers(plan)}"
     if _departs(masked, name):
-        return [Row("counts", Verdict.FAILS, evidence, *_explained(masked, name)), *rows]
+        kind, *explanation = _explained(masked, name)
+        return [kind("counts", Verdict.FAILS, evidence, *explanation), *rows]
     if masked[:-1] == plan[:-1]:
         return [Row("counts", Verdict.PASSES, evidence), *rows]
     up = masked[:-1] == masked_counts(name, STEPS, HOLE, "ceil")[:-1]
@@ -559,22 +614,23 @@ def _departs(masked: list[int], schedule: str) -> bool:
     return any(abs(m - e) > 1 for m, e in zip(masked[:-1], exact, strict=True))
 
 
-def _explained(masked: list[int], name: str) -> tuple[str, str, int]:
-    """Meaning, remedy and pitfall of counts that depart from the schedule."""
+def _explained(masked: list[int], name: str) -> tuple[type[Row], str, str, int]:
+    """The kind of row for counts that depart from the schedule, with its meaning, remedy and pitfall."""
+    of_grid = package_counts(name, STEPS, N)
     known = (
-        (of_the_current_mask(name, STEPS, HOLE), "The share is taken of what is masked now: it compounds.",
+        (of_the_current_mask(name, STEPS, HOLE), Row, "The share is taken of what is masked now: it compounds.",
          "n = γ(t/T) times the number masked at the start.", 11),
-        (from_step_zero(name, STEPS, HOLE), "Steps are counted from 0: every count is a step late.",
+        (from_step_zero(name, STEPS, HOLE), Row, "Steps are counted from 0: every count is a step late.",
          "γ((t + 1) / T) for t = 0 .. T − 1.", 12),
-        ([min(HOLE, n) for n in package_counts(name, STEPS, N)], "The share is taken of 256 tokens, not of the hole.",
-         "n = γ(t/T) times unknown.sum().", 0),
-        ([HOLE - n for n in package_counts(name, STEPS, HOLE)], "γ is the share accepted, not that which stays masked.",
-         "n = γ(t/T) times unknown.sum() stay masked.", 9),
+        *((counts, Cause, "The share is taken of 256 tokens, not of the hole.", "n = γ(t/T) times unknown.sum().", 0)
+          for counts in (of_grid, [min(HOLE, n) for n in of_grid])),
+        ([HOLE - n for n in package_counts(name, STEPS, HOLE)], Cause,
+         "γ is the share committed, not that which stays masked.", "n = γ(t/T) times unknown.sum() stay masked.", 9),
     )  # fmt: skip
-    for counts, meaning, remedy, pitfall in known:
+    for counts, *explanation in known:
         if sum(abs(a - b) for a, b in zip(counts, masked, strict=True)) <= STEPS:  # one a step for another rounding
-            return meaning, remedy, pitfall
-    return "It follows no rounding of the schedule.", "n = floor(γ(t/T) times unknown.sum()), t = 1 .. T.", 0
+            return tuple(explanation)
+    return Row, "It follows no rounding of the schedule.", "n = floor(γ(t/T) times unknown.sum()), t = 1 .. T.", 0
 
 
 def _batch_row(decode: Decode) -> Row:
@@ -600,38 +656,78 @@ def _batch_row(decode: Decode) -> Row:
     own = both & ((states[-1] - two - 1) % K < len(model.inputs))
     own_alone = unknown & ((apart[0][-1] - codes - 1) % K < len(model.inputs))
     right, right_alone = int(own[0].sum()), int(own_alone.sum())
+    if not right_alone:
+        return not_tested("two images", f"{evidence}as many; but no code is the model's")
     evidence = f"{right} of {HOLE} codes are the model's for this image, alone {right_alone}"
     return judged(
         "two images", right == right_alone, evidence, "Images of a batch are mixed.", "Keep the batch as first axis."
     )
 
 
-def _order_row(decode: Decode) -> Row:
+def _order_rows(decode: Decode) -> tuple[Row, ...]:
     """How often a token that the model is sure of comes before one that it knows nothing about."""
-    won = 0.0
+    won, late, comparable = 0.0, 0.0, True
     nothing = torch.zeros(K + 1).index_fill(0, torch.tensor(K), -20.0)
     for run in range(RUNS):
-        sure = torch.rand(1, N, generator=seeded(run)).argsort(1) < PAIRS
-        logits = torch.where(sure[..., None], _sure(torch.randint(K, (1, N), generator=seeded(run)), -20.0), nothing)
-        model = Watched(lambda tokens, calls, logits=logits: logits.clone())
+        # For the last two steps it is sure of others, so that there are sure ones left to choose between.
+        sure, then = (torch.rand(1, N, generator=seeded(run + at)).argsort(1).argsort(1) < PAIRS for at in (0, RUNS))
+        codes = _sure(torch.randint(K, (1, N), generator=seeded(run)), -20.0)
+        logits = [torch.where(known[..., None], codes, nothing) for known in (sure, then)]
+        model = Watched(lambda tokens, calls, logits=logits: logits[calls >= STEPS - 2].clone())
         try:
             states = _states(decode, model, torch.zeros(1, N, dtype=torch.int64), sure | ~sure, "linear", run, run)
         except Exception as error:  # whatever a learner's code may raise
-            return raised("order", error)
-        step = torch.stack([state == K for state in states]).sum(0)  # in which it is accepted
-        one, other = step[sure][:, None], step[~sure][None]
-        won += float((one < other).double().mean() + (one == other).double().mean() / 2) / RUNS
+            return (raised("order", error),)
+        step = torch.stack([state == K for state in states]).sum(0)  # in which it is committed
+        left = step >= STEPS - 2
+        won += _comes_first(step[sure], step[~sure]) / RUNS
+        late += _comes_first(step[then & left], step[~then & left]) / RUNS
+        comparable &= len(model.inputs) == STEPS
     evidence = f"of two tokens, one sure and one unknown, the sure one comes first in {won:.0%}; by chance in 50%"
     # Noise of 4.5, falling to 0, leaves 90 % where it is added to log p and 61 % where it is added to p.
     if won > 0.75:
-        return Row("order", Verdict.PASSES, evidence)
+        rows = [Row("order", Verdict.PASSES, evidence)]
+        if comparable and late < 0.85:  # 4.5 throughout leaves 73 %, falling to 0 at least 91 %
+            evidence = f"of two tokens left for the last but one step, the sure one comes first in {late:.0%}"
+            meaning = "Noise is as loud at the end as at the start; MaskGIT's falls to 0, which leaves over 90%."
+            rows.append(Row("noise", Verdict.CHOICE, evidence, meaning, "log p + 4.5 (1 − t/T) · Gumbel."))
+        return tuple(rows)
     if 0.45 < won < 0.55:
         meaning = "The order does not look at the confidence: at random, or by place."
-        return Row("order", Verdict.CHOICE, evidence, meaning, "MaskGIT's: log p + 4.5 (1 − t/T) · Gumbel.", 10)
+        return (Row("order", Verdict.CHOICE, evidence, meaning, "MaskGIT's: log p + 4.5 (1 − t/T) · Gumbel.", 10),)
     meaning, remedy = "Noise drowns the confidence: the order is nearly random.", "Add it to log p, not to p in 0..1."
     if won < 0.5:
-        meaning, remedy = "The least confident tokens are accepted first.", "Keep the lowest scores masked."
-    return Row("order", Verdict.FAILS, evidence, meaning, remedy, 10)
+        meaning, remedy = "The least confident tokens are committed first.", "Keep the lowest scores masked."
+    return (Row("order", Verdict.FAILS, evidence, meaning, remedy, 10),)
+
+
+def _comes_first(one: Tensor, other: Tensor) -> float:
+    """How often one of these comes before one of those; at the same time counts half."""
+    one, other = one[:, None], other[None]
+    return float((one < other).double().mean() + (one == other).double().mean() / 2)
+
+
+def _confidence_rows(decode: Decode) -> tuple[Row, ...]:
+    """Whether the score is of the code that was drawn: every token has one code of p = 1/2 and 1023 unlikely ones."""
+    likely = torch.zeros(2)  # their share of what is committed before the last step, and in it, where nothing is chosen
+    for run in range(3):
+        codes = torch.randint(K, (1, N), generator=seeded(run))
+        logits = math.log(K - 1) * one_hot(codes, K + 1).float()
+        logits[..., K] = -20.0
+        model = Watched(lambda tokens, calls, logits=logits: logits.clone())
+        try:
+            states = _states(decode, model, torch.zeros(1, N, dtype=torch.int64), codes >= 0, "square", run, run)
+        except Exception as error:  # whatever a learner's code may raise
+            return (raised("confidence", error),)
+        last, right = states[-2] == K, states[-1] == codes
+        likely += torch.stack([right[~last].float().mean(), right[last].float().mean()]) / 3
+    early, late = likely.tolist()
+    # Odds rise fourfold or more where the score is of the code; beyond these limits nearly all draws are alike.
+    if not 0.05 < late < 0.95 or early * (1 - late) > 1.8 * late * (1 - early):
+        return ()
+    evidence = f"codes of p = 1/2 are {early:.0%} of those committed before the last step, {late:.0%} of the last one's"
+    meaning = "The score is of the position and not of the code drawn, as the largest p or a margin: rare draws stay."
+    return (Row("confidence", Verdict.CHOICE, evidence, meaning, "MaskGIT's: log p of the code that was drawn."),)
 
 
 def _mask_id_row(decode: Decode) -> Row:
@@ -645,6 +741,8 @@ def _mask_id_row(decode: Decode) -> Row:
         except Exception as error:  # whatever a learner's code may raise
             return raised("mask id", error)
         right.append(int((end == codes)[unknown].sum()))
+    if not right[0]:
+        return not_tested("mask id", f"0 of {HOLE} tokens end right even where the mask id is unlikely")
     last, masks = (int((end == code)[unknown].sum()) for code in (K - 1, K))
     return judged(
         "mask id", right[0] == right[1],
