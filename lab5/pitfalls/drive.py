@@ -9,6 +9,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import random
 import re
 import runpy
 import signal
@@ -22,6 +23,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from torch import Tensor, nn
@@ -212,8 +214,6 @@ class Driver:
             from matplotlib.figure import Figure
 
             Figure.savefig = lambda *_, **__: None
-        import numpy as np
-
         for name, value in {
             "float": float,
             "int": int,
@@ -279,6 +279,8 @@ class Driver:
 
         argparse.ArgumentParser.parse_known_args = answered
         arguments, sys.argv = sys.argv, [name]
+        random.seed(0)
+        np.random.seed(0)
         torch.manual_seed(0)
         try:
             runpy.run_path(str(self.root / name), run_name="__main__")
@@ -473,6 +475,11 @@ def _number(function: Any, x: float) -> float:
     return float(function(x))
 
 
+def _floats(value: Any) -> list[float]:
+    value = value.detach().reshape(-1).tolist() if isinstance(value, Tensor) else value
+    return [float(v) for v in (value if hasattr(value, "__iter__") else [value])]
+
+
 def _wrap_gamma(maskgit: type, world: World) -> None:
     """Record which schedules are asked for and what values they are called for."""
     raw = maskgit.__dict__.get("gamma_func")
@@ -480,16 +487,19 @@ def _wrap_gamma(maskgit: type, world: World) -> None:
         return
     function = getattr(raw, "__func__", raw)
 
-    def note(value: Any) -> Any:
+    def note(value: Any, arguments: tuple) -> Any:
         with contextlib.suppress(Exception):
-            values = value.detach().reshape(-1).tolist() if isinstance(value, Tensor) else value
-            values = list(values) if hasattr(values, "__iter__") else [float(values)]
-            world.events.append({"kind": "gamma", "values": [float(v) for v in values]})
+            values = _floats(value)
+            at = next((_floats(a) for a in arguments if not isinstance(a, str | nn.Module)), [])
+            linear = len(at) == len(values) and all(abs(1 - x - v) < 0.02 for x, v in zip(at, values, strict=True))
+            world.events.append({"kind": "gamma", "values": values, "linear": linear})
         return value
 
     def recorded(*arguments: Any, **named: Any) -> Any:
         made = function(*arguments, **named)
-        return (lambda *a, **k: note(made(*a, **k))) if callable(made) else note(made)
+        if not callable(made):
+            return note(made, arguments)
+        return lambda *inner, **more: note(made(*inner, **more), inner)
 
     maskgit.gamma_func = type(raw)(recorded) if isinstance(raw, staticmethod | classmethod) else recorded
 
