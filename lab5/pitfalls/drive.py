@@ -12,6 +12,7 @@ import os
 import random
 import re
 import runpy
+import shutil
 import signal
 import sys
 import time
@@ -38,6 +39,8 @@ EPOCHS, BATCH, ACCUMULATE = 6, 4, 4  # with 32 images: 8 batches and 2 steps of 
 SCHEDULES = ("cosine", "linear", "square")
 SECONDS = {"attention": 20, "gamma": 5, "training": 20, "run": 10}  # of computing, for a stage or a run of decoding
 DATA, TRANSFORMER, VQGAN = "lab5_dataset", "transformer_checkpoint.pt", "models/VQGAN/checkpoints/VQGAN.pt"
+# The same data, where defaults look for it.
+PLACES = {"lab3_dataset": "", "dataset": "", "cat_face": "cat_face", "mask64": "mask64"}
 MODEL, TRAINING, INPAINTING = "models/VQGAN_Transformer.py", "training_transformer.py", "inpainting.py"
 LAYERS = "models/Transformer/modules/layers.py"
 
@@ -75,6 +78,9 @@ class Driver:
         self.options: set[str] = set()  # of the script that ran last
         self.filled: list[str] = []  # files of the template that are not there
         self.world = World()
+        for name in (DATA, *PLACES, "wandb"):  # what is left of its data and logs, which would be found in their place
+            if (root / name).is_dir() and not any((root / name).rglob("*.py")):
+                shutil.rmtree(root / name)
         self.missing = MissingPackages({path.stem for path in root.iterdir()} | {"models", "utils"})
         os.chdir(root)
         sys.path.insert(0, str(root))
@@ -111,8 +117,7 @@ class Driver:
         for name in ("train", "val", "masked_image"):  # the other of the two layouts
             (self.root / DATA / "cat_face").mkdir(exist_ok=True)
             (self.root / DATA / "cat_face" / name).symlink_to(self.root / DATA / name)
-        places = {"lab3_dataset": "", "dataset": "", "cat_face": "cat_face", "mask64": "mask64"}  # of defaults
-        for name, place in places.items():
+        for name, place in PLACES.items():
             if not (self.root / name).exists():
                 (self.root / name).symlink_to(self.root / DATA / place)
 
@@ -145,7 +150,7 @@ class Driver:
             _wrap_inpainting(maskgit, self.world)
             _wrap_temperature(maskgit, self.world)
             return maskgit
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             return self.sentence(error)
 
     def _import_transformer(self) -> None:

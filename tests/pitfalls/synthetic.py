@@ -240,6 +240,9 @@ WRONG: dict[str, Variant] = {
 def make(folder: Path, changes: list[Change], mended: bool = True) -> Path:
     """Write the solution with these changes into `folder`. AssertionError where one does not fit."""
     shutil.copytree(SOURCE, folder)
+    for left in ("wandb/run-1/files", "lab5_dataset/cat_face/train", "mask64", "checkpoints"):  # as a student leaves it
+        (folder / left).mkdir(parents=True)
+    (folder / "wandb/run-1/files/config.yaml").write_text("a: 1")
     for file, old, new in [*(MENDED if mended else []), *changes]:
         text = (folder / file).read_text(encoding="utf-8")
         assert text.count(old) >= 1, f"{file} has no {old!r}"
