@@ -9,8 +9,10 @@ import contextlib
 import importlib.util
 import json
 import os
+import random
 import re
 import runpy
+import shutil
 import signal
 import sys
 import time
@@ -22,6 +24,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from torch import Tensor, nn
@@ -36,6 +39,8 @@ EPOCHS, BATCH, ACCUMULATE = 6, 4, 4  # with 32 images: 8 batches and 2 steps of 
 SCHEDULES = ("cosine", "linear", "square")
 SECONDS = {"attention": 20, "gamma": 5, "training": 20, "run": 10}  # of computing, for a stage or a run of decoding
 DATA, TRANSFORMER, VQGAN = "lab5_dataset", "transformer_checkpoint.pt", "models/VQGAN/checkpoints/VQGAN.pt"
+# The same data, where defaults look for it.
+PLACES = {"lab3_dataset": "", "dataset": "", "cat_face": "cat_face", "mask64": "mask64"}
 MODEL, TRAINING, INPAINTING = "models/VQGAN_Transformer.py", "training_transformer.py", "inpainting.py"
 LAYERS = "models/Transformer/modules/layers.py"
 
@@ -73,6 +78,9 @@ class Driver:
         self.options: set[str] = set()  # of the script that ran last
         self.filled: list[str] = []  # files of the template that are not there
         self.world = World()
+        for name in (DATA, *PLACES, "wandb"):  # what is left of its data and logs, which would be found in their place
+            if (root / name).is_dir() and not any((root / name).rglob("*.py")):
+                shutil.rmtree(root / name)
         self.missing = MissingPackages({path.stem for path in root.iterdir()} | {"models", "utils"})
         os.chdir(root)
         sys.path.insert(0, str(root))
@@ -109,8 +117,7 @@ class Driver:
         for name in ("train", "val", "masked_image"):  # the other of the two layouts
             (self.root / DATA / "cat_face").mkdir(exist_ok=True)
             (self.root / DATA / "cat_face" / name).symlink_to(self.root / DATA / name)
-        places = {"lab3_dataset": "", "dataset": "", "cat_face": "cat_face", "mask64": "mask64"}  # of defaults
-        for name, place in places.items():
+        for name, place in PLACES.items():
             if not (self.root / name).exists():
                 (self.root / name).symlink_to(self.root / DATA / place)
 
@@ -143,7 +150,7 @@ class Driver:
             _wrap_inpainting(maskgit, self.world)
             _wrap_temperature(maskgit, self.world)
             return maskgit
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             return self.sentence(error)
 
     def _import_transformer(self) -> None:
@@ -212,8 +219,6 @@ class Driver:
             from matplotlib.figure import Figure
 
             Figure.savefig = lambda *_, **__: None
-        import numpy as np
-
         for name, value in {
             "float": float,
             "int": int,
@@ -279,6 +284,8 @@ class Driver:
 
         argparse.ArgumentParser.parse_known_args = answered
         arguments, sys.argv = sys.argv, [name]
+        random.seed(0)
+        np.random.seed(0)
         torch.manual_seed(0)
         try:
             runpy.run_path(str(self.root / name), run_name="__main__")
@@ -473,6 +480,11 @@ def _number(function: Any, x: float) -> float:
     return float(function(x))
 
 
+def _floats(value: Any) -> list[float]:
+    value = value.detach().reshape(-1).tolist() if isinstance(value, Tensor) else value
+    return [float(v) for v in (value if hasattr(value, "__iter__") else [value])]
+
+
 def _wrap_gamma(maskgit: type, world: World) -> None:
     """Record which schedules are asked for and what values they are called for."""
     raw = maskgit.__dict__.get("gamma_func")
@@ -480,16 +492,19 @@ def _wrap_gamma(maskgit: type, world: World) -> None:
         return
     function = getattr(raw, "__func__", raw)
 
-    def note(value: Any) -> Any:
+    def note(value: Any, arguments: tuple) -> Any:
         with contextlib.suppress(Exception):
-            values = value.detach().reshape(-1).tolist() if isinstance(value, Tensor) else value
-            values = list(values) if hasattr(values, "__iter__") else [float(values)]
-            world.events.append({"kind": "gamma", "values": [float(v) for v in values]})
+            values = _floats(value)
+            at = next((_floats(a) for a in arguments if not isinstance(a, str | nn.Module)), [])
+            linear = len(at) == len(values) and all(abs(1 - x - v) < 0.02 for x, v in zip(at, values, strict=True))
+            world.events.append({"kind": "gamma", "values": values, "linear": linear})
         return value
 
     def recorded(*arguments: Any, **named: Any) -> Any:
         made = function(*arguments, **named)
-        return (lambda *a, **k: note(made(*a, **k))) if callable(made) else note(made)
+        if not callable(made):
+            return note(made, arguments)
+        return lambda *inner, **more: note(made(*inner, **more), inner)
 
     maskgit.gamma_func = type(raw)(recorded) if isinstance(raw, staticmethod | classmethod) else recorded
 

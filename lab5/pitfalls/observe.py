@@ -119,9 +119,12 @@ def training_facts(world: World) -> dict[str, Any]:
     calls: list[Event] = []
     images: list[Any] = []
     gammas: list[float] = []
+    linear = asked = 0
     for event in world.events:
         if event["kind"] == "gamma":
             gammas += event["values"]
+            linear += event["linear"]
+            asked += 1
         elif event["kind"] == "encode":
             images, gammas = event["images"], []
         elif event["kind"] == "model":
@@ -133,13 +136,13 @@ def training_facts(world: World) -> dict[str, Any]:
     val = [call for call in calls if call["images"] and call["images"][0] and call["images"][0][0] == "val"]
     facts: dict[str, Any] = {"train calls": len(train), "val calls": len(val)}
     if train:
-        facts |= _masks(train) | _loss(train, world) | _steps(world.events, train[0]["self"])
+        facts |= _masks(train, linear == asked > 0) | _loss(train, world) | _steps(world.events, train[0]["self"])
     if val:
         facts["val"] = _validation(world.events, val)
     return facts
 
 
-def _masks(calls: list[Event]) -> dict[str, Any]:
+def _masks(calls: list[Event], linear: bool) -> dict[str, Any]:
     """Of which share, of what kind, and whether what is not hidden is as it was."""
     hidden = [call["tokens"] == K for call in calls]
     shares = torch.cat([h.float().mean(1) for h in hidden])
@@ -167,7 +170,7 @@ def _masks(calls: list[Event]) -> dict[str, Any]:
     return {"masks": {
         "mean": mean, "low": float(shares.min()), "high": float(shares.max()), "changed": changed,
         "within": float(within), "between": float(between), "binomial": N * mean * (1 - mean), "one for all": same,
-        "batches": len(hidden), "gamma": by_gamma, "off": max(map(abs, exact), default=0.0),
+        "batches": len(hidden), "gamma": by_gamma, "linear": linear, "off": max(map(abs, exact), default=0.0),
         "wrong ids": sorted({int(t) for c in calls for t in c["tokens"][c["tokens"] > K].tolist()})[:3],
     }}  # fmt: skip
 

@@ -163,6 +163,8 @@ def _check(solution: Solution, seconds: float) -> Result:
         try:
             facts = json.loads(facts_file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
+            if not outcome.in_time:
+                return Result(solution, reason="it had not ended when its time was over", seconds=outcome.seconds)
             last = (outcome.log.strip().splitlines() or ["it said nothing"])[-1]
             return Result(solution, reason=f"it could not be run: {last}", seconds=outcome.seconds)
     _say_how_it_ended(facts, outcome.in_time, outcome.code)

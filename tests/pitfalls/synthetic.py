@@ -44,6 +44,11 @@ ON_PROBABILITY = (MODEL, "confidence = probability + self", "confidence = probab
 LOSS = "return F.cross_entropy(logits[hidden], z[hidden])"
 QKV = "q, k, v = self.qkv(x).view(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)"
 MASK_PICTURE = "maska[step] = (~mask_bc).view(1, 16, 16).float()"
+KEPT = [
+    (MODEL, "self.transformer(torch.where(hidden, self.mask_token_id, z))",
+     "self.transformer(torch.where(hidden, z, self.mask_token_id))"),
+    (MODEL, "return logits, z, hidden", "return logits, z, ~hidden"),
+]  # fmt: skip
 
 # Right, in other styles.
 RIGHT: dict[str, Variant] = {
@@ -80,6 +85,9 @@ RIGHT: dict[str, Variant] = {
          "z_indices_predict = self.model.encode_to_z(filled[None]).flatten(1)"),
         (INPAINT, MASK_PICTURE, "pass"),
         (TRAIN, "--accum-grad", "--accum_grad"),
+    ]),
+    "kept in place of hidden, by a linear schedule, which is the same": Variant([
+        *KEPT, ("config/MaskGit.yml", "gamma_type: cosine", "gamma_type: linear"),
     ]),
     "pandas, wandb, tensorboard, a GPU, folders and NumPy of old": Variant([
         (TRAIN, "import argparse\n",
@@ -165,11 +173,7 @@ WRONG: dict[str, Variant] = {
          "return F.cross_entropy(logits.flatten(0, 1), z.flatten(), ignore_index=self.model.mask_token_id)"),
         (MODEL, "self.gamma_func(mask_func)(ratio)", "self.gamma(ratio)"),
     ], {"counted", "arrives"}),
-    "9 kept in place of hidden": Variant([
-        (MODEL, "self.transformer(torch.where(hidden, self.mask_token_id, z))",
-         "self.transformer(torch.where(hidden, z, self.mask_token_id))"),
-        (MODEL, "return logits, z, hidden", "return logits, z, ~hidden"),
-    ], {"share"}),
+    "9 kept in place of hidden": Variant(KEPT, {"share"}),
     "10 noise on the probability": Variant([SAMPLING, ON_PROBABILITY], {"order"}),
     "noise annealed backwards": Variant([
         (MODEL, "self.choice_temperature * (1 - ratio)", "self.choice_temperature * ratio"),
@@ -236,6 +240,9 @@ WRONG: dict[str, Variant] = {
 def make(folder: Path, changes: list[Change], mended: bool = True) -> Path:
     """Write the solution with these changes into `folder`. AssertionError where one does not fit."""
     shutil.copytree(SOURCE, folder)
+    for left in ("wandb/run-1/files", "lab5_dataset/cat_face/train", "mask64", "checkpoints"):  # as a student leaves it
+        (folder / left).mkdir(parents=True)
+    (folder / "wandb/run-1/files/config.yaml").write_text("a: 1")
     for file, old, new in [*(MENDED if mended else []), *changes]:
         text = (folder / file).read_text(encoding="utf-8")
         assert text.count(old) >= 1, f"{file} has no {old!r}"

@@ -79,7 +79,7 @@ def test_a_number_that_is_no_loss_is_no_wrong_divisor(ratio, verdict):
 def test_a_schedule_that_is_upside_down_may_make_an_inverted_mask_right():
     upside_down = {"values": {"cosine": [0.0, 0.38, 0.71, 0.92, 1.0]}}
     masks = {"mean": 0.36, "low": 0.0, "high": 1.0, "within": 0.0, "binomial": 59.0, "batches": 48, "wrong ids": [],
-             "changed": 0, "gamma": {"kept": 40, "hidden": 0, "neither": 0, "both": 8}}  # fmt: skip
+             "changed": 0, "linear": False, "gamma": {"kept": 40, "hidden": 0, "neither": 0, "both": 8}}  # fmt: skip
     loss = {"batches": 8, "hidden": [9, 9], "known": [0, 9], "right": 9, "mask labels": 0, "uneven": 0, "weight": 1.0,
             "value": math.log(1025), "backward": None, "ignore": -100, "ignored": 0, "classes": 1025}  # fmt: skip
     training = {"train calls": 48, "masks": masks, "loss": loss, "steps": steps(), "options": [], "error": ""}
