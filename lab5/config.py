@@ -192,6 +192,7 @@ class StudyConfig:
                                          choices=DecodeConfig.__dataclass_fields__["schedule"].metadata["choices"])
     steps: tuple[int, ...] = count((1, 4, 8, 12), "T of the plans")
     seeds: int = count(5, "decodings of each plan")
+    trainings: int = count(3, "of each network that is compared, decoded with a seed each; 0 = none is", least=0)
     images: int = count(192, "test images that are scored; of fewer than 8 a resample may hold one alone", least=8)
 
 

@@ -95,9 +95,7 @@ def plan(decoding: DecodeConfig, state: DecodeStep) -> list[Int[Tensor, "B"]]:
     return counts[: decoding.stop_at or decoding.steps]
 
 
-def propose(
-    logits: Float[Tensor, "M K"], state: DecodeStep, decoding: DecodeConfig, generator: Generators
-) -> Proposal:
+def propose(logits: Float[Tensor, "M K"], state: DecodeStep, decoding: DecodeConfig, generator: Generators) -> Proposal:
     """A code for every masked position, and what an order may look at, at the temperatures of the next step."""
     share = min(1.0, (state.step + 1) / decoding.steps)  # a budget may take more steps
     temperature, choice_temperature = temperatures(decoding, share)
@@ -109,9 +107,7 @@ def propose(
     return Proposal(log_p, codes, state.unknown, choice_temperature, temperature, once, state.masked)
 
 
-def rank(
-    proposal: Proposal, state: DecodeStep, decoding: DecodeConfig, generator: Generators
-) -> Float[Tensor, "B N"]:
+def rank(proposal: Proposal, state: DecodeStep, decoding: DecodeConfig, generator: Generators) -> Float[Tensor, "B N"]:
     """The order's scores, the highest committed first; infinite where nothing is masked, so that no noise and no
     score can bring a committed position back under the mask."""
     return proposal.spread(ORDERS[decoding.order](proposal, AtMasked(generator, state.masked)), torch.inf)

@@ -22,7 +22,6 @@ LAB_SCHEDULES = ("cosine", "linear", "square")
 SAMPLED = DecodeConfig(order="lab", choice_temperature=4.5)
 ARGMAX = replace(SAMPLED, codes="argmax")
 FEWER = 3  # seeds for what no report claims
-TRAININGS = 3  # of each network that is compared, each decoded with a seed of its own
 # Of the budgets. On 128 cats of seed 11, which no table has, tighter ones took up to 80 steps and scored no better.
 LIMITS = {"entropy": 8.0, "threshold": 0.1}
 ALONE = {"remask": 0.0, "rounds": 0}  # which need a schedule
@@ -113,7 +112,7 @@ def wide(config: Config) -> list[Grid]:
     best, claimed = ways["best"], _claimed(ways)
     curves = [Point(replace(way, schedule="cosine", steps=12), t) for way in ways.values() for t in (1, 2, 3, 4, 8)]
     curves += [end(replace(SAMPLED, schedule=name, steps=8)) for name in ("raised_cosine", "cubic", "stair")]
-    others = _one_at_a_time(best) + _trainings(config)
+    others, trainings = _one_at_a_time(best) + _trainings(config), config.study.trainings
     around = {Question.AROUND_BEST: replace(best, schedule="cosine", steps=8)}
     around[Question.AROUND_LAB] = replace(SAMPLED, steps=8)
     for question, base in around.items():
@@ -125,7 +124,7 @@ def wide(config: Config) -> list[Grid]:
             ]  # fmt: skip
     return [
         Grid([], plans(_points(claimed) + curves), claimed, images=2),
-        Grid(networks(config), plans([], _points(others)), others),
+        Grid(networks(config), plans([], _points(others), trainings), others),
     ]
 
 
@@ -136,7 +135,8 @@ def claims(config: Config) -> Grid:
     trained = [c for c in _trainings(config) if c.question in claimed_of_training]
     used = {point.network for point in _points(trained)}
     trainings = [network for network in networks(config) if used & {*network.names()}]
-    return Grid(trainings, plans(_points(claimed), _points(trained)), claimed + trained, images=4)
+    decoded = plans(_points(claimed), _points(trained), config.study.trainings)
+    return Grid(trainings, decoded, claimed + trained, images=4)
 
 
 def in_precision(grid: Grid, amp: str) -> Grid:
@@ -149,9 +149,9 @@ def in_precision(grid: Grid, amp: str) -> Grid:
     return grid._replace(plans=[at(plan) for plan in grid.plans], comparisons=compared)
 
 
-def plans(points: Sequence[Point], fewer: Sequence[Point] = ()) -> list[Plan]:
+def plans(points: Sequence[Point], fewer: Sequence[Point] = (), trainings: int = 0) -> list[Plan]:
     """One plan for all stops of a way of decoding; those that only `fewer` has get no more than FEWER seeds, and
-    trained networks one for each of their TRAININGS."""
+    networks that are trained one for each of their trainings."""
     stops: dict[tuple[DecodeConfig, str], set[int]] = {}
     for point in (*points, *fewer):
         stops.setdefault((point.decode, point.network), set()).add(point.stop)
@@ -159,7 +159,7 @@ def plans(points: Sequence[Point], fewer: Sequence[Point] = ()) -> list[Plan]:
     return [
         Plan(decode, tuple(sorted(at)), network, seeds)
         for (decode, network), at in stops.items()
-        for seeds in [TRAININGS if network != GIVEN else None if (decode, network) in whole else FEWER]
+        for seeds in [trainings if network != GIVEN else None if (decode, network) in whole else FEWER]
     ]
 
 
@@ -177,11 +177,13 @@ def networks(config: Config) -> list[Network]:
     once = [Network(name, changes(config, name), stops if name == CONTROL else ()) for name in RECIPES]
     paper = changes(config, CONTROL)
     once += [Network(name, paper | settings) for name, settings in CONTROLLED.items()]
-    return [one._replace(training=n) for n in range(min(TRAININGS, config.study.seeds)) for one in once]
+    return [one._replace(training=n) for n in range(min(config.study.trainings, config.study.seeds)) for one in once]
 
 
 def _trainings(config: Config) -> list[Comparison]:
     """Recipes against the paper's, each with its own decoding; one thing at a time; and earlier against later."""
+    if not config.study.trainings:
+        return []
     paper = RECIPES[CONTROL].decoding
     comparisons = []
     for name, recipe in RECIPES.items():

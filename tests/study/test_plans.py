@@ -38,6 +38,17 @@ def test_every_comparison_is_of_two_results_that_the_plans_decode(grid):
     assert len(set(labels)) == len(labels), "a label is of one comparison"
 
 
+def test_without_trainings_nothing_is_trained_and_the_rest_stays():
+    config = configure("quick", device="cpu", **{"study.trainings": 0})
+    for alone, whole in ((plans.claims(config), CLAIMS_ALONE), (plans.wide(config)[1], OTHERS)):
+        assert not alone.networks and {plan.network for plan in alone.plans} == {GIVEN}
+        assert alone.plans == [plan for plan in whole.plans if plan.network == GIVEN]
+        assert alone.comparisons == [c for c in whole.comparisons if c.first.network == c.second.network == GIVEN]
+    five = plans.claims(configure("quick", device="cpu", **{"study.trainings": 5}))
+    assert len(five.networks) == 5 / 3 * len(CLAIMS_ALONE.networks)
+    assert {plan.seeds for plan in five.plans if plan.network != GIVEN} == {5}
+
+
 def test_a_precision_is_that_of_every_way_and_nothing_else():
     low = plans.in_precision(CLAIMS_ALONE, "bf16")
     assert points(low) == {point._replace(decode=replace(point.decode, amp="bf16")) for point in points(CLAIMS_ALONE)}
