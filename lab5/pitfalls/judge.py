@@ -121,14 +121,14 @@ CHECKS: dict[str, Check] = {
         "The encoder carries the grey into known tokens around the hole, which costs 2.5 dB. It is the lab's own way.",
         "Fill the hole before encoding, with cv2.inpaint or the mean colour of its edge; its tokens stay masked.",
     ),
-    "accepted": Check(
-        "accepted tokens stay", 1, "decoding", INPAINTING, "MaskGIT.inpainting",
-        "Accepted tokens turn back into what the encoder made of the grey hole: stopping early looks better.",
+    "committed": Check(
+        "committed tokens stay", 1, "decoding", INPAINTING, "MaskGIT.inpainting",
+        "Committed tokens turn back into what the encoder made of the grey hole: stopping early looks better.",
         "Put back known tokens by the mask of the start, and hand each step the tokens of the step before.",
     ),
     "redrawn": Check(
-        "accepted tokens are drawn once", 0, "decoding", MODEL, "MaskGit.inpainting",
-        "A token that was accepted for its confidence is replaced by whatever is drawn later.",
+        "committed tokens are drawn once", 0, "decoding", MODEL, "MaskGit.inpainting",
+        "A token that was committed for its confidence is replaced by whatever is drawn later.",
         "tokens = torch.where(mask, drawn, tokens).",
     ),
     "known": Check(
@@ -153,7 +153,7 @@ CHECKS: dict[str, Check] = {
     ),
     "last step": Check(
         "nothing is masked at the end", 12, "decoding", INPAINTING, "MaskGIT.inpainting",
-        "Tokens of the last step are drawn but never accepted, and the plan is a step late.",
+        "Tokens of the last step are drawn but never committed, and the plan is a step late.",
         "ratio = (step + 1) / T, and floor in place of ceil, for cos(π/2) is 6e-17.",
     ),
     "mask id": Check(
@@ -459,12 +459,12 @@ def _decoding(seen: Facts) -> Iterator[tuple[str, Said]]:
     yield "grey", _grey(first)
     yield "token mask", _token_mask(first)
     if first["final"]:
-        yield "accepted", _accepted(first)
+        yield "committed", _committed(first)
         yield "redrawn", _redrawn(first)
         yield "known", _known(first)
     else:
         reason = run.get("error", "no picture was saved")
-        yield from ((key, (NOT_TESTED, reason)) for key in ("accepted", "redrawn", "known"))
+        yield from ((key, (NOT_TESTED, reason)) for key in ("committed", "redrawn", "known"))
     yield "counts", _counts(first, "cosine")
     yield "last step", _last_step(first)
     yield "order", _order(runs["order"])
@@ -500,13 +500,13 @@ def _token_mask(picture: Facts) -> Said:
     return FAILS, text
 
 
-def _accepted(picture: Facts) -> Said:
+def _committed(picture: Facts) -> Said:
     hole, total = picture["in hole"], picture["hole"]
     text = f"{hole['as at the start']} of {total} tokens of the hole are painted as they were encoded at the start"
     if hole["drawn"] >= 0.95 * total:  # by chance one is drawn as it was at the start
         return PASSES, f"{hole['drawn']} of {total} tokens of the hole are painted as they were drawn"
     if hole["as at the start"] > 0.5 * total:
-        if picture["accepted lost"] > total or hole["drawn last"] > 2:  # by chance a few
+        if picture["committed lost"] > total or hole["drawn last"] > 2:  # by chance a few
             return FAILS, f"{text}, {hole['drawn last']} as they were drawn in the last step", {
                 "pitfall": 2,
                 "meaning": "Every step is given the tokens of the start: only what the last one draws is seen."
@@ -517,9 +517,9 @@ def _accepted(picture: Facts) -> Said:
 
 def _redrawn(picture: Facts) -> Said:
     if picture["calls"] < 3 or not any(picture["masked before"]):
-        return NOT_TESTED, "which tokens were accepted when was not seen"
-    text = f"tokens were drawn {picture['accepted redrawn']} times after they had been accepted, should be 0"
-    return (FAILS if picture["accepted redrawn"] else PASSES), text
+        return NOT_TESTED, "which tokens were committed when was not seen"
+    text = f"tokens were drawn {picture['committed redrawn']} times after they had been committed, should be 0"
+    return (FAILS if picture["committed redrawn"] else PASSES), text
 
 
 def _known(picture: Facts) -> Said:
@@ -557,7 +557,7 @@ def _counts(picture: Facts, schedule: str) -> Said:
     of_all = [(min(hole, share * 256), share * 256) for share in shares[1:]]
     if all(min(abs(a - e) for e in both) <= 2 for a, both in zip(after, of_all, strict=False)):
         return FAILS, f"{text}; each is γ(t/T) of 256", {
-            "pitfall": 0, "meaning": "Known tokens are masked, or nothing is accepted at first.",
+            "pitfall": 0, "meaning": "Known tokens are masked, or nothing is committed at first.",
             "remedy": "N is the number of masked tokens at the start."}  # fmt: skip
     return NOT_TESTED, f"{text}; it follows no rule that is known"
 
@@ -595,7 +595,7 @@ def _annealing(runs: list[Facts]) -> Said:
 def _order(run: Facts) -> Said:
     shares = _in_halves(run)
     if not shares:
-        return NOT_TESTED, run.get("error", "too few tokens were accepted one after the other")
+        return NOT_TESTED, run.get("error", "too few tokens were committed one after the other")
     text = "of a certain and an uncertain token the certain one comes first in " + " and ".join(
         f"{s:.0%}" for s in shares
     )
@@ -605,7 +605,7 @@ def _order(run: Facts) -> Said:
             FAILS,
             f"{text}, should be nearly all",
             {
-                "meaning": "The least certain tokens are accepted first.",
+                "meaning": "The least certain tokens are committed first.",
                 "remedy": "Mask those of the lowest confidence again.",
             },
         )
