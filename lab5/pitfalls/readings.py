@@ -227,7 +227,7 @@ def _property_rows(call: Callable[..., Tensor], *inputs: Any) -> tuple[Row, ...]
     first, second = call(*inputs), call(*inputs)
     noise = float((first - second).norm() / first.norm())
     repeats = judged(
-        "two calls agree", noise < ROUNDING, f"they differ by {100 * noise:.2g} %, should be 0 %",
+        "two calls agree", noise < ROUNDING, f"two calls differ by {100 * noise:.2g} %, should be 0 %",
         "A dropout is active in evaluation as well: every answer is noisy.",
         "Make the dropout once, in __init__, or give it training=self.training.", 6,
     )  # fmt: skip
@@ -288,11 +288,13 @@ def _reading_rows(call: Callable[..., Tensor], qkv: Tensor, heads: Sequence[int]
             "scores / math.sqrt(d), where d is the width of one head.",
         ),
         judged(
-            "heads cut", reading.split != "bare view", f"{reading.split}, {count} heads of {d}",
+            "heads cut", reading.split != "bare view",
+            f"cut: {reading.split}, {count} heads of {d}",
             "A head holds pieces of neighbouring tokens.", "x.view(B, N, heads, d).transpose(1, 2)", 4,
         ),
         judged(
-            "heads joined", reading.join != "no transpose", reading.join,
+            "heads joined", reading.join != "no transpose",
+            f"joined: {reading.join}",
             "A token is given a head's answers to other tokens.", "attended.transpose(1, 2).reshape(B, N, D)", 4,
         ),
     )  # fmt: skip

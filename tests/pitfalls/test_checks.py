@@ -216,7 +216,7 @@ def test_the_noise_between_two_calls_is_shown_however_small_and_rounding_is_none
 
     assert failed(check_attention(noisy(1e-3))) >= {"two calls agree"}
     row = check_attention(noisy(1e-3))[0]
-    assert 0 < float(row.evidence.split()[3]) < 1, row.evidence
+    assert 0 < float(row.evidence.split()[4]) < 1, row.evidence
     assert not check_attention(noisy(1e-8)).failed
 
 
