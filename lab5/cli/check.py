@@ -63,8 +63,7 @@ def _announce(solutions: Sequence[Solution], seconds: float) -> None:
 
 
 def _in_a_line(result: Result) -> str:
-    failed = ", ".join(row.check for row in result.checks.failed) or "nothing fails"
-    return f"{result.solution.name}: {result.reason or failed} ({result.seconds:.0f} s)"
+    return f"{result.solution.name}: {result.reason or result.checks.summary} ({result.seconds:.0f} s)"
 
 
 def _print_matrix(results: Sequence[Result]) -> None:

@@ -37,9 +37,9 @@ class Pitfall:
 
 PITFALLS: dict[str, Pitfall] = {
     "shrinking-mask": Pitfall(
-        1, "Known tokens are put back with the shrinking mask: accepted tokens turn grey again",
+        1, "Known tokens are put back with the shrinking mask: committed tokens turn grey again",
         "report A, whose sweet spot of 7 of 100 steps comes of it",
-        wrong=decoding.shrinking_mask, right=decoding.package, check=decoding.check_accepted_stay,
+        wrong=decoding.shrinking_mask, right=decoding.package, check=decoding.check_committed_stay,
         effect=lambda: (
             f"right tokens of 85 after t = 1 .. 10: {decoding.right_in_hole(decoding.shrinking_mask)}, "
             f"should be {decoding.right_in_hole(decoding.package)}: the fewer steps, the better it looks"

@@ -126,8 +126,8 @@ def run(decode: Decoding, model: type[Oracle] = Oracle, **settings: Any) -> tupl
 # --- 1, 2, 3, 13: what is kept of the model's answer ----------------------------------------------------------------
 
 
-def grey_where_accepted(proposed: Tensor, current: Tensor, original: Tensor, masked: Tensor, after: Tensor) -> Tensor:
-    """The mask has shrunk: what was accepted is outside it, and put back to what the encoder made of grey."""
+def grey_where_committed(proposed: Tensor, current: Tensor, original: Tensor, masked: Tensor, after: Tensor) -> Tensor:
+    """The mask has shrunk: what was committed is outside it, and put back to what the encoder made of grey."""
     return torch.where(after, proposed, original)
 
 
@@ -141,7 +141,7 @@ def everywhere(proposed: Tensor, current: Tensor, original: Tensor, masked: Tens
     return proposed
 
 
-shrinking_mask = partial(lab_loop, change=Change(grey_where_accepted))
+shrinking_mask = partial(lab_loop, change=Change(grey_where_committed))
 original_tokens = partial(lab_loop, change=Change(from_the_start))
 nothing_restored = partial(lab_loop, change=Change(everywhere))
 mask_id_as_a_class = partial(lab_loop, change=Change(in_the_mask, mask_id_too=True))
@@ -154,7 +154,7 @@ def right_in_hole(decode: Decoding, model: type[Oracle] = Oracle) -> list[int]:
     return [int((tokens == truth)[unknown].sum()) for tokens in run(decode, model)[0]]
 
 
-def check_accepted_stay(decode: Decoding) -> None:
+def check_committed_stay(decode: Decoding) -> None:
     right = right_in_hole(decode)
     assert min(right) == HOLE, f"of {HOLE} tokens that the model knows, only these are right after t = 1 .. T: {right}"
 
@@ -162,7 +162,7 @@ def check_accepted_stay(decode: Decoding) -> None:
 def check_steps_build_on_steps(decode: Decoding) -> None:
     _, _, unknown = a_hole()
     grey = [int((tokens == GREY_CODE)[unknown].sum()) for tokens in run(decode)[1]]
-    assert not any(grey), f"what a step accepts must be there in the next, but the model is shown grey: {grey} tokens"
+    assert not any(grey), f"what a step commits must be there in the next, but the model is shown grey: {grey} tokens"
 
 
 def known_changed(decode: Decoding) -> list[float]:

@@ -293,17 +293,17 @@ def _picture(world: World, events: list[Event]) -> dict[str, Any]:
     facts["masked after"] = [int(mask.sum()) for mask in after]
     last = after if len(after) >= len(before) else [*before[1:], *after[-1:]]  # the mask after each step
     facts["known changed"] = [int(((tokens != encoded) & ~hole).sum()) for tokens in inputs[1:]]
-    # Accepted: masked before some step, not masked after it. What is shown of it later?
+    # Committed: masked before some step, not masked after it. What is shown of it later?
     lost = redrawn = 0
-    accepted = torch.zeros(N, dtype=torch.bool)
+    committed = torch.zeros(N, dtype=torch.bool)
     for step, tokens in enumerate(inputs):
-        lost += int((accepted & (tokens == encoded)).sum())
+        lost += int((committed & (tokens == encoded)).sum())
         if step and step + 1 < len(inputs):
-            stays = accepted & ~before[step] & ~before[step + 1]
+            stays = committed & ~before[step] & ~before[step + 1]
             redrawn += int((stays & (tokens != inputs[step + 1])).sum())
         if step < len(last):
-            accepted = (accepted | (hole & before[step])) & ~last[step]
-    facts["accepted lost"], facts["accepted redrawn"] = lost, redrawn
+            committed = (committed | (hole & before[step])) & ~last[step]
+    facts["committed lost"], facts["committed redrawn"] = lost, redrawn
     # The order: of two positions of which the oracle is certain and is not, which left the mask first? By halves.
     leaves = torch.full((N,), len(last))
     for step in reversed(range(len(last))):

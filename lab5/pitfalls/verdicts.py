@@ -46,6 +46,13 @@ class Checks(Sequence):
         return tuple(row for row in self.rows if row.verdict is Verdict.FAILS)
 
     @property
+    def summary(self) -> str:
+        """Which checks fail, and how many could not be tested: a solution of which little was seen is not praised."""
+        untested = sum(row.verdict is Verdict.NOT_TESTED for row in self.rows)
+        failed = f"fails: {', '.join(row.check for row in self.failed)}" if self.failed else "nothing fails"
+        return f"{failed}; {untested} of {len(self.rows)} not tested" if untested else failed
+
+    @property
     def ok(self) -> bool:
         """Nothing fails, and something was tested."""
         return not self.failed and any(row.verdict is Verdict.PASSES for row in self.rows)

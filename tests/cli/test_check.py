@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -68,6 +69,16 @@ def test_a_class_is_a_matrix_with_counts_json_and_a_page(judged, tmp_path, capsy
     assert not re.search(r"(src|href)=[\"']?(https?:)?//", page), "it opens offline"
     assert len(re.findall(r'<td class="fails"><span', page)) == 4
     assert balanced(page)
+
+
+def test_a_solution_of_which_little_was_tested_is_not_praised(judged, tmp_path, capsys):
+    seen, *others = judged[0].checks
+    unseen = [replace(row, verdict=Verdict.NOT_TESTED) for row in others]
+    judged[0] = replace(judged[0], checks=Checks((replace(seen, verdict=Verdict.PASSES), *unseen)))
+    assert main(["check", str(SOLUTION), str(SOLUTION), "--run", "--page", str(tmp_path / "a.html")]) == 0
+    assert f"anna: nothing fails; {len(unseen)} of {len(CHECKS)} not tested" in capsys.readouterr().err
+    page = (tmp_path / "a.html").read_text()
+    assert f"nothing fails; {len(unseen)} of" in page and "fails: committed tokens are drawn once, likely" in page
 
 
 def test_one_solution_is_its_rows(judged, capsys):

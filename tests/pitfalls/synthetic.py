@@ -140,13 +140,13 @@ WRONG: dict[str, Variant] = {
         (INPAINT, "            mask_bc = mask_b\n",
          "            mask_bc = mask_b\n            start = z_indices_predict\n"),
         (INPAINT, ".embedding(z_indices_predict)", ".embedding(torch.where(mask_bc, z_indices_predict, start))"),
-    ], {"accepted"}),
+    ], {"committed"}),
     "2 original tokens": Variant([
         (INPAINT, "            mask_bc = mask_b\n",
          "            mask_bc = mask_b\n            start = z_indices_predict\n"),
         (INPAINT, "                    z_indices_predict, mask_bc, mask_num",
          "                    start, mask_bc, mask_num"),
-    ], {"accepted"}),
+    ], {"committed"}),
     "3 known tokens painted as drawn": Variant([
         (MODEL, "return z, rank < count", "return z, drawn, rank < count"),
         (INPAINT, "z_indices_predict, mask_bc = self", "z_indices_predict, shown, mask_bc = self"),
@@ -218,7 +218,7 @@ WRONG: dict[str, Variant] = {
         (MODEL, "self.transformer(torch.where(hidden, self.mask_token_id, z))",
          "self.transformer(torch.where(hidden, self.mask_token_id, z.t().reshape(z.shape)))"),
     ], {"labels"}),
-    "accepted tokens are redrawn, only at the end all are put back": Variant([
+    "committed tokens are redrawn, only at the end all are put back": Variant([
         (MODEL, "        z = torch.where(mask, drawn, z)\n",
          "        self.hole = mask if ratio < 0.11 else self.hole\n        z = torch.where(self.hole, drawn, z)\n"),
     ], {"redrawn"}),

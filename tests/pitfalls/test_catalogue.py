@@ -73,7 +73,7 @@ def test_the_lab_loop_with_its_line_filled_in_rightly_is_sound():
     def right(model, tokens, unknown, **settings):
         return decoding.lab_loop(model, tokens, unknown, change=decoding.Change(decoding.in_the_mask), **settings)
 
-    for check in (decoding.check_accepted_stay, decoding.check_steps_build_on_steps, decoding.check_known_stay,
+    for check in (decoding.check_committed_stay, decoding.check_steps_build_on_steps, decoding.check_known_stay,
                   decoding.check_mask_id_is_no_class, decoding.check_schedule_arrives):  # fmt: skip
         check(right)
 

@@ -111,6 +111,30 @@ class Unnamed(MultiHeadAttention):
         return self.out(by_heads(self.query(x), self.key(x), self.value(x), self.many))
 
 
+class Inner(nn.Module):
+    """Attention of a layer's three in one, by 4 heads, laid out as (heads, 3, d)."""
+
+    def __init__(self, name: str):
+        super().__init__()
+        self.name = name
+        setattr(self, name, 4)
+
+    def forward(self, qkv):
+        q, k, v = qkv.unflatten(-1, (getattr(self, self.name), 3, -1)).transpose(1, 2).unbind(3)
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+class Outer(nn.Module):
+    """Its heads are the affair of a module within it, which names their number well, or as nobody does."""
+
+    def __init__(self, name: str):
+        super().__init__()
+        self.qkv, self.attention, self.proj = nn.Linear(32, 96), Inner(name), nn.Linear(32, 32)
+
+    def forward(self, x):
+        return self.proj(self.attention(self.qkv(x)))
+
+
 @pytest.mark.parametrize("attend", [by_heads, by_einsum, with_weights])
 def test_right_attention_passes_all_checks(attend):
     checks = check_attention(attend)
@@ -121,7 +145,8 @@ def test_right_attention_passes_all_checks(attend):
     "module",
     [
         partial(MultiHeadAttention, 32, 4), partial(MultiHeadAttention, 32, 4, dropout=0.3), partial(Unnamed, 32, 4),
-        partial(PerHeadAttention, 32, 4), partial(Fused, "3hd"), partial(Fused, "h3d"), partial(Fused, "hd3"),
+        partial(PerHeadAttention, 32, 4), partial(Outer, "num_heads"), partial(Outer, "many"),
+        partial(Fused, "3hd"), partial(Fused, "h3d"), partial(Fused, "hd3"),
     ],
 )  # fmt: skip
 def test_right_modules_pass_all_checks_however_they_lay_out_their_weights(module):
@@ -169,6 +194,30 @@ def test_other_mistakes_in_attention_are_told():
         "images apart", "agrees with torch"
     }  # fmt: skip
     assert failed(check_attention(lambda q, k, v, heads: by_heads(q, 2 * k, v, heads))) == {"agrees with torch"}
+
+
+def test_a_module_whose_values_are_not_found_is_not_accused_of_its_softmax():
+    class Gathered(Fused):
+        """Its channels lie in the projection in an order that nobody would guess."""
+
+        def forward(self, x):
+            q, k, v = (y.unflatten(-1, (4, -1)).transpose(1, 2) for y in self.qkv(x).roll(5, -1).chunk(3, -1))
+            return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+    with torch.random.fork_rng():
+        checks = check_attention(Gathered("3hd"))
+    assert not checks.failed
+    assert verdicts(checks)["softmax axis"] is verdicts(checks)["agrees with torch"] is Verdict.NOT_TESTED
+
+
+def test_the_noise_between_two_calls_is_shown_however_small_and_rounding_is_none():
+    def noisy(size):
+        return lambda *given: by_heads(*given) + size * torch.randn(given[0].shape)
+
+    assert failed(check_attention(noisy(1e-3))) >= {"two calls agree"}
+    row = check_attention(noisy(1e-3))[0]
+    assert 0 < float(row.evidence.split()[4]) < 1, row.evidence
+    assert not check_attention(noisy(1e-8)).failed
 
 
 def test_a_module_that_no_reading_gives_is_not_accused():

@@ -34,6 +34,30 @@ def test_any_way_to_round_the_plan_passes_and_what_compounds_fails():
     assert counts([80, 70, 60, 50, 40, 30, 20, 10, 5, 0]) is NOT_TESTED, "another schedule is no mistake"
 
 
+def test_known_tokens_that_only_the_picture_loses_are_not_put_down_to_the_steps():
+    picture = {"final": (0, 171, 171), "calls": STEPS, "known changed": [0] * (STEPS - 1)}
+    verdict, evidence, other = judge._known(picture)
+    assert verdict is FAILS and "171 of 171" in evidence and "picture" in other["meaning"]
+    assert len(judge._known(picture | {"known changed": [171] * (STEPS - 1)})) == 2, "the steps lose them"
+
+
+@pytest.mark.parametrize("left, remedy", [(1, "math.floor"), (13, None)])
+def test_one_token_left_is_a_rounding_and_many_are_a_step_too_few(left, remedy):
+    picture = {"hole": 85, "calls": STEPS, "masked after": [*range(80, 62, -2), left], "masked before": []}
+    verdict, evidence, *other = judge._last_step(picture)
+    assert verdict is FAILS and f"{left} of 85" in evidence
+    assert remedy in other[0]["remedy"] if remedy else not other
+
+
+def test_a_wrong_way_to_join_heads_is_told_by_its_cause_with_the_symptom_beside_it():
+    names = ("permutation", "images apart", "heads cut", "heads joined")
+    rows = [{"check": name, "verdict": "FAILS" if name in ("permutation", "heads joined") else "PASSES",
+             "evidence": f"<{name}>", "meaning": f"of {name}", "remedy": name, "pitfall": 4}
+            for name in names]  # fmt: skip
+    verdict, evidence, other = dict(judge._attention({"rows": rows}))["heads"]
+    assert verdict is FAILS and evidence == "<heads joined>; <permutation>" and other["remedy"] == "heads joined"
+
+
 def steps(**changes: Any) -> dict[str, Any]:
     rates = [1e-3 * (1 - i / 12) for i in range(12)]
     facts = {"sizes": [4] * 12, "since cleared": [4] * 12, "rates": rates, "left out": [], "backwards": 48,

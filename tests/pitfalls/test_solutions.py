@@ -62,7 +62,7 @@ def check_verdicts(name: str, facts: dict) -> None:
         assert {row.pitfall for row in rows if row.verdict is Verdict.FAILS} == {int(name.split()[0])}
     for row in rows:
         assert row.check and row.evidence and "\n" not in row.evidence
-        assert (row.verdict is not Verdict.FAILS) or (row.meaning and CHECKS[row.key].file in row.remedy)
+        assert (row.verdict is not Verdict.FAILS) or (row.meaning and row.where in row.remedy)
 
 
 @pytest.mark.parametrize("name", sorted(FEW))
@@ -92,7 +92,8 @@ def test_the_notebooks_solution_has_five_mistakes_and_loses_each_by_what_its_row
     (result,) = check_folder(SOURCE, TEN_MINUTES)
     assert {row.key for row in result.checks.failed} == MISTAKES and sorted(SOURCE.rglob("*")) == before
     lines = function_lines(SOURCE)
-    assert all(row.remedy.startswith(f"{row.where}: ") and row.where in lines.values() for row in result.checks.failed)
+    for row in result.checks.failed:
+        assert row.remedy.startswith(f"{row.where}, in {CHECKS[row.key].function}: ") and row.where in lines.values()
     verdicts = verdicts_by_pitfall(result)
     assert {n for n in PITFALL_NUMBERS if verdicts[n] is Verdict.FAILS} == {3, 10, 12, 13, 17}
     (entry,) = as_json([result])
