@@ -366,6 +366,7 @@ def _counted_row(counted: Tensor, hidden: Tensor) -> Row:
 Decode = Callable[..., Iterable[Tensor]]
 SMALL = 60  # the hole of a second image
 PAIRS, RUNS = 128, 8
+OWN = 10**6  # seeds of a check's own draws: a decoding is given small ones, and may draw in the same way
 
 
 class Cause(Row):
@@ -670,8 +671,8 @@ def _order_rows(decode: Decode) -> tuple[Row, ...]:
     nothing = torch.zeros(K + 1).index_fill(0, torch.tensor(K), -20.0)
     for run in range(RUNS):
         # For the last two steps it is sure of others, so that there are sure ones left to choose between.
-        sure, then = (torch.rand(1, N, generator=seeded(run + at)).argsort(1).argsort(1) < PAIRS for at in (0, RUNS))
-        codes = _sure(torch.randint(K, (1, N), generator=seeded(run)), -20.0)
+        sure, then = (torch.rand(1, N, generator=seeded(OWN + run + at)).argsort(1).argsort(1) < PAIRS for at in (0, RUNS))
+        codes = _sure(torch.randint(K, (1, N), generator=seeded(OWN + run)), -20.0)
         logits = [torch.where(known[..., None], codes, nothing) for known in (sure, then)]
         model = Watched(lambda tokens, calls, logits=logits: logits[calls >= STEPS - 2].clone())
         try:
@@ -711,7 +712,7 @@ def _confidence_rows(decode: Decode) -> tuple[Row, ...]:
     """Whether the score is of the code that was drawn: every token has one code of p = 1/2 and 1023 unlikely ones."""
     likely = torch.zeros(2)  # their share of what is committed before the last step, and in it, where nothing is chosen
     for run in range(3):
-        codes = torch.randint(K, (1, N), generator=seeded(run))
+        codes = torch.randint(K, (1, N), generator=seeded(OWN + run))
         logits = math.log(K - 1) * one_hot(codes, K + 1).float()
         logits[..., K] = -20.0
         model = Watched(lambda tokens, calls, logits=logits: logits.clone())

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from lab5.attention import MultiHeadAttention, PerHeadAttention, scaled_dot_product_attention
 from lab5.config import DecodeConfig
 from lab5.decoder import decode_steps
-from lab5.gamma import SCHEDULES, gamma, masked_count
+from lab5.gamma import SCHEDULES, gamma, masked_count, masked_counts
 from lab5.masking import read_masking
 from lab5.pitfalls import decoding, training
 from lab5.pitfalls.checks import (
@@ -54,6 +54,23 @@ def test_rows_show_as_text_and_as_a_table_with_what_is_to_be_done():
     html = checks._repr_html_()
     assert html.count("<tr>") == 3 and "1 &lt; 2" in html and "<strong>fails</strong>" in html
     assert Checks(rows[:1]).ok and not Checks((Row("three", Verdict.NOT_TESTED, "no"),)).ok
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("draw", [torch.rand, torch.randn])
+def test_a_random_order_that_draws_as_the_check_does_is_a_choice(draw, sign):
+    def at_random(model, tokens, unknown, schedule, steps, generator):
+        tokens = tokens.masked_fill(unknown, model.mask_id)
+        for n in masked_counts(schedule, steps, unknown.sum(1)):
+            masked = tokens == model.mask_id
+            codes = model(tokens)[..., : model.mask_id].argmax(-1)
+            score = (sign * draw(tokens.shape, generator=generator)).masked_fill(~masked, torch.inf)
+            stays = score.argsort(1).argsort(1) < n[:, None]
+            tokens = torch.where(masked, codes, tokens).masked_fill(stays, model.mask_id)
+            yield tokens
+
+    checks = check_decoding(at_random)
+    assert checks.ok and verdicts(checks)["order"] is Verdict.CHOICE
 
 
 @pytest.mark.parametrize("check", [check_attention, check_gamma, check_masking, check_loss, check_decoding])
