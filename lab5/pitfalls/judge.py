@@ -582,7 +582,8 @@ def _last_step(picture: Facts) -> Said:
     if left == 1:
         return FAILS, f"{text}, should be 0", {
             "meaning": "cos(π/2) is 6e-17 in a computer, and ceil makes a whole token of it: one is never committed.",
-            "remedy": "math.floor in place of math.ceil, or masked = 0 in the last step."}  # fmt: skip
+            "remedy": "math.floor in place of math.ceil, where the tokens to be masked are counted.",
+            "place": (MODEL, "MaskGit.inpainting")}  # fmt: skip
     return (FAILS, f"{text}, should be 0") if left else (PASSES, text)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from lab5.pitfalls.judge import CHECKS
-from lab5.pitfalls.solutions import Result
+from lab5.pitfalls.solutions import SEVERITY, Result
 from lab5.pitfalls.verdicts import Verdict
 from lab5.report.pages import render
 
@@ -15,5 +15,5 @@ def page_of(results: Sequence[Result]) -> str:
     counts = {key: sum(row.key == key for result in results for row in result.checks.failed) for key in CHECKS}
     return render(
         "check.html", results=results, checks=CHECKS, counts=counts, signs=SIGNS, failed=Verdict.FAILS,
-        gravest_first=lambda rows: sorted(rows, key=lambda row: row.verdict is not Verdict.FAILS),
+        gravest_first=lambda rows: sorted(rows, key=lambda row: SEVERITY.index(row.verdict)),
     )  # fmt: skip

@@ -78,6 +78,8 @@ def test_a_solution_of_which_little_was_tested_is_not_praised(judged, tmp_path, 
     assert main(["check", str(SOLUTION), str(SOLUTION), "--run", "--page", str(tmp_path / "a.html")]) == 0
     assert f"anna: nothing fails; {len(unseen)} of {len(CHECKS)} not tested" in capsys.readouterr().err
     page = (tmp_path / "a.html").read_text()
+    rows = page[page.index('id="solution-1"') : page.index('id="solution-2"')]
+    assert rows.index("not tested</td>") < rows.index("passes</td>"), "what was not tested comes before what passes"
     assert f"nothing fails; {len(unseen)} of" in page and "fails: committed tokens are drawn once, likely" in page
 
 
