@@ -671,7 +671,8 @@ def _order_rows(decode: Decode) -> tuple[Row, ...]:
     nothing = torch.zeros(K + 1).index_fill(0, torch.tensor(K), -20.0)
     for run in range(RUNS):
         # For the last two steps it is sure of others, so that there are sure ones left to choose between.
-        sure, then = (torch.rand(1, N, generator=seeded(OWN + run + at)).argsort(1).argsort(1) < PAIRS for at in (0, RUNS))
+        draws = [torch.rand(1, N, generator=seeded(OWN + run + at)) for at in (0, RUNS)]
+        sure, then = (draw.argsort(1).argsort(1) < PAIRS for draw in draws)
         codes = _sure(torch.randint(K, (1, N), generator=seeded(OWN + run)), -20.0)
         logits = [torch.where(known[..., None], codes, nothing) for known in (sure, then)]
         model = Watched(lambda tokens, calls, logits=logits: logits[calls >= STEPS - 2].clone())
