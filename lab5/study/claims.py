@@ -178,9 +178,10 @@ def judge_all(comparisons: Sequence[Comparison], differences: Differences, margi
         by_way = {way: several for way in ways if (several := [one for one in about if one[0].way == way])}
         whole = _judgement(claim, "", about, differences, margin)
         own = [_judgement(claim, way, several, differences, margin) for way, several in by_way.items()]
-        verdicts = {(one.verdict, one.direction) for one in own}
-        agreed = verdicts.pop() if len(verdicts) == 1 else (Verdict.SPLIT, Direction.UNKNOWN)
-        judgements.append(whole._replace(verdict=agreed[0], direction=agreed[1]))
+        verdicts, directions = {one.verdict for one in own}, {one.direction for one in own}
+        verdict = verdicts.pop() if len(verdicts) == 1 else Verdict.SPLIT
+        is_so = directions.pop() if len(directions) == 1 and verdict != Verdict.SPLIT else Direction.UNKNOWN
+        judgements.append(whole._replace(verdict=verdict, direction=is_so))
         judgements += own if len(own) > 1 else []
     return judgements
 

@@ -34,6 +34,7 @@ from lab5.study.claims import (
     CLAIMS,
     METRICS,
     Differences,
+    Direction,
     Effect,
     Judgement,
     Verdict,
@@ -107,7 +108,7 @@ def write_table(file: Path, table: pd.DataFrame) -> None:
 def read_table(file: Path) -> pd.DataFrame:
     """A CSV of a study; an empty field is not a number, but for a `way` that is all of them."""
     table = pd.read_csv(file, dtype={"code": str, "way": str})
-    return table.assign(way=table["way"].fillna("") if "way" in table else "") if "claim" in table else table
+    return table.assign(way=table["way"].fillna("")) if "claim" in table else table
 
 
 def ranking(results: Sequence[Result], also: Scorer, tokenizer: Tokenizer) -> pd.DataFrame:
@@ -173,7 +174,7 @@ def artefacts(claims: pd.DataFrame, made_by: Mapping[int, bool]) -> pd.DataFrame
 def verdict_text(row: Mapping) -> str:
     """The verdict of a row of `claim_table` as a person reads it."""
     more = {
-        Verdict.FAILS: f": {row['direction']}",
+        Verdict.FAILS: "" if row["direction"] == Direction.UNKNOWN else f": {row['direction']}",
         Verdict.OPEN: " at this n",
         Verdict.NOT_MEASURED: " by this grid",
         Verdict.ARTEFACT: f" of pitfall {row['pitfall']}",
