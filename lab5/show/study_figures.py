@@ -144,8 +144,9 @@ def _effect(axis: Axes, row: dict[str, Any], lines: Sequence[str], place: float,
     """One row from `place` on downwards; where the next begins."""
     mean, low, high = row["kid"], row["kid_low"], row["kid_high"]
     colour, marker = VERDICTS.get(row["verdict"], (INK if low > 0 or high < 0 else "#777777", "o"))
+    weight = "bold" if row.get("way") == "" else "normal"  # a claim, above its ways of decoding
     for i, line in enumerate(lines):
-        _text(axis, line, place + i / 2, 0.0)
+        _text(axis, line, place + i / 2, 0.0, weight=weight)
     verdict = verdict_text(row) if "direction" in row else row["verdict"]
     _text(axis, textwrap.fill(verdict, 22), place + len(lines) / 4, 1.02, color=colour, weight="bold")
     place += len(lines) / 2
