@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms.functional import to_pil_image
 
 from bench import __main__ as command
-from bench import cost, inpainting, loading, naive, scoring, training
+from bench import cost, inpainting, loading, naive, scaling, scoring, training
 from bench.measure import Compared, bf16_pays, copy_bandwidth, device_name, interleaved, matmul_peak, peak_memory
 from bench.plans import FULL, QUICK
 from bench.rows import Figure, Parity, compared, describe, write_json
@@ -25,6 +25,7 @@ from lab5.fid import frechet_distance
 from lab5.inpainting.fill import decode_holes
 from lab5.inpainting.pair import Pair
 from lab5.inpainting.tokenizer import Tokenizer
+from lab5.profiles import PROFILES
 from lab5.transformer import BidirectionalTransformer
 
 CPU = torch.device("cpu")
@@ -193,6 +194,26 @@ def test_closed_forms_equal_torchs_own_count(hints):
         with FlopCounterMode(display=False) as counter:
             model(tokens).sum().backward()
         assert counter.get_total_flops() == cost.training_flops(config), "a training step costs three passes"
+
+
+def test_a_profiles_operations_are_those_of_its_steps_times_its_batches_and_of_the_studys_pictures():
+    quick = PROFILES["quick"]
+    encode, decode = cost.vqgan_flops(quick.vqgan)
+    parts = cost.profile_flops(quick)
+    assert parts["stage one"] == 380 * 16 * 3 * (encode + decode)
+    assert parts["stage two"] == 220 * 32 * cost.training_flops(quick.transformer, 128)
+    states = 1 + 3 * (4 + 8)  # one shot, and three schedules with every step of T = 4 and T = 8
+    assert parts["study"] == states * 5 * 32 * (cost.transformer_flops(quick.transformer) + 2 * (encode + decode))
+    twice = replace(quick, stage2=replace(quick.stage2, accumulate=2))
+    assert cost.profile_flops(twice)["stage two"] == 2 * parts["stage two"]
+
+
+def test_the_profile_of_a_gpu_is_a_quarter_of_ten_minutes_on_a_small_card_and_fits_into_its_memory():
+    gpu = PROFILES["gpu"]
+    assert 60 < sum(cost.profile_flops(gpu).values()) / 25e12 < 150, "s, if a card did nothing but arithmetic"
+    small = replace(QUICK, transformer=replace(gpu.transformer, hints=0))
+    kept = scaling.kept_per_image(small, torch.device("cpu"), "bf16")
+    assert cost.largest_batch(scaling.SMALL_GPU, cost.fixed_memory(gpu.transformer), kept) > 2 * gpu.stage2.batch
 
 
 def test_the_lab_sized_vqgan_costs_what_was_worked_out_by_hand():

@@ -21,6 +21,14 @@ def machine(device: str) -> str:
     return f"{device} with {os.cpu_count()} cores, {memory()}"
 
 
+def half_precision(device: str) -> str:
+    """Of a GPU: "bf16", or "fp16" where it has no fast products of that, before compute capability 8."""
+    import torch
+
+    there = torch.cuda.is_available()
+    return "fp16" if there and torch.cuda.get_device_capability(device) < (8, 0) else "bf16"
+
+
 def memory() -> str:
     """Free and whole memory of the computer, in words."""
     free, total = memory_gb()
