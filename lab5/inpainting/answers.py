@@ -1,4 +1,6 @@
-"""A transformer that is not asked the same thing twice: what it answered is kept for as long as tokens stay the same.
+"""A transformer that is asked for no more than a decoding needs, and for nothing twice; for a CPU.
+
+What it answered is kept for as long as tokens stay the same, and its last block works at masked positions alone.
 
 The answer at an image's masked positions depends on that image's tokens and hints alone. A step that commits nothing
 of an image, such as many of the first ones of a hundred, asks nothing new about it; and all decodings of a study that
@@ -7,10 +9,13 @@ begin with the same tokens ask the same at first.
 
 from typing import NamedTuple
 
+import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lab5.transformer import BidirectionalTransformer
+from lab5.attention import scaled_dot_product_attention
+from lab5.transformer import BidirectionalTransformer, Block
 
 
 class Answer(NamedTuple):
@@ -61,11 +66,44 @@ class Remembering:
 
     def _ask(self, tokens: Tensor, where: Tensor, images: Bool[Tensor, "B"]) -> Float[Tensor, "M ids"]:
         if images.all():
-            return self.transformer(tokens, where, self.hints)
+            return logits_at(self.transformer, tokens, where, self.hints)
         hints = None if self.hints is None else self.hints[images]
-        return self.transformer(tokens[images], where[images], hints)
+        return logits_at(self.transformer, tokens[images], where[images], hints)
 
 
 def _rows(images: Bool[Tensor, "B"], where: Bool[Tensor, "B N"]) -> Bool[Tensor, " M"]:
     """Of the logits at `where`, those of these images."""
     return images.repeat_interleave(where.sum(dim=1))
+
+
+def logits_at(
+    transformer: BidirectionalTransformer,
+    tokens: Int[Tensor, "B N"],
+    where: Bool[Tensor, "B N"],
+    hints: Float[Tensor, "B N hints"] | None,
+) -> Float[Tensor, "M ids"]:
+    """What `transformer(tokens, where, hints)` gives; elsewhere its last block computes nothing but keys and values."""
+    x = transformer._embed(tokens, hints)
+    *blocks, last = transformer.blocks
+    for block in blocks:
+        x = block(x)
+    x, bias = _block_at(last, x, where), transformer.bias[where.nonzero()[:, 1]]  # (B, N, D) -> (M, D)
+    return F.linear(transformer.Token_Prediction(x), transformer.tok_emb.weight) + bias
+
+
+def _block_at(block: Block, x: Float[Tensor, "B N D"], where: Bool[Tensor, "B N"]) -> Float[Tensor, "M D"]:
+    """The block's output at the positions of `where`, which ask about all of their image."""
+    attention, pre = block.Attention, block.norm == "pre"
+    read = block.LayerNorm1(x) if pre else x
+    query = attention.query(read[where]).unflatten(1, (attention.heads, -1)).transpose(0, 1)  # (M, D) -> (heads, M, d)
+    key, value = attention._split(attention.key(read)), attention._split(attention.value(read))  # (B, heads, N, d)
+    attended = [
+        scaled_dot_product_attention(*of_image)[0]
+        for of_image in zip(query.split(where.sum(dim=1).tolist(), dim=1), key, value, strict=True)
+    ]
+    attended = attention.out(torch.cat(attended, dim=1).transpose(0, 1).flatten(1))  # (heads, M, d) -> (M, D)
+    x = x[where] + attended
+    if pre:
+        return x + block.MLP(block.LayerNorm2(x))
+    x = block.LayerNorm1(x)
+    return block.LayerNorm2(x + block.MLP(x))

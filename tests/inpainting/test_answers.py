@@ -7,8 +7,9 @@ import torch
 from stubs import cats, untrained_pair
 
 from lab5.config import DecodeConfig
-from lab5.inpainting.answers import Remembering
+from lab5.inpainting.answers import Remembering, logits_at
 from lab5.inpainting.fill import answered, decode_holes, prepare
+from lab5.transformer import BidirectionalTransformer
 
 B, N = 5, 256
 
@@ -26,13 +27,13 @@ def dataset(tmp_path_factory):
 @pytest.fixture
 def asked(pair, monkeypatch) -> list[int]:
     """The number of images of every call of the transformer."""
-    calls, real = [], type(pair.transformer).forward
+    calls, real = [], type(pair.transformer)._embed
 
-    def spy(self, tokens, *rest, **named):
+    def spy(self, tokens, hints):
         calls.append(len(tokens))
-        return real(self, tokens, *rest, **named)
+        return real(self, tokens, hints)
 
-    monkeypatch.setattr(type(pair.transformer), "forward", spy)
+    monkeypatch.setattr(type(pair.transformer), "_embed", spy)
     return calls
 
 
@@ -54,6 +55,20 @@ def test_answers_are_the_transformers_own_and_only_changed_images_are_asked_abou
         asked.clear()
         torch.testing.assert_close(remembering(tokens, where), right)
         assert asked == [len(changed)] * bool(changed)
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+@torch.no_grad()
+def test_the_last_block_at_masked_positions_alone_gives_the_transformers_logits(pair, norm):
+    g = torch.Generator().manual_seed(1)
+    config = replace(pair.transformer.config, norm=norm, heads=4, layers=2)
+    model = BidirectionalTransformer(config, generator=g).eval()
+    model.bias.normal_(generator=g)
+    tokens, where = torch.randint(config.codes + 1, (B, N), generator=g), torch.rand(B, N, generator=g) < 0.3
+    where[2] = False
+    hints = torch.rand(B, N, config.hints, generator=g)
+    for given in (None, hints):
+        torch.testing.assert_close(logits_at(model, tokens, where, given), model(tokens, where, given))
 
 
 @torch.no_grad()

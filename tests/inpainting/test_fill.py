@@ -97,7 +97,7 @@ def test_a_gpu_without_enough_memory_is_told_with_the_setting_to_lower(pair, dat
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total ...")
 
     monkeypatch.setattr("lab5.runtime.machine.machine", lambda device: "a GPU")
-    monkeypatch.setattr(type(pair.transformer), "forward", too_large)
+    monkeypatch.setattr(type(pair.transformer), "_embed", too_large)
     with pytest.raises(MemoryError, match=r"lower decode\.batch, which is 4, .*\"decode\.batch\": 2"):
         filled(pair, dataset.test, dataset.holes, DECODE)
 
