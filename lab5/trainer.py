@@ -5,10 +5,12 @@
 
 An objective is a callable `(model, draw, generator) -> (loss, metrics)`; `draw` numbers the batches from 1, of which a
 step takes `accumulate`. A metric "weight" says over how many terms the loss is a mean: batches of a step count by it,
-as if they were one. The generator is seeded anew from (seed, draw), as is torch's own stream for dropout: a step
+as if they were one. On a GPU an objective's method `prepare(draw, device, generator)` is called a batch ahead, where it
+has one. The generator is seeded anew from (seed, draw), as is torch's own stream for dropout: a step
 follows from the state on disk, the seed and its number alone, so a resumed run goes on exactly where it was.
 """
 
+import copy
 import math
 import signal
 import time
@@ -19,12 +21,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from lab5.config import TrainConfig, check
 from lab5.runtime.files import defer_signals
 from lab5.runtime.machine import compile_parts, fast_float32, oom_hint
 from lab5.runtime.states import Parts, load_state, save_state
+from lab5.runtime.transfers import fetched
 
 OPTIMISERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 DROPOUT = 0x9E3779B9  # added to the seed of a draw: dropout's numbers are not those that the objective is given
@@ -110,7 +112,7 @@ def fit(
     """
     _check_schedule(config)
     device = next(model.parameters()).device
-    average = AveragedModel(model, multi_avg_fn=_averaging(config)) if config.ema else None
+    average = copy.deepcopy(model) if config.ema else None
     scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16")
     parts = Parts(model, average, _optimiser(model, config, device), scaler, objective)
     own = {"seed": seed, "parameters": sum(p.numel() for p in model.parameters()), "training": asdict(config)}
@@ -159,7 +161,7 @@ def fit(
         if save_to is not None and whole and done > saved:
             store()
         if average is not None:
-            model.load_state_dict(average.module.state_dict())
+            model.load_state_dict(average.state_dict())
         model.eval()
 
 
@@ -188,13 +190,14 @@ def _step(parts: Parts, config: TrainConfig, step: int, lr: float, seed: int) ->
             share = weights[-1] / weights[0] / config.accumulate
             scaler.scale(part * share).backward()
             total += part.detach() * share
+            if device.type == "cuda" and hasattr(objective, "prepare") and draw < config.steps * config.accumulate:
+                objective.prepare(draw + 1, device, generator.manual_seed(seed * 1_000_003 + draw + 1))
     scaler.unscale_(optimiser)
     if (others := config.accumulate * weights[0] / sum(weights)) != 1:  # the shares do not add up to 1
         total *= others
         torch._foreach_mul_([p.grad for p in model.parameters() if p.grad is not None], others)
     clipped = nn.utils.clip_grad_norm_(model.parameters(), config.clip or math.inf)
-    # Fetched together: a GPU is waited for once instead of twice.
-    loss, norm = torch.stack([total, clipped.to(total)]).tolist()
+    loss, norm, *values = fetched(total, clipped, *metrics.values())  # all that a step waits for a GPU
     if not math.isfinite(loss):
         raise FloatingPointError(f"the loss is {loss} at step {step} with a learning rate of {lr:.2g}")
     if not math.isfinite(norm) and not scaler.is_enabled():  # a scaler skips such a step by itself
@@ -202,8 +205,8 @@ def _step(parts: Parts, config: TrainConfig, step: int, lr: float, seed: int) ->
     scaler.step(optimiser)
     scaler.update()
     if average is not None:
-        average.update_parameters(model)
-    return loss, {name: float(value) for name, value in metrics.items()}
+        _follow(average, model, min(config.ema, step / (step + 9)) if step > 1 else 0.0)
+    return loss, dict(zip(metrics, values, strict=True))
 
 
 def autocast(amp: str, device: torch.device):
@@ -224,12 +227,9 @@ def _optimiser(model: nn.Module, config: TrainConfig, device: torch.device) -> t
     return build(groups, lr=config.lr, betas=config.betas, fused=device.type in ("cpu", "cuda"))
 
 
-def _averaging(config: TrainConfig):
-    """Exponential moving average that follows closely while it is young."""
-
-    @torch.no_grad()
-    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
-        decay = min(config.ema, (1 + int(count)) / (10 + int(count)))
-        torch._foreach_lerp_(averaged, current, 1 - decay)
-
-    return update
+@torch.no_grad()
+def _follow(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """Exponential moving average of the weights; the rest is the model's."""
+    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+    for kept, now in zip(average.buffers(), model.buffers(), strict=True):
+        kept.copy_(now)

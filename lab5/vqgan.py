@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from lab5.config import VQGANConfig
 from lab5.runtime.machine import exact_float32
+from lab5.runtime.transfers import sent
 
 GRID = 16  # tokens on a side
 
@@ -252,24 +253,26 @@ class CodeAverages(nn.Module):
             total = torch.zeros_like(self.total).index_add_(0, nearest, latents)
             used = count > 0
             codebook.embedding.weight[used] = total[used] / count[used, None]
-            self._reseed(codebook, latents, ~used, generator)
+            if unused := int((~used).sum()):
+                codebook.embedding.weight[~used] = latents[torch.randint(len(latents), (unused,), generator=generator)]
         self.count.fill_(len(latents) / codes)
         self.total.copy_(codebook.embedding.weight * self.count[:, None])
 
     @torch.no_grad()
-    def update(self, codebook: Codebook, latents: Float[Tensor, "M C"], tokens: Int[Tensor, " M"], generator) -> None:
-        count = torch.bincount(tokens, minlength=len(self.count)).float()
+    def update(
+        self, codebook: Codebook, latents: Float[Tensor, "M C"], tokens: Int[Tensor, " M"], generator: torch.Generator
+    ) -> Float[Tensor, " K"]:
+        """Move the codes; returns how often each is in the batch. A GPU is not waited for."""
+        count = torch.zeros_like(self.count).index_add_(0, tokens, torch.ones_like(latents[:, 0]))
         total = torch.zeros_like(self.total).index_add_(0, tokens, latents)
         self.count.lerp_(count, 1 - self.decay)
         self.total.lerp_(total, 1 - self.decay)
         codebook.embedding.weight.copy_(self.total / self.count.clamp(min=1e-3)[:, None])
         dead = self.count < 0.03 * self.count.mean()
-        if bool(dead.any()):
-            self._reseed(codebook, latents, dead, generator)
-            self.count[dead] = self.count.mean()
-            self.total[dead] = codebook.embedding.weight[dead] * self.count.mean()
-
-    def _reseed(self, codebook: Codebook, latents: Tensor, dead: Tensor, generator: torch.Generator) -> None:
-        if bool(dead.any()):
-            pick = torch.randint(len(latents), (int(dead.sum()),), generator=generator)
-            codebook.embedding.weight[dead] = latents[pick]
+        # A latent for every code is drawn, and as many of them are taken, in order, as there are dead codes.
+        pick = sent(torch.randint(len(latents), dead.shape, generator=generator), latents.device)
+        fresh = latents[pick[(dead.cumsum(0) - 1).clamp(min=0)]]
+        codes = codebook.embedding.weight.copy_(torch.where(dead[:, None], fresh, codebook.embedding.weight))
+        self.count.copy_(torch.where(dead, self.count.mean(), self.count))
+        self.total.copy_(torch.where(dead[:, None], codes * self.count.mean(), self.total))
+        return count
