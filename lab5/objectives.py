@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from lab5.config import Stage1Config, Stage2Config, VQGANConfig
 from lab5.data.dataset import TRAIN_STATS, normalise
 from lab5.masking import mvtm_mask, part_of, read_masking
+from lab5.runtime.ranks import here
 from lab5.vqgan import VQGAN, CodeAverages
 
 
@@ -96,7 +97,7 @@ class VQGANObjective(nn.Module):
         device = next(model.parameters()).device
         images = self._batch(draw, device, generator)
         self.to(device)
-        quantised = draw > config.autoencoder_share * config.steps * config.accumulate
+        quantised = (draw - 1) // config.accumulate + 1 > config.autoencoder_share * config.steps
         if quantised and not bool(self.averages.count.any()):
             self._start(model, draw, device, generator)
         judges = {name: (weight, self.judges[name]) for name, weight in self.weights.items()}
@@ -106,7 +107,8 @@ class VQGANObjective(nn.Module):
         metrics = {"psnr_db": -10 * math.log10(float(terms["image_squared"]) + 1e-12)}
         if quantised:
             flat = latents.detach().float().permute(0, 2, 3, 1).flatten(0, 2)
-            self.averages.update(model.codebook, flat, tokens.flatten(), generator)
+            last = here().is_last(draw, config.accumulate)  # of the step, at the end of which the codes follow
+            self.averages.update(model.codebook, flat, tokens.flatten(), generator, last)
             metrics["codes_used"] = float(tokens.unique().numel())
             metrics |= {name: float(terms[name].detach()) for name in judges}
         return loss, metrics
@@ -120,8 +122,10 @@ class VQGANObjective(nn.Module):
 
     @torch.no_grad()
     def _start(self, model: VQGAN, draw: int, device, generator: torch.Generator) -> None:
-        latents = [model.latents(self._batch(draw + k, device, generator)).float() for k in range(4)]
-        self.averages.start(model.codebook, torch.cat(latents).permute(0, 2, 3, 1).flatten(0, 2), generator)
+        if here().first:
+            latents = [model.latents(self._batch(draw + k, device, generator)).float() for k in range(4)]
+            self.averages.start(model.codebook, torch.cat(latents).permute(0, 2, 3, 1).flatten(0, 2), generator)
+        here().from_first([*model.codebook.parameters(), *self.averages.buffers()])
 
 
 # --- stage two ------------------------------------------------------------------------------------------------------

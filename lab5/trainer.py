@@ -4,9 +4,10 @@
         print(step.step, step.loss)
 
 An objective is a callable `(model, draw, generator) -> (loss, metrics)`; `draw` numbers the batches from 1, of which a
-step takes `accumulate`. A metric "weight" says over how many terms the loss is a mean: batches of a step count by it,
-as if they were one. The generator is seeded anew from (seed, draw), as is torch's own stream for dropout: a step
-follows from the state on disk, the seed and its number alone, so a resumed run goes on exactly where it was.
+step takes `accumulate`, shared by its processes (`runtime.ranks`). A metric "weight" says over how many terms the loss
+is a mean: batches of a step count by it, as if they were one. The generator is seeded anew from (seed, draw), as is
+torch's own stream for dropout: a step follows from the state on disk, the seed and its number alone, so a resumed run
+goes on exactly where it was.
 """
 
 import math
@@ -22,8 +23,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from lab5.config import TrainConfig, check
-from lab5.runtime.files import defer_signals
 from lab5.runtime.machine import compile_parts, fast_float32, oom_hint
+from lab5.runtime.ranks import here
 from lab5.runtime.states import Parts, load_state, save_state
 
 OPTIMISERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
@@ -124,7 +125,8 @@ def fit(
     again = facts.get("again", False)  # the last step was not, or not quite, dealt with by whoever it was handed to
 
     def store() -> None:
-        save_state(save_to, done, parts, settings, {"history": history, "again": again})
+        if here().first:
+            save_state(save_to, done, parts, settings, {"history": history, "again": again})
 
     model.train()
     saved, whole = done, True  # whether the parts are those after a step, or in the midst of one
@@ -139,7 +141,7 @@ def fit(
                 saved, last_save = done, time.monotonic()  # before it is tried: once is enough on a full disk
                 store()
             whole = False
-            with defer_signals() as waiting:
+            with here().defer_signals() as waiting:
                 lr = learning_rate(config, done + 1)
                 with fast_float32(device), oom_hint(f"{section(config)}.batch", config.batch, as_many):
                     loss, metrics = _step(parts, config, done + 1, lr, seed)
@@ -176,10 +178,9 @@ def _step(parts: Parts, config: TrainConfig, step: int, lr: float, seed: int) ->
     for group in optimiser.param_groups:
         group["lr"] = lr
     optimiser.zero_grad(set_to_none=True)
-    total, metrics, weights = torch.zeros((), device=device), {}, []
+    total, metrics, weights, ranks = torch.zeros((), device=device), {}, [], here()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        for micro in range(config.accumulate):
-            draw = (step - 1) * config.accumulate + micro + 1
+        for draw in ranks.draws(step, config.accumulate):
             torch.manual_seed(seed * 1_000_003 + draw + DROPOUT)
             generator.manual_seed(seed * 1_000_003 + draw)
             with autocast(config.amp, device):
@@ -188,10 +189,12 @@ def _step(parts: Parts, config: TrainConfig, step: int, lr: float, seed: int) ->
             share = weights[-1] / weights[0] / config.accumulate
             scaler.scale(part * share).backward()
             total += part.detach() * share
-    scaler.unscale_(optimiser)
-    if (others := config.accumulate * weights[0] / sum(weights)) != 1:  # the shares do not add up to 1
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    if (others := config.accumulate * weights[0] / ranks.agree(sum(weights))) != 1:  # the shares do not add up to 1
         total *= others
-        torch._foreach_mul_([p.grad for p in model.parameters() if p.grad is not None], others)
+        torch._foreach_mul_(gradients, others)
+    ranks.sum_([*gradients, total])  # the mean over all batches, of which each rank has its part
+    scaler.unscale_(optimiser)
     clipped = nn.utils.clip_grad_norm_(model.parameters(), config.clip or math.inf)
     # Fetched together: a GPU is waited for once instead of twice.
     loss, norm = torch.stack([total, clipped.to(total)]).tolist()
@@ -203,7 +206,7 @@ def _step(parts: Parts, config: TrainConfig, step: int, lr: float, seed: int) ->
     scaler.update()
     if average is not None:
         average.update_parameters(model)
-    return loss, {name: float(value) for name, value in metrics.items()}
+    return loss, ranks.last_says({name: float(value) for name, value in metrics.items()})
 
 
 def autocast(amp: str, device: torch.device):
