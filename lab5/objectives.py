@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from lab5.config import Stage1Config, Stage2Config, VQGANConfig
 from lab5.data.dataset import channel_stats, normalise
 from lab5.masking import mvtm_mask, part_of, read_masking
+from lab5.runtime.ranks import here
 from lab5.runtime.transfers import places, sent
 from lab5.vqgan import VQGAN, CodeAverages
 
@@ -96,7 +97,7 @@ class VQGANObjective(nn.Module):
         device = next(model.parameters()).device
         images = self._batch(draw, device, generator)
         self.to(device)
-        quantised = draw > config.autoencoder_share * config.steps * config.accumulate
+        quantised = (draw - 1) // config.accumulate + 1 > config.autoencoder_share * config.steps
         if quantised and not self._started:  # a GPU is asked once
             if not self.averages.count.any():
                 self._start(model, draw, device, generator)
@@ -108,8 +109,9 @@ class VQGANObjective(nn.Module):
         metrics = {"psnr_db": -10 * (terms["image_squared"] + 1e-12).log10()}
         if quantised:
             flat = latents.detach().float().permute(0, 2, 3, 1).flatten(0, 2)
-            count = self.averages.update(model.codebook, flat, tokens.flatten(), generator)
-            metrics["codes_used"] = (count > 0).sum()
+            last = here().is_last(draw, config.accumulate)  # of the step, at the end of which the codes follow
+            self.averages.update(model.codebook, flat, tokens.flatten(), generator, last)
+            metrics["codes_used"] = torch.zeros_like(self.averages.count).index_fill_(0, tokens.flatten(), 1.0).sum()
             metrics |= {name: terms[name].detach() for name in judges}
         return loss, metrics
 
@@ -122,8 +124,10 @@ class VQGANObjective(nn.Module):
 
     @torch.no_grad()
     def _start(self, model: VQGAN, draw: int, device, generator: torch.Generator) -> None:
-        latents = [model.latents(self._batch(draw + k, device, generator)).float() for k in range(4)]
-        self.averages.start(model.codebook, torch.cat(latents).permute(0, 2, 3, 1).flatten(0, 2), generator)
+        if here().first:
+            latents = [model.latents(self._batch(draw + k, device, generator)).float() for k in range(4)]
+            self.averages.start(model.codebook, torch.cat(latents).permute(0, 2, 3, 1).flatten(0, 2), generator)
+        here().from_first([*model.codebook.parameters(), *self.averages.buffers()])
 
 
 # --- stage two ------------------------------------------------------------------------------------------------------

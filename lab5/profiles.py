@@ -17,10 +17,10 @@ from lab5.config import (
     StudyConfig,
     TransformerConfig,
     VQGANConfig,
-    changed,
     check,
     check_together,
 )
+from lab5.runtime.changes import changed
 
 SMALL_VQGAN = VQGANConfig(
     codes=512, latent=32, stem=16, encoder=((16,), (48,)), middle=(128,), decoder=((64,), (32,), (16,)), groups=0,

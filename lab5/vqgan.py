@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from lab5.config import VQGANConfig
 from lab5.runtime.machine import exact_float32
+from lab5.runtime.ranks import here
 from lab5.runtime.transfers import sent
 
 GRID = 16  # tokens on a side
@@ -238,6 +239,7 @@ class CodeAverages(nn.Module):
         self.decay = decay
         self.register_buffer("count", torch.zeros(codes))  # all zero: not started
         self.register_buffer("total", torch.zeros(codes, latent))
+        self.register_buffer("sums", torch.zeros(codes, latent + 1), persistent=False)  # and counts, of a step so far
 
     @torch.no_grad()
     def start(
@@ -260,19 +262,22 @@ class CodeAverages(nn.Module):
 
     @torch.no_grad()
     def update(
-        self, codebook: Codebook, latents: Float[Tensor, "M C"], tokens: Int[Tensor, " M"], generator: torch.Generator
-    ) -> Float[Tensor, " K"]:
-        """Move the codes; returns how often each is in the batch. A GPU is not waited for."""
-        count = torch.zeros_like(self.count).index_add_(0, tokens, torch.ones_like(latents[:, 0]))
-        total = torch.zeros_like(self.total).index_add_(0, tokens, latents)
-        self.count.lerp_(count, 1 - self.decay)
-        self.total.lerp_(total, 1 - self.decay)
-        codebook.embedding.weight.copy_(self.total / self.count.clamp(min=1e-3)[:, None])
+        self, codebook: Codebook, latents: Float[Tensor, "M C"], tokens: Int[Tensor, " M"], generator, last: bool = True
+    ) -> None:
+        """Take in a batch; the codes follow with the `last` one of a step, on whose latents dead ones are set."""
+        self.sums.index_add_(0, tokens, F.pad(latents, (0, 1), value=1.0))
+        if not last:
+            return
+        here().sum_([self.sums])
+        self.total.lerp_(self.sums[:, :-1], 1 - self.decay)
+        self.count.lerp_(self.sums[:, -1], 1 - self.decay)
+        self.sums.zero_()
+        codes = codebook.embedding.weight.copy_(self.total / self.count.clamp(min=1e-3)[:, None])
         dead = self.count < 0.03 * self.count.mean()
-        # A latent for every code is drawn, and as many of them are taken, in order, as there are dead codes.
+        # A latent is drawn for every code, and as many are taken, in order, as are dead: a GPU need not say how many.
         pick = sent(torch.randint(len(latents), dead.shape, generator=generator), latents.device)
         fresh = latents[pick[(dead.cumsum(0) - 1).clamp(min=0)]]
-        codes = codebook.embedding.weight.copy_(torch.where(dead[:, None], fresh, codebook.embedding.weight))
+        codes.copy_(torch.where(dead[:, None], fresh, codes))
         self.count.copy_(torch.where(dead, self.count.mean(), self.count))
+        here().from_last([codes])
         self.total.copy_(torch.where(dead[:, None], codes * self.count.mean(), self.total))
-        return count

@@ -151,7 +151,7 @@ def _common(plan: Plan, pair: Pair, scorer: Scorer, seed: int) -> Row:
         "data": scorer.data,
         "score_name": scorer.score_name,
         "code": str(CODE),  # as a table of before has it, whose code is a hash
-        "device": str(next(pair.transformer.parameters()).device),
+        "device": next(pair.transformer.parameters()).device.type,  # whichever GPU it is
     }  # fmt: skip
 
 
