@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lab5.config import TransformerConfig, VQGANConfig
+from lab5.config import Config, TransformerConfig, VQGANConfig
 from lab5.vqgan import VQGAN
 
 FLOAT32 = 4  # bytes
@@ -61,6 +61,25 @@ def inpainting_flops(transformer: TransformerConfig, vqgan: VQGANConfig, steps: 
     """Of filling one hole: encode once, ask the transformer `steps` times, decode `pictures` times."""
     encode, decode = vqgan_flops(vqgan)
     return encode + steps * transformer_flops(transformer) + pictures * decode
+
+
+def profile_flops(config: Config) -> dict[str, float]:
+    """Of a profile's two trainings and of its study, for the least time that these need.
+
+    A training of the tokenizer passes its images forth and back; the transformer's objective predicts half of the
+    tokens. The study paints and encodes a picture after every step of every plan.
+    """
+    encode, decode = vqgan_flops(config.vqgan)
+    stage1, stage2, study = config.stage1, config.stage2, config.study
+    images1, images2 = (stage.steps * stage.batch * stage.accumulate for stage in (stage1, stage2))
+    several = len(study.schedules) * sum(steps for steps in study.steps if steps > 1)
+    asked = (several + (1 in study.steps)) * study.seeds * study.images
+    picture = config.decode.passes * (encode + decode)  # of the last pass the score's tokens
+    return {
+        "stage one": images1 * TRAINING * (encode + decode),
+        "stage two": images2 * training_flops(config.transformer, config.transformer.positions / 2),
+        "study": asked * (transformer_flops(config.transformer) + picture),
+    }
 
 
 def counted(work: Callable[[], object]) -> float:

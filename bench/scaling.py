@@ -15,6 +15,7 @@ from bench.training import MASKING, networks
 from lab5.decoder import inpaint
 from lab5.fid import frechet_distance
 from lab5.objectives import masked_cross_entropy, mvtm_loss
+from lab5.profiles import PROFILES
 from lab5.trainer import autocast
 from lab5.transformer import BidirectionalTransformer
 
@@ -119,6 +120,10 @@ def cost_model(plan: Plan, device: torch.device, peak: float) -> list[Figure]:
         fits = cost.largest_batch(SMALL_GPU, fixed, size)
         figures.append(Figure(f"kept for backward with the fused kernel, {name}", size / 2**20, "MiB per image"))
         figures.append(Figure(f"largest batch in 8 GB, {name}", fits, "images", "by these two numbers"))
+    for name in ("quick", "cats-cpu", "gpu", "full"):
+        parts = cost.profile_flops(PROFILES[name])
+        note = ", ".join(f"{part} {flops / 1e12:.0f}" for part, flops in parts.items()) + " TFLOP"
+        figures.append(Figure(f"floor of profile {name}, by its operations", sum(parts.values()) / peak, "s", note))
     return figures
 
 

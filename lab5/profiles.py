@@ -21,7 +21,7 @@ from lab5.config import (
     check_together,
 )
 from lab5.runtime.changes import changed
-from lab5.runtime.machine import fast_precision
+from lab5.runtime.machine import half_precision
 
 SMALL_VQGAN = VQGANConfig(
     codes=512, latent=32, stem=16, encoder=((16,), (48,)), middle=(128,), decoder=((64,), (32,), (16,)), groups=0,
@@ -30,6 +30,10 @@ SMALL_VQGAN = VQGANConfig(
 SMALL_TRANSFORMER = TransformerConfig(
     codes=512, width=128, layers=6, heads=2, hidden=256, dropout=0.0, attention_dropout=0.0, norm="pre", hints=48
 )
+MEDIUM_VQGAN = replace(
+    SMALL_VQGAN, codes=1024, stem=32, encoder=((32,), (96,)), middle=(256,), decoder=((128,), (64,), (32,))
+)
+MEDIUM_TRANSFORMER = replace(SMALL_TRANSFORMER, codes=1024, width=256, layers=8, heads=4, hidden=768)
 
 # What fills holes best; the defaults of DecodeConfig are MaskGIT's rule.
 INPAINTING = DecodeConfig(fill="navier_stokes", hints=True, evidence=1.0, temperature=0.5, passes=2)
@@ -79,7 +83,18 @@ PROFILES: dict[str, Config] = {
         decode=INPAINTING,
         study=StudyConfig(steps=(1, 4, 8), seeds=3, images=128),
     ),
-    # The lab's sizes, on a GPU.
+    # Both stages and the study in ten minutes on a GPU of 8 GB and 25 TFLOP/s in half precision, by the cost model.
+    "gpu": Config(
+        "gpu",
+        data=DataConfig(train=12000, val=512, test=747),
+        vqgan=MEDIUM_VQGAN,
+        transformer=MEDIUM_TRANSFORMER,
+        stage1=Stage1Config(steps=3000, batch=32, lr=1e-3, warmup=100, ema=0.998),
+        stage2=Stage2Config(steps=3000, batch=64, lr=1e-3, warmup=100, ema=0.998),
+        decode=INPAINTING,
+        study=StudyConfig(images=128),
+    ),
+    # The lab's sizes, on a GPU, in hours.
     "full": Config("full", data=DataConfig(train=12000, val=1024, test=747), study=StudyConfig(images=747)),
 }
 
@@ -87,17 +102,18 @@ PROFILES: dict[str, Config] = {
 def configure(profile: str = "auto", **changes: Any) -> Config:
     """The settings of a profile, with changes such as `**{"decode.steps": 12}` or `seed=3`.
 
-    "auto" is full on a GPU and quick without one. On a GPU `decode.amp` is the precision that it computes fast with,
-    unless it is among the changes. Values may be strings, as a command line gives them.
+    "auto" is gpu on a GPU and quick without one. On a GPU decoding is in half precision too, and what would be in
+    bfloat16 is in float16 on one that is too old for it. Values may be strings, as a command line gives them.
     Raises ValueError for an unknown profile or setting, a value of another type, and contradictions.
     """
     device = str(changes.pop("device", None) or _device())
     if profile == "auto":
-        profile = "full" if device.startswith("cuda") else "quick"
+        profile = "gpu" if device.startswith("cuda") else "quick"
     if profile not in PROFILES:
         raise ValueError(f"unknown profile {profile!r}; there are auto, {', '.join(PROFILES)}")
     config = replace(PROFILES[profile], device=device)
-    changes = {"decode.amp": fast_precision(device)} | changes
+    if device.startswith("cuda"):
+        config = _in_half(config, half_precision(device))
     for name, value in changes.items():
         config = changed(config, name, value)
     check(config)
@@ -109,3 +125,10 @@ def _device() -> str:
     import torch  # here alone: reading settings needs no torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _in_half(config: Config, half: str) -> Config:
+    """Trainings of a profile that are in mixed precision at all, and its decoding."""
+    trained = {name: getattr(config, name) for name in ("stage1", "stage2")}
+    stages = {name: replace(stage, amp=half) for name, stage in trained.items() if stage.amp != "off"}
+    return replace(config, decode=replace(config.decode, amp=half), **stages)

@@ -3,8 +3,13 @@
 import json
 import math
 import mmap
+import os
 import platform
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms.functional import to_pil_image
 
 from bench import __main__ as command
-from bench import cost, inpainting, loading, naive, scoring, training
+from bench import cost, day, inpainting, loading, naive, scaling, scoring, training
 from bench.measure import Compared, bf16_pays, copy_bandwidth, device_name, interleaved, matmul_peak, peak_memory
 from bench.plans import FULL, QUICK
 from bench.rows import Figure, Parity, compared, describe, write_json
@@ -25,6 +30,8 @@ from lab5.fid import frechet_distance
 from lab5.inpainting.fill import decode_holes
 from lab5.inpainting.pair import Pair
 from lab5.inpainting.tokenizer import Tokenizer
+from lab5.profiles import PROFILES, configure
+from lab5.runtime.folders import ROOT
 from lab5.transformer import BidirectionalTransformer
 
 CPU = torch.device("cpu")
@@ -195,6 +202,26 @@ def test_closed_forms_equal_torchs_own_count(hints):
         assert counter.get_total_flops() == cost.training_flops(config), "a training step costs three passes"
 
 
+def test_a_profiles_operations_are_those_of_its_steps_times_its_batches_and_of_the_studys_pictures():
+    quick = PROFILES["quick"]
+    encode, decode = cost.vqgan_flops(quick.vqgan)
+    parts = cost.profile_flops(quick)
+    assert parts["stage one"] == 380 * 16 * 3 * (encode + decode)
+    assert parts["stage two"] == 220 * 32 * cost.training_flops(quick.transformer, 128)
+    states = 1 + 3 * (4 + 8)  # one shot, and three schedules with every step of T = 4 and T = 8
+    assert parts["study"] == states * 5 * 32 * (cost.transformer_flops(quick.transformer) + 2 * (encode + decode))
+    twice = replace(quick, stage2=replace(quick.stage2, accumulate=2))
+    assert cost.profile_flops(twice)["stage two"] == 2 * parts["stage two"]
+
+
+def test_the_profile_of_a_gpu_is_a_quarter_of_ten_minutes_on_a_small_card_and_fits_into_its_memory():
+    gpu = PROFILES["gpu"]
+    assert 60 < sum(cost.profile_flops(gpu).values()) / 25e12 < 150, "s, if a card did nothing but arithmetic"
+    small = replace(QUICK, transformer=replace(gpu.transformer, hints=0))
+    kept = scaling.kept_per_image(small, torch.device("cpu"), "bf16")
+    assert cost.largest_batch(scaling.SMALL_GPU, cost.fixed_memory(gpu.transformer), kept) > 2 * gpu.stage2.batch
+
+
 def test_the_lab_sized_vqgan_costs_what_was_worked_out_by_hand():
     encode, decode = cost.vqgan_flops(VQGANConfig())
     assert encode / 1e9 == pytest.approx(57.6, abs=0.04) and decode / 1e9 == pytest.approx(57.0, abs=0.04)
@@ -305,3 +332,46 @@ def test_a_gpu_has_goals_of_its_own(section, value, note, monkeypatch):
     name, peaks = section.__name__.rpartition(".")[2], {"off": 1.0, "bf16": 4.0}
     *_, goal = command._rows(name, FULL, torch.device("cuda"), peaks, None)
     assert goal.value == value and note in goal.note
+
+
+# --- a day with a GPU -----------------------------------------------------------------------------------------------
+
+
+class Timed:
+    """A training whose first five steps take ten seconds each, and every other one two."""
+
+    def __init__(self, config):
+        self.config, self.taken, self.forgotten = config, 0, False
+
+    def __iter__(self):
+        for self.taken in range(1, 1000):
+            yield SimpleNamespace(seconds=10 * min(self.taken, 5) + 2 * max(0, self.taken - 5))
+
+    def forget(self):
+        self.forgotten = True
+
+
+def test_a_training_has_as_many_steps_as_fit_by_the_speed_of_its_first_ones():
+    probes = []
+
+    def training(config):
+        probes.append(Timed(config))
+        return probes[-1]
+
+    config = day.in_seconds(configure("quick", device="cpu", seed=3), "stage2", 120, training)
+    assert (config.stage2.steps, config.stage2.warmup, config.seed) == (60, 6, 3)
+    assert config.stage1 == PROFILES["quick"].stage1
+    assert probes[0].forgotten and probes[0].taken == day.LOOKED_AT
+
+
+def test_the_day_names_its_parts_and_says_where_there_is_no_gpu(tmp_path):
+    script = [shutil.which("bash"), str(ROOT / "bench" / "gpu_day.sh")]
+    own = {"OUT": str(tmp_path / "out"), "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""}
+    runs = [
+        subprocess.run([*script, *words], env=os.environ | own, capture_output=True, text=True, check=False)
+        for words in (["everything"], ["pair"])
+    ]
+    assert [run.returncode for run in runs] == [2, 2]
+    assert "there is no part 'everything', but tests, bench, lab, study and pair" in runs[0].stderr
+    assert "there is no GPU that torch can use; --rehearse goes without" in runs[1].stderr
+    assert not (tmp_path / "out" / "pair.json").exists()

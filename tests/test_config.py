@@ -48,12 +48,23 @@ def test_a_change_touches_its_setting_alone_and_no_profile():
 
 
 @pytest.mark.parametrize("cuda", [True, False])
-def test_auto_is_full_on_a_gpu_and_quick_without_one_and_follows_a_device_that_is_named(monkeypatch, cuda):
+def test_auto_is_gpu_on_a_gpu_and_quick_without_one_and_follows_a_device_that_is_named(monkeypatch, cuda):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
-    assert (configure().profile, configure().device) == (("full", "cuda") if cuda else ("quick", "cpu"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
+    assert (configure().profile, configure().device) == (("gpu", "cuda") if cuda else ("quick", "cpu"))
     assert configure("smoke").device == configure().device
-    assert (configure(device="cpu").profile, configure(device="cuda:1").profile) == ("quick", "full")
+    assert (configure(device="cpu").profile, configure(device="cuda:1").profile) == ("quick", "gpu")
+
+
+@pytest.mark.parametrize(("capability", "half"), [((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")])
+def test_on_a_gpu_what_is_in_half_precision_is_in_the_one_that_the_card_is_fast_at(monkeypatch, capability, half):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    for profile, trained in (("gpu", half), ("full", half), ("quick", "off")):
+        config = configure(profile)
+        assert (config.stage1.amp, config.stage2.amp, config.decode.amp) == (trained, trained, half)
+    assert configure("gpu", **{"decode.amp": "off"}).decode.amp == "off"
+    assert configure("gpu", device="cpu") == PROFILES["gpu"]
 
 
 @pytest.mark.parametrize(

@@ -522,7 +522,7 @@ FEATURES = torch.arange(12.0).view(4, 3)
 
 CALLS: list[tuple[str, Make, str]] = [
     ("an unknown profile", call(configure, "huge"),
-     "unknown profile 'huge'; there are auto, smoke, quick, pretrained, cats-cpu, full"),
+     "unknown profile 'huge'; there are auto, smoke, quick, pretrained, cats-cpu, gpu, full"),
     ("an unknown setting", call(configure, "smoke", **{"stage1.stpes": 3}),
      "no setting 'stage1.stpes'; Stage1Config has steps"),
     ("a section without a setting", call(configure, "smoke", **{"decode": 3}),

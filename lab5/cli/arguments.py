@@ -70,7 +70,7 @@ def parser() -> ArgumentParser:
     debug = ArgumentParser(add_help=False)
     _add(debug, "--debug", "", "show the traceback of an error (default: one sentence)")
     profile = ArgumentParser(add_help=False, parents=[debug])
-    _add(profile, "--profile", "NAME", f"size of the run: {', '.join(PROFILES)}, or auto: full on a GPU, quick without "
+    _add(profile, "--profile", "NAME", f"size of the run: {', '.join(PROFILES)}, or auto: gpu on a GPU, quick without "
          "one (default: auto)", default="auto")  # fmt: skip
     settings = ArgumentParser(add_help=False, parents=[profile])
     _add(settings, "--set", "KEY=VALUE", "change a setting, such as decode.steps=12 or seed=3; may be repeated; the "

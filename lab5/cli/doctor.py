@@ -184,7 +184,7 @@ def _device() -> Finding:
         if torch.cuda.is_available():
             torch.empty(1, device="cuda")  # a driver that is too old is found out here
             size = torch.cuda.get_device_properties(0).total_memory / 2**30
-            text = f"{torch.cuda.get_device_name(0)} with {size:.0f} GB, so profile auto is full"
+            text = f"{torch.cuda.get_device_name(0)} with {size:.0f} GB, so profile auto is gpu"
             return Finding("device", True, text)
     except ImportError:
         return Finding("device", False, "unknown without torch")

@@ -13,11 +13,12 @@ from torch import Tensor
 from lab5.config import DecodeConfig, check, check_decoding
 from lab5.data.dataset import token_mask
 from lab5.data.holes import dilate, fill_holes, paste_known
-from lab5.decoder import DecodeStep
+from lab5.decoder import DecodeStep, ask
+from lab5.inpainting.answers import Answer, Remembering
 from lab5.inpainting.pair import Pair
 from lab5.inpainting.tokenizer import Tokenizer
 from lab5.runtime.machine import oom_hint
-from lab5.runtime.transfers import Noise, sent
+from lab5.runtime.transfers import Noise, places, sent
 from lab5.transformer import BidirectionalTransformer
 from lab5.variants import decode
 
@@ -29,6 +30,12 @@ class Holed(NamedTuple):
     unknown: Bool[Tensor, "n N"]
     prior: Float[Tensor, "n N K"] | None
     hints: Float[Tensor, "n N hints"] | None
+    answer: Answer | None = None  # of the transformer to the masked tokens, where it is known already
+
+    def of_images(self, chosen: slice) -> "Holed":
+        """The same for some of the images."""
+        tensors = (None if x is None else x[chosen] for x in self[:-1])
+        return Holed(*tensors, None if self.answer is None else self.answer.of_images(chosen))
 
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -71,7 +78,7 @@ def decode_holes(
             if holed is None:  # by batches: the evidence of an image takes half a megabyte
                 begin = prepare(pair, images[part], holes[part], decoding)
             else:
-                begin = Holed(*(None if x is None else x[part] for x in holed))
+                begin = holed.of_images(part)
             decodings.append(_decode_batch(transformer, begin, decoding, generators[part]))
         # All batches take their steps together, so their states are one state: a batch at a time stays in the cache.
         for states in _in_step(decodings):
@@ -86,10 +93,25 @@ def _decode_batch(
     model: BidirectionalTransformer, begin: Holed, decoding: DecodeConfig, generators: list[torch.Generator]
 ) -> Iterator[DecodeStep]:
     device = next(model.parameters()).device
-    tokens, unknown, prior, hints = (None if x is None else sent(x, device) for x in begin)
-    if hints is not None:
+    tokens, unknown, prior, hints = (None if x is None else sent(x, device) for x in begin[:-1])
+    if device.type == "cpu":
+        model = Remembering(model, _like(model, hints), begin.answer)
+    elif hints is not None:
         model = _with(model, hints)
     return decode(model, tokens, unknown, decoding, generator=Noise(generators), prior=prior)
+
+
+def answered(pair: Pair, holed: Holed, decoding: DecodeConfig) -> Holed:
+    """The same with the transformer's answer to the masked tokens, which all decodings that begin so ask for."""
+    transformer, answers = in_precision(pair.transformer, decoding.amp), []
+    asked = holed.tokens.masked_fill(holed.unknown, transformer.mask_id)
+    for start in range(0, len(asked), decoding.batch):
+        part = slice(start, start + decoding.batch)
+        hints = None if holed.hints is None else holed.hints[part]
+        model = Remembering(transformer, _like(transformer, hints), None)
+        ask(model, asked[part], where=places(holed.unknown[part]))
+        answers.append(model.answer)
+    return holed._replace(answer=Answer(*(torch.cat(parts) for parts in zip(*answers, strict=True))))
 
 
 def _in_step(decodings: list[Iterator[DecodeStep]]) -> Iterator[list[DecodeStep]]:
@@ -125,8 +147,12 @@ def in_precision(transformer: BidirectionalTransformer, amp: str) -> Bidirection
     return _COPIES[transformer][1]
 
 
+def _like(transformer: BidirectionalTransformer, hints: Tensor | None) -> Tensor | None:
+    return None if hints is None else hints.to(transformer.tok_emb.weight.dtype)
+
+
 def _with(transformer: BidirectionalTransformer, hints: Float[Tensor, "B N hints"]) -> partial:
-    model = partial(transformer, hints=hints.to(transformer.tok_emb.weight.dtype))
+    model = partial(transformer, hints=_like(transformer, hints))
     model.mask_id, model.takes_where = transformer.mask_id, True
     return model
 

@@ -22,7 +22,8 @@ from lab5.runtime.files import InUseError, locked
 from lab5.runtime.folders import ROOT
 from lab5.show.notebook import copy_figures, read_metrics, write_json, write_metrics
 
-CELL_SECONDS = {"smoke": 600, "quick": 3600, "cats-cpu": 4 * 3600, "full": 48 * 3600}  # a cell that runs longer hangs
+# A cell that runs longer hangs.
+CELL_SECONDS = {"smoke": 600, "quick": 3600, "cats-cpu": 4 * 3600, "gpu": 3600, "full": 48 * 3600}
 
 
 class ReportError(RuntimeError):

@@ -21,6 +21,14 @@ def machine(device: str) -> str:
     return f"{device} with {os.cpu_count()} cores, {memory()}"
 
 
+def half_precision(device: str) -> str:
+    """Of a GPU: "bf16", or "fp16" where it has no fast products of that, before compute capability 8."""
+    import torch
+
+    there = torch.cuda.is_available()
+    return "fp16" if there and torch.cuda.get_device_capability(device) < (8, 0) else "bf16"
+
+
 def memory() -> str:
     """Free and whole memory of the computer, in words."""
     free, total = memory_gb()
@@ -63,15 +71,6 @@ def compile_parts(model: Any, **options: Any) -> None:
     """Every block of a transformer, else the whole network, by torch.compile; names and weights stay as they are."""
     for part in getattr(model, "blocks", [model]):
         part.compile(**options)
-
-
-def fast_precision(device: str) -> str:
-    """ "bf16" or, before compute capability 8, "fp16": what a GPU computes in fast; "off" on a CPU."""
-    import torch
-
-    if not device.startswith("cuda") or not torch.cuda.is_available():
-        return "off"
-    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lab5.config import DecodeConfig
 from lab5.decoder import DecodeStep
-from lab5.inpainting.fill import BEGINS, Holed, decode_holes, prepare, to_pictures
+from lab5.inpainting.fill import BEGINS, Holed, answered, decode_holes, prepare, to_pictures
 from lab5.inpainting.pair import Pair
 from lab5.runtime.files import dispensable, load_tensors, save_tensors
 from lab5.runtime.folders import data_folder
@@ -31,7 +31,7 @@ Row = dict[str, Any]
 SETTINGS = tuple(field.name for field in fields(DecodeConfig) if field.name not in ("stop_at", "batch"))
 GIVEN = "given"  # the network that a study is run with, beside which it may train others
 
-Begun = dict[tuple, Holed]
+Begun = dict[tuple, tuple[Holed, float]]  # and the seconds that a transformer's first answer took
 MOST_BEGUN = 4  # of them, with evidence one of 512 images takes 270 MB
 
 # Counts up whenever a decoding or its scores would come out differently: results of before are then computed again.
@@ -157,14 +157,16 @@ def _common(plan: Plan, pair: Pair, scorer: Scorer, seed: int) -> Row:
 
 
 def _decode_and_score(plan: Plan, pair: Pair, scorer: Scorer, seed: int, common: Row, begun: Begun) -> Result:
-    """`seconds` are those of a decoding that stops there: t steps and the picture, without encoding and scoring;
-    `steps_used` are those in which an image had something masked, on average over the images."""
+    """`seconds` are those of a decoding that stops there: t steps and the picture, without encoding and scoring, the
+    first answer counted although decodings share it; `steps_used` are those in which an image had something masked,
+    on average over the images."""
     rows, outcomes = [], []
     # A stop makes the step the last one taken: what comes after the last stop need not be computed.
     decode = replace(plan.decode, stop_at=0)
     images = pair, scorer.truth, scorer.holes, decode
-    states = decode_holes(*images, seed, _begin(begun, *images))
-    for state, stop, spent, steps_used in _at_stops(states, plan.scored()):
+    holed, seconds_of_first = _begin(begun, *images)
+    states = decode_holes(*images, seed, holed)
+    for state, stop, spent, steps_used in _at_stops(states, plan.scored(), seconds_of_first):
         began = time.monotonic()
         pictures = to_pictures(pair.tokenizer, state.filled, scorer.truth, scorer.holes, plan.decode)
         seconds = round(spent + time.monotonic() - began, 3)
@@ -174,22 +176,29 @@ def _decode_and_score(plan: Plan, pair: Pair, scorer: Scorer, seed: int, common:
     return Result(plan, seed, rows, outcomes)
 
 
-def _begin(begun: Begun, pair: Pair, images: Tensor, holes: Tensor, decode: DecodeConfig) -> Holed:
-    """What decodings begin with, made once for all schedules and seeds; the last few are kept in memory."""
-    sees = bool(pair.transformer.config.hints)
-    key = (id(pair.tokenizer), sees, *(getattr(decode, name) for name in BEGINS))
+def _begin(begun: Begun, pair: Pair, images: Tensor, holes: Tensor, decode: DecodeConfig) -> tuple[Holed, float]:
+    """What decodings begin with, made once for all schedules and seeds; the last few are kept in memory.
+
+    On a CPU with the transformer's first answer, which is the same for all of them too, and the seconds it took.
+    """
+    key = (id(pair.transformer), decode.amp, *(getattr(decode, name) for name in BEGINS))
     if key not in begun:
         while len(begun) >= MOST_BEGUN:
             del begun[next(iter(begun))]
-        begun[key] = prepare(pair, images, holes, decode)
+        holed = prepare(pair, images, holes, decode)
+        began = time.monotonic()
+        if next(pair.transformer.parameters()).device.type == "cpu":
+            holed = answered(pair, holed, decode)
+        begun[key] = holed, time.monotonic() - began
     return begun[key]
 
 
 def _at_stops(
-    states: Iterator[DecodeStep], stops: tuple[int, ...]
+    states: Iterator[DecodeStep], stops: tuple[int, ...], spent: float
 ) -> Iterator[tuple[DecodeStep, int, float, float]]:
-    """The states at the stops, each with its stop, the seconds until then, and the mean number of steps used."""
-    spent, used, began = 0.0, torch.zeros((), dtype=torch.float64), time.monotonic()
+    """The states at the stops, each with its stop, the seconds until then, with those `spent` before, and the mean
+    number of steps used."""
+    used, began = torch.zeros((), dtype=torch.float64), time.monotonic()
     for state in states:
         spent += time.monotonic() - began
         if state.step and state.step in stops:

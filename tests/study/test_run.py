@@ -91,15 +91,20 @@ def test_only_the_stops_that_are_asked_for_are_scored_and_seconds_are_those_of_d
             return super().features(images)
 
     class Ticking(BidirectionalTransformer):
-        def forward(self, tokens, where=None):
+        def forward(self, tokens, where=None, hints=None):
             clock[0] += 1
-            return super().forward(tokens, where)
+            return super().forward(tokens, where, hints)
 
     ticking = pair._replace(transformer=Ticking(pair.transformer.config).eval())
     plan = Plan(replace(DECODE, batch=N, steps=9), (2, 4))
     (result,) = run(ticking, Scorer(dataset, SlowScore()), [plan], 1)
     assert [(row["stop_at"], row["seconds"]) for row in result.rows] == [(2, 2), (4, 4)]
     assert clock[0] % 100 == 4, "nothing is decoded behind the last"
+    clock[0] = 0
+    again = replace(plan.decode, schedule="linear")
+    one, two = run(ticking, Scorer(dataset, SlowScore()), [plan, plan._replace(decode=again)], 1)
+    assert [(row["stop_at"], row["seconds"]) for row in two.rows] == [(2, 2), (4, 4)]
+    assert clock[0] % 100 == 4 + 3, "both share their first answer, whose second each row has"
     assert Plan(DECODE).scored() == (3,) and Plan(replace(DECODE, rounds=2)).scored() == (5,)
 
 
