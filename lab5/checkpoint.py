@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from lab5.config import TransformerConfig, VQGANConfig, changed, check, flat
+from lab5.config import TransformerConfig, VQGANConfig, check, flat
 from lab5.runtime.attentions import HEADS, Reading, plain_attention
+from lab5.runtime.changes import changed
 from lab5.runtime.files import State, existing_file, load_tensors, save_tensors
 from lab5.runtime.pickles import check_weights, is_pickle, printable, unpickle
 from lab5.transformer import BidirectionalTransformer

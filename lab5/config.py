@@ -4,11 +4,12 @@ A setting is written down once, as a field of a dataclass below; what checks it,
 it there. `lab5.profiles` has the values that go together.
 """
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from math import inf
 from typing import Any
+
+from lab5.runtime.limits import allowed, check, flat  # noqa: F401
 
 SEEDS = 10**12  # times a million, for a seed of each step and image, it is still a number of 64 bits
 
@@ -169,7 +170,7 @@ class DecodeConfig:
     passes: int = count(1, "2 = once more, from the visible pixels together with the first result")
     paste: str = setting("none", "known pixels over the result", choices=("none", "hard", "blurred", "poisson"))
     batch: int = count(32, "images at a time; it does not change them")
-    amp: str = setting("off", "precision of the transformer, not of its logits", choices=("bf16", "fp16", "off"))
+    amp: str = setting("off", "precision of the transformer, on a GPU bf16 or fp16", choices=("bf16", "fp16", "off"))
     temperature_end: float = setting(-1.0, "of the codes at step T, reached in a line; below 0 = as at the first")
     choice_temperature_end: float = setting(0.0, "of the order at step T, reached in a line", least=0)
     rounding: str = setting("floor", "of the tokens still masked; ceil as in the paper", choices=("floor", "ceil"))
@@ -229,15 +230,6 @@ def all_settings(config: Config) -> dict[str, Any]:
     return settings
 
 
-def allowed(setting: Any) -> str:
-    """The values that a field of a config may have, in words: "from 0 to 1", "cosine, linear"; "" for any."""
-    if choices := setting.metadata["choices"]:
-        return ", ".join(choices)
-    words = {"least": "at least", "above": "above", "most": "at most", "below": "below"}
-    limits = {name: limit for name, limit in setting.metadata["limits"].items() if abs(limit) < inf}
-    return " and ".join(f"{words[name]} {limit:,}".replace(",", " ") for name, limit in limits.items())
-
-
 def meanings() -> dict[str, Any]:
     """The field of every setting, under its full name: default, `metadata["about"]`, what is `allowed`."""
     settings: dict[str, Any] = {}
@@ -247,32 +239,6 @@ def meanings() -> dict[str, Any]:
         elif section.metadata:
             settings[section.name] = section
     return settings
-
-
-def check(section: Any, name: str = "") -> None:
-    """Raise ValueError for the first setting of a section that has a value it may not have."""
-    for one in fields(section):
-        value, full = getattr(section, one.name), f"{name}.{one.name}" if name else one.name
-        if is_dataclass(value):
-            check(value, full)
-            continue
-        limits, choices = one.metadata.get("limits", {}), one.metadata.get("choices")
-        for item in flat(value):
-            if choices and item not in choices:
-                raise ValueError(f"{full} must be one of {', '.join(choices)}, not {item!r}")
-            if isinstance(item, int | float) and limits and not _within(item, **limits):
-                raise ValueError(f"{full} must be {allowed(one) or 'a finite number'}, not {value}")
-        if value == () and one.name != "milestones":
-            raise ValueError(f"{full} needs at least one value")
-
-
-def _within(x: float, least: float, above: float, most: float, below: float) -> bool:
-    return least <= x <= most and above < x < below and abs(x) < inf
-
-
-def flat(value: Any) -> list:
-    """The single values of a setting."""
-    return [single for item in value for single in flat(item)] if isinstance(value, tuple) else [value]
 
 
 def check_together(config: Config) -> None:
@@ -307,51 +273,3 @@ def check_decoding(decode: DecodeConfig) -> None:
             raise ValueError(f"decode.{name} = {value} needs a schedule, but decode.budget = {decode.budget} has none")
     if not 0 <= decode.stop_at <= decode.steps:
         raise ValueError(f"decode.stop_at = {decode.stop_at} must lie in 0..{decode.steps}; 0 means all decode.steps")
-
-
-# --- changes --------------------------------------------------------------------------------------------------------
-
-
-def changed(section: Any, name: str, value: Any) -> Any:
-    """A config with the setting of this name at another value, which may be text as a command line gives it.
-
-    Raises ValueError for a name that there is not, and for a value of another type.
-    """
-    return _changed(section, name, name.split("."), value)
-
-
-def _changed(section: Any, name: str, path: list[str], value: Any) -> Any:
-    known = [f.name for f in fields(section)]
-    if path[0] not in known:
-        raise ValueError(f"there is no setting {name!r}; {type(section).__name__} has {', '.join(known)}")
-    old = getattr(section, path[0])
-    if is_dataclass(old):
-        if len(path) == 1:
-            raise ValueError(f"{name!r} is a section; set one of {', '.join(f.name for f in fields(old))} in it")
-        return replace(section, **{path[0]: _changed(old, name, path[1:], value)})
-    if len(path) > 1:
-        raise ValueError(f"there is no setting {name!r}; {path[0]!r} is a single value")
-    return replace(section, **{path[0]: _typed(name, old, value)})
-
-
-def _typed(name: str, old: Any, value: Any) -> Any:
-    """`value` as the type of `old`, a tuple's items as that of its first; what fits no type is refused."""
-    if isinstance(value, str) and not isinstance(old, str):
-        value = _read(value, isinstance(old, tuple))
-    if isinstance(old, tuple) and isinstance(value, list | tuple):
-        return tuple(_typed(name, old[0] if old else 0, item) for item in value)  # an empty one is of counts
-    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not type(old):
-        raise ValueError(f"{name} takes values such as {old!r} ({type(old).__name__}), not {value!r}")
-    return value
-
-
-def _read(text: str, is_tuple: bool) -> Any:
-    """A command line's text: JSON, Python's True and False, and tuples with commas alone, as in 1,4,8."""
-    if is_tuple and not text.startswith("["):
-        return [part.strip() for part in text.split(",")]
-    try:
-        return json.loads({"True": "true", "False": "false"}.get(text, text))
-    except json.JSONDecodeError:
-        return text

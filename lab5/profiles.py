@@ -17,10 +17,10 @@ from lab5.config import (
     StudyConfig,
     TransformerConfig,
     VQGANConfig,
-    changed,
     check,
     check_together,
 )
+from lab5.runtime.changes import changed
 from lab5.runtime.machine import half_precision
 
 SMALL_VQGAN = VQGANConfig(

@@ -11,6 +11,7 @@ import signal
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,11 @@ def main(words: Sequence[str] | None = None) -> int:
             return 2
     args = parser().parse_args(words)
     try:
-        return COMMANDS[args.command](args) or 0
+        with _ranks(args.command):
+            return COMMANDS[args.command](args) or 0
     except KeyboardInterrupt as stop:
-        _say("interrupted; given again, the command goes on from the last saved state of a training")
+        if not _rank():  # all of them are interrupted together
+            _say("interrupted; given again, the command goes on from the last saved state of a training")
         return 143 if stop.args == ("SIGTERM",) else 130
     except Exception as error:
         # torch's error by its name: to import torch takes seconds that --help does not need
@@ -46,7 +49,8 @@ def main(words: Sequence[str] | None = None) -> int:
             raise
         before = "the GPU's memory is full, a smaller batch takes less: " if gpu_is_full else ""
         after = "; python -m lab5 doctor says what is missing" if isinstance(error, ImportError) else ""
-        _say(f"{before}{error}{after}")
+        if not (_rank() and isinstance(error, FloatingPointError)):  # which all ranks have in the same step
+            _say(f"{_rank()}{before}{error}{after}")
         return 2
 
 
@@ -202,6 +206,26 @@ COMMANDS = {
 }
 
 
+# --- ranks ------------------------------------------------------------------------------------------------------
+
+
+def _ranks(command: str) -> AbstractContextManager[None]:
+    """This process by itself, or among those that torchrun has started."""
+    if not {"RANK", "WORLD_SIZE"} & os.environ.keys():
+        return nullcontext()
+    from lab5.runtime import ranks
+
+    if ranks.from_environment()[1] > 1 and command not in ("train", "study"):
+        raise ValueError(f"{command} runs in one process: torchrun is for train and study")
+    return ranks.joined()
+
+
+def _rank() -> str:
+    """Which of several ranks complains, other than the first."""
+    rank = os.environ.get("RANK", "0")
+    return "" if rank == "0" else f"rank {rank}: "
+
+
 # --- settings ---------------------------------------------------------------------------------------------------
 
 
@@ -256,6 +280,9 @@ def _configure(args: Namespace, given: dict[str, Any], lab: dict[str, Any] | Non
         config = configure(args.profile, **(changes(config, args.recipe) | settings))
     import torch
 
+    from lab5.runtime.ranks import here
+
+    here().check_device(config.device)
     try:
         torch.empty(0, device=config.device)
     except (RuntimeError, AssertionError) as error:

@@ -18,6 +18,7 @@ from lab5.data.holes import fill_holes
 from lab5.inpainting.fill import decode_holes, to_pictures
 from lab5.inpainting.pair import Pair
 from lab5.runtime.folders import data_folder
+from lab5.runtime.ranks import here
 from lab5.scoring.classifier import get_features, load_classifier
 from lab5.scoring.scores import Scorer
 from lab5.show.figures import decode_grid, save_figure
@@ -38,9 +39,12 @@ def study(
     `also` is a classifier whose ranking of the results is compared.
     """
     file = file or data_folder() / "runs" / f"study-{grid}.csv"
-    data = get_dataset(config)
-    check_study(data)
-    pair = choose_pair(config, data, networks)
+    if (ranks := here()).world > 1 and jobs > 1:
+        raise ValueError(f"--jobs {jobs} is for one process, and there are {ranks.world} ranks, which do the same")
+    with ranks.in_turn():
+        data = get_dataset(config)
+        check_study(data)
+        pair = choose_pair(config, data, networks)
     features = get_features(config, pair.tokenizer)
     other = None if also is None else load_classifier(also).to(config.device)
     if grid == "wide":
@@ -65,10 +69,14 @@ def study(
         running = run_study(pairs, scorer, part.plans, seeds=seeds, folder=kept_results(), jobs=jobs)
         bar = tqdm(running, total=len_study(part.plans, seeds), desc=f"decodings of {len(scorer.truth)} images")
         decoded = ordered(list(bar), part.plans)
+        if not ranks.first:
+            continue
         findings.append(tables.find(part, decoded, scorer, pair))
         results += decoded
         if other is not None:
             ranked.append(tables.ranking(decoded, Scorer(data, other, images), pair.tokenizer))
+    if not ranks.first:
+        return
     made_by = {"score_name": scorer.score_name, "weights": pair.weights, "profile": config.profile}
     made_by |= {"device": config.device, "code": CODE}
     beside = {

@@ -27,6 +27,7 @@ from lab5.pitfalls.fitting import fit_reading
 from lab5.runtime.attentions import Reading
 from lab5.runtime.files import existing_file, write
 from lab5.runtime.pickles import is_pickle
+from lab5.runtime.ranks import here
 from lab5.scoring.classifier import ToyFeatures
 from lab5.trainer import learning_rate
 from lab5.training import networks
@@ -41,31 +42,45 @@ def train(config: Config, stage: str, out: Path | None, vqgan: Path | None, log:
     seen. With `out` the files are copied there at the end, all together; `log` is as in `watched`. For photographs
     "all" goes without the classifier, which reads toy cats.
     """
+    ranks = here()
     _check_training(config, stage, vqgan)
+    for name, stages in {"stage2": ("transformer", "all"), "classifier": ("classifier", "all")}.items():
+        if stage in stages:  # stage one may be trained already
+            ranks.share(getattr(config, name).accumulate, f"{name}.accumulate")
     given = None if vqgan is None else networks.given_vqgan(config, vqgan)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)  # complain now, not after the training
         _read_entries(out)
-    data = get_dataset(config)
+    with ranks.in_turn():
+        data = get_dataset(config)
     check_training(config, data, stage)
+    log = log if ranks.first else None
     trained = [watched(networks.train_vqgan(config, data), log) if given is None else given]
     tokenizer = Tokenizer(trained[0].model)
-    psnr = reconstruction_psnr_db(tokenizer.vqgan, data.val)
-    quality: dict[str, dict[str, float]] = {"vqgan": {"val_psnr_db": psnr, "n": len(data.val)}}
     if stage in ("transformer", "all"):
         trained.append(watched(networks.train_transformer(config, data, tokenizer), log))
-        tokens, *rest = networks.validation(tokenizer, data, bool(config.transformer.hints))
-        scores = validate(trained[-1].model, tokens, *rest)
-        quality["transformer"] = {f"val_{name}": value for name, value in scores.items()} | {"n": len(tokens)}
     if stage == "classifier" or stage == "all" and data.attributes:
         trained.append(watched(networks.train_classifier(config, tokenizer), log))
-        quality["classifier"] = attribute_accuracy(trained[-1].model)
+    if not ranks.first:
+        return
+    quality = {training.name: _quality(training, config, data, tokenizer) for training in trained}
     for training in trained:
         print(f"{training.name}: {training.file}")
         reached = ", ".join(f"{measure} {value:.4g}" for measure, value in quality[training.name].items())
         print(textwrap.fill(reached, 100, initial_indent="    ", subsequent_indent="    "))
     if out is not None:
         _hand_over([training for training in trained if isinstance(training, Training)], quality, config, out)
+
+
+def _quality(training: Training | Given, config: Config, data: Dataset, tokenizer: Tokenizer) -> dict[str, float]:
+    """Of a trained network, on images that it has not seen."""
+    if training.name == "vqgan":
+        return {"val_psnr_db": reconstruction_psnr_db(tokenizer.vqgan, data.val), "n": len(data.val)}
+    if training.name == "classifier":
+        return attribute_accuracy(training.model)
+    tokens, *rest = networks.validation(tokenizer, data, bool(config.transformer.hints))
+    scores = validate(training.model, tokens, *rest)
+    return {f"val_{name}": value for name, value in scores.items()} | {"n": len(tokens)}
 
 
 def _check_training(config: Config, stage: str, vqgan: Path | None) -> None:

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lab5.attention import scaled_dot_product_attention
+from lab5.runtime.transfers import Places
 from lab5.transformer import BidirectionalTransformer, Block
 
 
@@ -47,11 +48,13 @@ class Remembering:
         self.mask_id = transformer.mask_id
 
     def __call__(
-        self, tokens: Int[Tensor, "B N"], where: Bool[Tensor, "B N"] | None = None
+        self, tokens: Int[Tensor, "B N"], where: Bool[Tensor, "B N"] | Places | None = None
     ) -> Float[Tensor, "B N ids"] | Float[Tensor, "M ids"]:
         """As the transformer's own."""
         if where is None:
             return self.transformer(tokens, hints=self.hints)
+        if not isinstance(where, Tensor):
+            where = torch.zeros_like(tokens, dtype=torch.bool).index_put_(where, torch.tensor(True))
         old, asked = self.answer, where.any(dim=1)
         if old is None:
             logits = self._ask(tokens, where, asked)

@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 
 import nbformat
 
-from lab5.config import Config, changed
+from lab5.config import Config
 from lab5.profiles import configure
 from lab5.report import pages
 from lab5.report.execute import execute
 from lab5.report.pdf import print_pdf
 from lab5.report.provenance import private_texts, provenance, replace_private, without_folder
+from lab5.runtime.changes import changed
 from lab5.runtime.files import InUseError, locked
 from lab5.runtime.folders import ROOT
 from lab5.show.notebook import copy_figures, read_metrics, write_json, write_metrics

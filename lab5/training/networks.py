@@ -28,6 +28,7 @@ from lab5.inpainting.tokenizer import Tokenizer, reconstruction_psnr_db
 from lab5.objectives import MVTMObjective, VQGANObjective, validate
 from lab5.runtime.files import load_meta
 from lab5.runtime.folders import data_folder, pretrained_folder
+from lab5.runtime.ranks import here
 from lab5.scoring.classifier import AttributeObjective, ToyFeatures, load_classifier, save_classifier
 from lab5.training.critics import PatchCritic, PerceptualDistance
 from lab5.training.session import Given, Kind, Training
@@ -44,6 +45,10 @@ def train_vqgan(config: Config, data: Dataset) -> Training | Given:
     if stage.file:
         return given_vqgan(config, Path(stage.file))
     settings = {"vqgan": dataclasses.asdict(config.vqgan), "data": data.fingerprint}
+    if stage.accumulate > 1:  # until then they did with each batch
+        settings["codes"] = "follow at the end of a step"
+    if stage.adversarial and here().world > 1:
+        raise ValueError("stage1.adversarial trains a critic batch after batch, as only one process can: set it to 0")
     perceptual = None
     if stage.perceptual:
         if not data.attributes:
@@ -83,7 +88,8 @@ def given_vqgan(config: Config, file: Path) -> Given:
 def token_cache(config: Config, tokenizer: Tokenizer, data: Dataset) -> Int[Tensor, "n N"]:
     """Tokens of the training images and of their mirror images, from disk where they are valid."""
     folder = data_folder() / "cache"
-    return torch.cat([tokenizer.cached(images, folder, "train") for images in (data.train, data.train.flip(3))])
+    with here().in_turn():
+        return torch.cat([tokenizer.cached(images, folder, "train") for images in (data.train, data.train.flip(3))])
 
 
 def train_transformer(config: Config, data: Dataset, tokenizer: Tokenizer) -> Training:
@@ -104,7 +110,7 @@ def train_transformer(config: Config, data: Dataset, tokenizer: Tokenizer) -> Tr
         images, holes = torch.cat([data.train, data.train.flip(3)]), training_holes(config)
 
         def hints(image: Tensor, hole: Tensor) -> Tensor:
-            return tokenizer.hints(fill_holes(images[image], holes[hole], "navier_stokes"), holes[hole])
+            return tokenizer.hints_there(fill_holes(images[image], holes[hole], "navier_stokes"), holes[hole])
 
         tokens = token_cache(config, tokenizer, data)
         return MVTMObjective(tokens, config.stage2, config.seed, token_mask(holes), hints if hinted else None)

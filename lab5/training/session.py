@@ -10,6 +10,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from lab5.config import TrainConfig
 from lab5.runtime.files import load_meta, locked, write
 from lab5.runtime.folders import data_folder
 from lab5.runtime.machine import oom_hint
+from lab5.runtime.ranks import here
 from lab5.runtime.states import differences, state_files
 from lab5.trainer import Objective, TrainStep, fit, section
 
@@ -51,7 +53,8 @@ class Training:
 
     If the folder already holds it, nothing is trained: `reused` is True, and `history` is that of the run which
     did. A run that was cut short goes on from its last saved state, and its history with it. What other settings or
-    another version of this code have left in the folder is said and made again. One run at a time trains.
+    another version of this code have left in the folder is said and made again. One run at a time trains, with however
+    many ranks: all of them iterate, and rank 0 alone checks and writes.
 
     What is handed out in the end is the average of the last weights; the file `best` has what looked best on the way.
     """
@@ -93,34 +96,43 @@ class Training:
         return self.config.steps
 
     def __iter__(self) -> Iterator[TrainStep]:
-        if self._finished():
+        ranks = here()
+        if ranks.first_says(self._finished()):
             self.history = [TrainStep(*row) for row in _read_json(self._log)]
-            self._forget_states()  # those of a run that was killed just before it would have
+            if ranks.first:
+                self._forget_states()  # those of a run that was killed just before it would have
             return
-        with locked(self.folder):
-            self._begin()
+        ranks.share(self.config.accumulate, f"{section(self.config)}.accumulate")
+        with locked(self.folder) if ranks.first else nullcontext():
+            if ranks.first:
+                self._begin()
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self._seed)
                 self._model = self._kind.build().to(self._device, memory_format=torch.channels_last)
                 objective = self._kind.objective()  # a critic's first weights are drawn here
+            ranks.from_first(self._model.state_dict().values())  # drawn by another processor they may differ
             self.history = []
             steps = fit(
                 self._model, objective, self.config, seed=self._seed, save_to=self._states,
                 save_every=SAVE_EVERY, settings=self.settings, history=self.history,
             )  # fmt: skip
-            for step in steps:
-                if step.step % max(1, self.config.steps // CHECKS) == 0:
-                    try:
-                        with oom_hint(f"{section(self.config)}.batch", self.config.batch):
-                            step.metrics.update(self._kind.check(self._model))
-                        self._keep_best(step)
-                    except BaseException as error:
-                        steps.throw(error)  # the run that goes on checks this step
-                yield step
-            write(self._log, json.dumps(self.history).encode())
-            self._kind.save(self.file, self._model, settings=self.settings)
+            with ranks.signals_wait():
+                for step in steps:
+                    if ranks.first and step.step % max(1, self.config.steps // CHECKS) == 0:
+                        try:
+                            with oom_hint(f"{section(self.config)}.batch", self.config.batch):
+                                step.metrics.update(self._kind.check(self._model))
+                            self._keep_best(step)
+                        except BaseException as error:
+                            steps.throw(error)  # the run that goes on checks this step
+                    yield step
+            if ranks.first:
+                write(self._log, json.dumps(self.history).encode())
+                self._kind.save(self.file, self._model, settings=self.settings)
+            ranks.wait()
             self._model = None  # from here on the one on disk, as for whoever finds it there
-            self._forget_states()
+            if ranks.first:
+                self._forget_states()
 
     def _finished(self) -> bool:
         return self.file.exists() and self._log.exists() and not differences(self._found(), self.settings)
