@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 
-from bench import inpainting, loading, scaling, scoring, training
+from bench import inpainting, loading, scaling, scoring, training, waits
 from bench.measure import bf16_pays, device_name, matmul_peak, whole_peak
 from bench.plans import CUDA, FULL, QUICK, Plan
 from bench.rows import Figure, Ratio, describe, write_json
 
-SECTIONS = ("training", "inpainting", "distance", "scoring", "loading", "scaling", "cost")
+SECTIONS = ("training", "inpainting", "waits", "distance", "scoring", "loading", "scaling", "cost")
 RESULTS = Path(__file__).parent / "results"
 NO_BF16 = "this CPU has no bf16 instructions"
 GPU_TRAINING = 0.40  # of the bf16 peak, at the best batch
@@ -64,14 +64,16 @@ def run(args: Namespace) -> int:
         print(f"\n--- {name}", flush=True)
         sections[name], began = [], time.monotonic()
         # Timed again before each section: a peak is only seen while nothing else has the machine.
-        peaks = {amp: max(peak, peaks.get(amp, 0.0)) for amp, peak in peaks_of(device, plan).items()}
+        if name != "waits":  # which are counted, not timed
+            peaks = {amp: max(peak, peaks.get(amp, 0.0)) for amp, peak in peaks_of(device, plan).items()}
         for amp, peak in peaks.items():
             print(f"    product of two matrices, {'float32' if amp == 'off' else amp}: {peak / 1e9:.1f} GFLOP/s")
         for row in _rows(name, plan, device, peaks, args.data):
             print(describe(row), flush=True)
             sections[name].append(row)
         seconds[name] = round(time.monotonic() - began)
-    about["peak_gflops"] = {amp: round(peak / 1e9, 1) for amp, peak in peaks.items()}
+    if peaks:
+        about["peak_gflops"] = {amp: round(peak / 1e9, 1) for amp, peak in peaks.items()}
     about |= {"seconds": seconds, "peak_memory_gb": round(whole_peak() / 2**30, 2)}
     out = args.out or (None if args.quick else RESULTS / f"{device.type}.json")
     print(f"\n{sum(seconds.values())} s; {about['peak_memory_gb']} GB at the most{f'; {out}' if out else ''}")
@@ -101,6 +103,8 @@ def _rows(name: str, plan: Plan, device: torch.device, peaks: dict[str, float], 
                 yield from gpu_goals(name, rows)
         if best == "off":
             yield Figure(f"{name} in bf16", None, "x", NO_BF16)
+    elif name == "waits":
+        yield from waits.run(device)
     elif name == "distance":
         yield from scoring.distance(plan)
     elif name == "scoring":

@@ -94,7 +94,7 @@ def write_json(path: Path, about: dict[str, Any], sections: dict[str, list[Ratio
     earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if earlier and all(earlier.get(key) == about.get(key) for key in ("plan", "device", "threads", "torch")):
         rows = earlier["sections"] | rows
-        about = about | {"seconds": earlier["seconds"] | about["seconds"]}
+        about = earlier | about | {"seconds": earlier["seconds"] | about["seconds"]}
     with replacing(path) as file:
         file.write((json.dumps(about | {"sections": rows}, indent=1) + "\n").encode())
 

@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -18,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms.functional import to_pil_image
 
 from bench import __main__ as command
-from bench import cost, day, inpainting, loading, naive, scaling, scoring, training
+from bench import cost, day, inpainting, loading, naive, scaling, scoring, training, waits
 from bench.measure import Compared, bf16_pays, copy_bandwidth, device_name, interleaved, matmul_peak, peak_memory
 from bench.plans import FULL, QUICK
 from bench.rows import Figure, Parity, compared, describe, write_json
@@ -308,6 +309,36 @@ def test_bad_input_is_refused_before_anything_is_measured(words, sentence, monke
     monkeypatch.setattr(command, "peaks_of", None)
     assert command.main(words) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_a_step_of_training_and_one_of_decoding_wait_once_for_a_gpu(tmp_path, capsys):
+    out = tmp_path / "waits.json"
+    out.write_text(json.dumps({"sections": {"cost": []}, "seconds": {}, "peak_gflops": {"off": 1.0}} | about_this()))
+    assert command.main(["--quick", "--only", "waits", "--device", "cpu", "--out", str(out)]) == 0
+    written = json.loads(out.read_text())
+    assert written["peak_gflops"] == {"off": 1.0}, "nothing is timed, and what was timed stays"
+    rows = written["sections"]["waits"]
+    assert len(rows) == 3 + len(waits.DECODINGS) and all(row["value"] == 1 for row in rows)
+    assert all("lab5/trainer.py:" in row["note"] for row in rows[:3])
+    assert "a training step: 1 waits" in capsys.readouterr().out
+
+
+def about_this():
+    return {"plan": "quick", "device": device_name(CPU), "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+
+def test_a_gpu_says_itself_where_it_is_waited_for(monkeypatch):
+    modes = ["default"]
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: modes[-1])
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    with pytest.warns(UserWarning, match="something else"):
+        with waits.on_a_gpu() as counts:
+            for _ in range(2):
+                warnings.warn(waits.SYNCHRONISES, stacklevel=1)
+            warnings.warn("something else", stacklevel=1)
+    assert modes == ["default", "warn", "default"]
+    ((line, times),) = counts.waits.items()
+    assert times == 2 and line.startswith("tests/test_bench.py:")
 
 
 def test_a_parity_that_fails_is_the_exit_code(monkeypatch):

@@ -9,6 +9,7 @@ import hashlib
 import math
 import os
 import warnings
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -38,9 +39,9 @@ class Tokenizer:
     def codes(self) -> int:
         return self.vqgan.codes
 
-    @property
+    @cached_property
     def weights_hash(self) -> str:
-        """The first 12 digits of the SHA-256 of all weights."""
+        """The first 12 digits of the SHA-256 of all weights, which do not change: looked at once."""
         return weights_hash(self.vqgan)[:12]
 
     @torch.no_grad()

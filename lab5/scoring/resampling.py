@@ -103,18 +103,44 @@ def _frechet(outcome: Outcome, reference: Float[Tensor, "n F"], weights: Float[T
     u, s, v = torch.linalg.svd((a @ b.mT)[0])
     value = shift.square().sum() + spread.sum() - 2 * s.sum()
     influence = 2 * (x - y) @ shift + len(x) * (spread - u.square() @ s - v.mT.square() @ s)
-    every = torch.cat([_distances(x, y, part) for part in weights.split(64)])  # 64 at a time: n F numbers each
+    if len(x) <= x.shape[1]:
+        every = _distances_of_few(x, y, weights)
+    else:
+        every = torch.cat([_distances(x, y, part) for part in weights.split(64)])  # 64 at a time: n F numbers each
     return value.clamp(min=0), influence, every
 
 
 def _distances(x: Float[Tensor, "n F"], y: Float[Tensor, "n F"], weights: Float[Tensor, "R n"]) -> Float[Tensor, " R"]:
     (mean_x, a), (mean_y, b) = _rows(x, weights), _rows(y, weights)
     apart = (mean_x - mean_y).square().sum(-1) + a.square().sum((1, 2)) + b.square().sum((1, 2))
-    if x.shape[0] > x.shape[1]:
-        a = torch.linalg.qr(a, mode="r").R
-    cross = a @ b.mT
-    # Eigenvalues take half the time of singular values, of which they are the squares; below 0 only by rounding.
-    return apart - 2 * torch.linalg.eigvalsh(cross @ cross.mT).clamp(min=0).sqrt().sum(-1)
+    a = torch.linalg.qr(a, mode="r").R
+    return apart - 2 * _singular_values(a @ b.mT)
+
+
+def _distances_of_few(
+    x: Float[Tensor, "n F"], y: Float[Tensor, "n F"], weights: Float[Tensor, "R n"]
+) -> Float[Tensor, " R"]:
+    """The same where n <= F: products of images with each other are made once, and a resample has but its distinct
+    images, 63 % of n, in a matrix of their number."""
+    n, shift = len(x), x.mean(0) - y.mean(0)
+    x, y = x - x.mean(0), y - y.mean(0)
+    mean_x, mean_y, products, every = weights @ x / n, weights @ y / n, x @ y.T, []  # (R, F), (n, n)
+    apart = (shift + mean_x - mean_y).square().sum(1)
+    for z, mean in ((x, mean_x), (y, mean_y)):  # the weighted covariances' traces
+        squares = z.square().sum(1) - 2 * mean @ z.T + mean.square().sum(1, keepdim=True)  # of z - mean, (R, n)
+        apart += (weights * squares).sum(1) / (n - 1)
+    for row, x_mean, y_mean, means in zip(weights, mean_y @ x.T, mean_x @ y.T, (mean_x * mean_y).sum(1), strict=True):
+        drawn = row.nonzero().squeeze(1)
+        cross = products[drawn][:, drawn] - x_mean[drawn, None] - y_mean[drawn] + means  # of x - mean_x with y - mean_y
+        weight = (row[drawn] / (n - 1)).sqrt()
+        every.append(_singular_values(weight[:, None] * cross * weight))
+    return apart - 2 * torch.stack(every)
+
+
+def _singular_values(cross: Float[Tensor, "*R m k"]) -> Float[Tensor, "*R"]:
+    """Their sum. Eigenvalues take half the time of singular values, of which they are the squares; below 0 only by
+    rounding."""
+    return torch.linalg.eigvalsh(cross @ cross.mT).clamp(min=0).sqrt().sum(-1)
 
 
 def _rows(x: Float[Tensor, "n F"], weights: Float[Tensor, "R n"]) -> tuple[Tensor, Float[Tensor, "R n F"]]:

@@ -186,6 +186,14 @@ def test_the_hash_of_the_weights_is_theirs_alone_and_not_their_layouts():
     assert Tokenizer(vqgan(seed=1)).weights_hash != plain
 
 
+def test_the_hash_of_the_weights_is_computed_once(images, tmp_path, monkeypatch):
+    hashed, real = [], tokenizing.weights_hash
+    monkeypatch.setattr(tokenizing, "weights_hash", lambda model: hashed.append(model) or real(model))
+    monkeypatch.setattr(tokenizing, "PIECE", 2)
+    Tokenizer(vqgan()).cached(images, tmp_path, "train")
+    assert len(hashed) == 1
+
+
 def test_a_cache_that_was_cut_short_goes_on_from_the_last_piece(tokenizer, images, tmp_path, monkeypatch):
     monkeypatch.setattr(tokenizing, "PIECE", 2)
     images, encode, asked = torch.cat([images[:3], 255 - images[:4]]), tokenizer.encode, []
