@@ -93,7 +93,7 @@ for part in $PARTS; do
             ;;
         bench)
             run 150 bench "$PYTHON" -m bench --device $DEVICE "${BENCH[@]}" --out "$OUT/bench.json" \
-                --only training inpainting scoring cost
+                --only training inpainting waits scoring cost
             ;;
         lab) run 420 lab "$PYTHON" -m bench.day --device $DEVICE "${LAB[@]}" --out "$OUT/lab.json" ;;
         study)

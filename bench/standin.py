@@ -77,7 +77,7 @@ class StandIn:
 
     def run(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         """An operation, on the CPU; its results are where a GPU would have them."""
-        name, leaves = func._schema.name, tree_leaves((args, kwargs))
+        name, leaves = func._schema.name, _leaves(args, kwargs)
         if name == "aten::_to_copy":
             return self._moved(func, args[0], kwargs)
         if name == "aten::copy_" and isinstance(args[0], OnGpu) != isinstance(args[1], OnGpu):
@@ -206,6 +206,12 @@ class OnGpu(Tensor):
         raise RuntimeError(f"{func}: the stand-in GPU of this tensor is gone")
 
 
+def _leaves(args: tuple, kwargs: dict[str, Any]) -> list[Any]:
+    """The arguments of an operation, and what is in lists among them: there are no others within."""
+    lists = [x if isinstance(x, list | tuple) else (x,) for x in (*args, *kwargs.values())]
+    return [x for several in lists for x in several]
+
+
 def _inner(x: Any) -> Any:
     return x.inner if isinstance(x, OnGpu) else x
 
@@ -254,6 +260,11 @@ def line_of_ours() -> str:
 
 
 class _Operations(TorchDispatchMode):
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """What guards against torch.compile would take most of the time."""
+        return False
+
     def __init__(self, gpu: StandIn):
         super().__init__()
         self.gpu = gpu

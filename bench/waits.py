@@ -41,9 +41,9 @@ DECODINGS = {
 
 def run(device: torch.device) -> list[Figure]:
     """Waits per step; of the stand-in where the device is a CPU."""
+    images, holes = render(7, 16).images, random_holes(7, 8)
     with stand_in_gpu() if device.type == "cpu" else on_a_gpu() as counts:
-        rows = [*of_training(counts), *of_decoding(counts)]
-    return rows
+        return [*of_training(images, holes, counts), *of_decoding(images[:4], holes[:4], counts)]
 
 
 @contextmanager
@@ -67,8 +67,7 @@ def on_a_gpu() -> Iterator[StandIn]:
             torch.cuda.set_sync_debug_mode(before)
 
 
-def of_training(counts: StandIn) -> Iterator[Figure]:
-    images, holes = render(7, 16).images, random_holes(7, 8)
+def of_training(images: torch.Tensor, holes: torch.Tensor, counts: StandIn) -> Iterator[Figure]:
     first = Stage1Config(steps=10**6, batch=4, warmup=0, autoencoder_share=0.0)
     second = Stage2Config(steps=10**6, batch=4, warmup=0)
     vqgan = VQGAN(QUICK.vqgan)
@@ -89,8 +88,7 @@ def of_training(counts: StandIn) -> Iterator[Figure]:
         steps.close()
 
 
-def of_decoding(counts: StandIn) -> Iterator[Figure]:
-    images, holes = render(8, 4).images, random_holes(8, 4)
+def of_decoding(images: torch.Tensor, holes: torch.Tensor, counts: StandIn) -> Iterator[Figure]:
     pair = Pair(Tokenizer(VQGAN(QUICK.vqgan).to("cuda")), transformer(48).eval().to("cuda"), "random")
     for name, decoding in DECODINGS.items():
         decoding = replace(decoding, amp="bf16")

@@ -31,6 +31,7 @@ TINY_VQGAN = replace(CONFIG.vqgan, stem=4, encoder=((4,), (4,)), middle=(4,), de
 TINY = replace(CONFIG.transformer, width=16, hidden=16, layers=1)
 CLASSES = {name: len(values) for name, values in ATTRIBUTES.items()}
 N = 3
+IMAGES, HOLES = render(3, 16).images, random_holes(3, 5)
 
 
 @pytest.fixture
@@ -81,12 +82,11 @@ def losses(gpu, build, objective, config, warm):
 def test_a_step_of_stage_one_waits_once(gpu, amp):
     """The first quantised one, which is the second here, looks for codes."""
     config = replace(CONFIG.stage1, steps=5, batch=4, warmup=1, amp=amp, autoencoder_share=0.2)
-    images = render(3, 8).images
 
     def objective(device):
         perceptual = PerceptualDistance(ToyFeatures(CLASSES, 8).body[:3])
         judges = {"perceptual": (0.1, perceptual), "adversarial": (0.1, PatchCritic())} if amp == "off" else {}
-        return VQGANObjective(images, TINY_VQGAN, config, seed=0, judges=judges)
+        return VQGANObjective(IMAGES[:8], TINY_VQGAN, config, seed=0, judges=judges)
 
     cpu, there, counts = losses(gpu, lambda: VQGAN(TINY_VQGAN), objective, config, warm=2)
     assert there == pytest.approx(cpu, rel=1e-4 if amp == "off" else 0.1)
@@ -97,16 +97,16 @@ def test_a_step_of_stage_one_waits_once(gpu, amp):
 def test_a_step_of_stage_two_waits_once(gpu, amp, loss):
     """With hints, which the tokenizer reads from filled images on its own device; two batches in a step."""
     config = replace(CONFIG.stage2, steps=3, batch=4, accumulate=2, warmup=1, amp=amp, loss=loss)
-    images, holes, tokenizer = render(3, 16).images, random_holes(3, 5), untrained_pair().tokenizer
-    tokens = tokenizer.encode(images)
+    tokenizer = untrained_pair().tokenizer
+    tokens = tokenizer.encode(IMAGES)
 
     def objective(device):
         here = Tokenizer(copy.deepcopy(tokenizer.vqgan).to(device))
 
         def hints(image, hole):
-            return here.hints_there(fill_holes(images[image], holes[hole], "grey"), holes[hole])
+            return here.hints_there(fill_holes(IMAGES[image], HOLES[hole], "grey"), HOLES[hole])
 
-        return MVTMObjective(tokens, config, 0, token_mask(holes), hints)
+        return MVTMObjective(tokens, config, 0, token_mask(HOLES), hints)
 
     model = lambda: BidirectionalTransformer(TINY)  # noqa: E731
     cpu, there, counts = losses(gpu, model, objective, config, warm=0)
@@ -117,9 +117,10 @@ def test_a_step_of_stage_two_waits_once(gpu, amp, loss):
 
 def test_a_step_of_the_classifier_waits_once(gpu):
     config = replace(CONFIG.classifier, steps=2, batch=4, warmup=1)
-    objective = lambda device: AttributeObjective(  # noqa: E731
-        render(3, 8).images, {"mouth": torch.arange(8) % 3}, 4, seed=0
-    )
+
+    def objective(device):
+        return AttributeObjective(IMAGES[:8], {"mouth": torch.arange(8) % 3}, 4, seed=0)
+
     cpu, there, counts = losses(gpu, lambda: ToyFeatures({"mouth": 3}, 8), objective, config, warm=0)
     assert there == pytest.approx(cpu, rel=1e-4) and [waits for waits, _ in counts] == [1, 1]
 
