@@ -4,7 +4,6 @@
 for the step at hand.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
@@ -14,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lab5.config import Stage1Config, Stage2Config, VQGANConfig
-from lab5.data.dataset import TRAIN_STATS, normalise
+from lab5.data.dataset import channel_stats, normalise
 from lab5.masking import mvtm_mask, part_of, read_masking
 from lab5.runtime.ranks import here
+from lab5.runtime.transfers import places, sent
 from lab5.vqgan import VQGAN, CodeAverages
 
 
@@ -57,7 +57,7 @@ def vqgan_loss(
     error = pictures.float() - images
     terms = {"absolute": error.abs().mean(), "squared": error.square().mean()}
     loss = terms["absolute"] + terms["squared"]
-    terms["image_squared"] = (error.detach() * error.new_tensor(TRAIN_STATS.std)[:, None, None]).square().mean()
+    terms["image_squared"] = (error.detach() * channel_stats(error)[1]).square().mean()
     if quantised:
         terms["commitment"] = (latents.float() - out.codes.detach()).square().mean()
         loss = loss + beta * terms["commitment"]
@@ -88,29 +88,31 @@ class VQGANObjective(nn.Module):
     ):
         super().__init__()
         self.images, self.config, self.seed = images, config, seed
-        self.averages = CodeAverages(model.codes, model.latent, config.code_decay)
+        self.averages, self._started = CodeAverages(model.codes, model.latent, config.code_decay), False
         self.weights = {name: weight for name, (weight, _) in judges.items()}
         self.judges = nn.ModuleDict({name: judge for name, (_, judge) in judges.items()})
 
-    def forward(self, model: VQGAN, draw: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def forward(self, model: VQGAN, draw: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         config = self.config
         device = next(model.parameters()).device
         images = self._batch(draw, device, generator)
         self.to(device)
         quantised = (draw - 1) // config.accumulate + 1 > config.autoencoder_share * config.steps
-        if quantised and not bool(self.averages.count.any()):
-            self._start(model, draw, device, generator)
+        if quantised and not self._started:  # a GPU is asked once
+            if not self.averages.count.any():
+                self._start(model, draw, device, generator)
+            self._started = True
         judges = {name: (weight, self.judges[name]) for name, weight in self.weights.items()}
         loss, terms, latents, tokens = vqgan_loss(
             model, images, quantised=quantised, beta=config.beta, learn_codes=False, judges=judges
         )
-        metrics = {"psnr_db": -10 * math.log10(float(terms["image_squared"]) + 1e-12)}
+        metrics = {"psnr_db": -10 * (terms["image_squared"] + 1e-12).log10()}
         if quantised:
             flat = latents.detach().float().permute(0, 2, 3, 1).flatten(0, 2)
             last = here().is_last(draw, config.accumulate)  # of the step, at the end of which the codes follow
             self.averages.update(model.codebook, flat, tokens.flatten(), generator, last)
-            metrics["codes_used"] = float(tokens.unique().numel())
-            metrics |= {name: float(terms[name].detach()) for name in judges}
+            metrics["codes_used"] = torch.zeros_like(self.averages.count).index_fill_(0, tokens.flatten(), 1.0).sum()
+            metrics |= {name: terms[name].detach() for name in judges}
         return loss, metrics
 
     def _batch(self, draw: int, device, generator: torch.Generator) -> Tensor:
@@ -118,7 +120,7 @@ class VQGANObjective(nn.Module):
         images = self.images.index_select(0, chosen)  # whole rows at once: six times as fast as [chosen]
         flip = torch.rand(len(images), generator=generator) < 0.5
         images = torch.where(flip[:, None, None, None], images.flip(3), images)
-        return normalise(images).to(device, memory_format=torch.channels_last, non_blocking=True)
+        return sent(normalise(images), device).contiguous(memory_format=torch.channels_last)
 
     @torch.no_grad()
     def _start(self, model: VQGAN, draw: int, device, generator: torch.Generator) -> None:
@@ -157,12 +159,15 @@ def masked_cross_entropy(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Mean cross-entropy over the masked tokens, in nats, and the share of them that argmax gets right.
 
-    The mask id is cut off before the softmax: it is never an answer.
+    The mask id is cut off before the softmax: it is never an answer. `masked` may be on the CPU in any case; where it
+    is on a GPU, that is waited for.
     """
     mask_id = model.mask_id
     more = () if hints is None else (hints,)
-    logits = model(tokens.masked_fill(masked, mask_id), masked, *more)[..., :mask_id].float()
-    target = tokens[masked]
+    where = places(masked, tokens.device)  # (M,), (M,)
+    shown = tokens.index_put(where, tokens.new_full((), mask_id))
+    logits = model(shown, where, *more)[..., :mask_id].float()  # (B, N) -> (M, K)
+    target = tokens[where]
     loss = F.cross_entropy(logits, target, label_smoothing=label_smoothing)
     return loss, (logits.detach().argmax(-1) == target).float().mean()
 
@@ -180,9 +185,11 @@ def all_cross_entropy(
     """
     mask_id = model.mask_id
     more = {} if hints is None else {"hints": hints}
-    logits = model(tokens.masked_fill(masked, mask_id), **more)[..., :mask_id].float()
+    where = places(masked, tokens.device)
+    shown = tokens.index_put(where, tokens.new_full((), mask_id))
+    logits = model(shown, **more)[..., :mask_id].float()
     loss = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), label_smoothing=label_smoothing)
-    return loss, (logits.detach().argmax(-1) == tokens)[masked].float().mean()
+    return loss, (logits.detach().argmax(-1) == tokens)[where].float().mean()
 
 
 LOSSES = {"masked": masked_cross_entropy, "all": all_cross_entropy}
@@ -208,27 +215,28 @@ class MVTMObjective:
     ):
         self.tokens, self.config, self.seed, self.holes, self.hints = tokens, config, seed, holes, hints
         self.masking, self.cross_entropy = read_masking(config.masking), LOSSES[config.loss]
+        self._ahead = (), ()  # (its draw, its seed), the batch
 
     def __call__(self, model: nn.Module, draw: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        device = next(model.parameters()).device
+        if self._ahead[0] != (draw, generator.initial_seed()):
+            self.prepare(draw, next(model.parameters()).device, generator)
+        tokens, masked, hints = self._ahead[1]
+        over = masked.numel() if self.config.loss == "all" else int(masked.sum())
+        loss, accuracy = self.cross_entropy(model, tokens, masked, self.config.label_smoothing, hints)
+        return loss, {"accuracy": accuracy, "weight": over}
+
+    def prepare(self, draw: int, device: torch.device, generator: torch.Generator) -> None:
+        """Make a batch ahead, while a GPU is at the one before: tokens and hints on the device, the mask on the CPU."""
         batch = epoch_batch(len(self.tokens), self.config.batch, draw, self.seed)
-        tokens = _sent(self.tokens[batch].long(), device)
+        tokens = self.tokens[batch].long()
         masked = self.masking(*tokens.shape, self.holes, generator)
         hints = None
         if self.hints is not None:
             chosen = torch.randint(len(self.holes), (len(batch),), generator=generator)
             hinted = torch.rand(len(batch), 1, generator=generator) < 0.9
             masked = torch.where(hinted, part_of(self.holes[chosen], generator), masked)
-            hints = _sent(self.hints(batch, chosen) * hinted[:, :, None], device)
-        over = masked.numel() if self.config.loss == "all" else int(masked.sum())  # counted here: a GPU is not asked
-        masked = _sent(masked, device)
-        loss, accuracy = self.cross_entropy(model, tokens, masked, self.config.label_smoothing, hints)
-        return loss, {"accuracy": accuracy, "weight": over}
-
-
-def _sent(x: Tensor, device: torch.device) -> Tensor:
-    """x on the device. A GPU fetches it by itself from pinned memory, while Python goes ahead."""
-    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+            hints = sent(self.hints(batch, chosen), device) * sent(hinted, device)[:, :, None]
+        self._ahead = (draw, generator.initial_seed()), (sent(tokens, device), masked, hints)
 
 
 @torch.no_grad()

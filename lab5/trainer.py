@@ -7,9 +7,11 @@ An objective is a callable `(model, draw, generator) -> (loss, metrics)`; `draw`
 step takes `accumulate`, shared by its processes (`runtime.ranks`). A metric "weight" says over how many terms the loss
 is a mean: batches of a step count by it, as if they were one. The generator is seeded anew from (seed, draw), as is
 torch's own stream for dropout: a step follows from the state on disk, the seed and its number alone, so a resumed run
-goes on exactly where it was.
+goes on exactly where it was. Of an objective with a method `prepare(draw, device, generator)` a GPU has the next batch
+made while it is at this one.
 """
 
+import copy
 import math
 import signal
 import time
@@ -20,12 +22,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from lab5.config import TrainConfig, check
 from lab5.runtime.machine import compile_parts, fast_float32, oom_hint
 from lab5.runtime.ranks import here
 from lab5.runtime.states import Parts, load_state, save_state
+from lab5.runtime.transfers import fetched
 
 OPTIMISERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 DROPOUT = 0x9E3779B9  # added to the seed of a draw: dropout's numbers are not those that the objective is given
@@ -111,7 +113,7 @@ def fit(
     """
     _check_schedule(config)
     device = next(model.parameters()).device
-    average = AveragedModel(model, multi_avg_fn=_averaging(config)) if config.ema else None
+    average = copy.deepcopy(model) if config.ema else None
     scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16")
     parts = Parts(model, average, _optimiser(model, config, device), scaler, objective)
     own = {"seed": seed, "parameters": sum(p.numel() for p in model.parameters()), "training": asdict(config)}
@@ -161,7 +163,7 @@ def fit(
         if save_to is not None and whole and done > saved:
             store()
         if average is not None:
-            model.load_state_dict(average.module.state_dict())
+            model.load_state_dict(average.state_dict())
         model.eval()
 
 
@@ -179,8 +181,10 @@ def _step(parts: Parts, config: TrainConfig, step: int, lr: float, seed: int) ->
         group["lr"] = lr
     optimiser.zero_grad(set_to_none=True)
     total, metrics, weights, ranks = torch.zeros((), device=device), {}, [], here()
+    prepare = getattr(objective, "prepare", None) if device.type == "cuda" else None
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        for draw in ranks.draws(step, config.accumulate):
+        draws = ranks.draws(step, config.accumulate)
+        for draw, following in zip(draws, [*draws[1:], *ranks.draws(step + 1, config.accumulate)], strict=False):
             torch.manual_seed(seed * 1_000_003 + draw + DROPOUT)
             generator.manual_seed(seed * 1_000_003 + draw)
             with autocast(config.amp, device):
@@ -189,6 +193,8 @@ def _step(parts: Parts, config: TrainConfig, step: int, lr: float, seed: int) ->
             share = weights[-1] / weights[0] / config.accumulate
             scaler.scale(part * share).backward()
             total += part.detach() * share
+            if prepare and following <= config.steps * config.accumulate:
+                prepare(following, device, generator.manual_seed(seed * 1_000_003 + following))
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     if (others := config.accumulate * weights[0] / ranks.agree(sum(weights))) != 1:  # the shares do not add up to 1
         total *= others
@@ -196,8 +202,7 @@ def _step(parts: Parts, config: TrainConfig, step: int, lr: float, seed: int) ->
     ranks.sum_([*gradients, total])  # the mean over all batches, of which each rank has its part
     scaler.unscale_(optimiser)
     clipped = nn.utils.clip_grad_norm_(model.parameters(), config.clip or math.inf)
-    # Fetched together: a GPU is waited for once instead of twice.
-    loss, norm = torch.stack([total, clipped.to(total)]).tolist()
+    loss, norm, *values = fetched(total, clipped, *metrics.values())  # all that a step waits for a GPU
     if not math.isfinite(loss):
         raise FloatingPointError(f"the loss is {loss} at step {step} with a learning rate of {lr:.2g}")
     if not math.isfinite(norm) and not scaler.is_enabled():  # a scaler skips such a step by itself
@@ -205,8 +210,8 @@ def _step(parts: Parts, config: TrainConfig, step: int, lr: float, seed: int) ->
     scaler.step(optimiser)
     scaler.update()
     if average is not None:
-        average.update_parameters(model)
-    return loss, ranks.last_says({name: float(value) for name, value in metrics.items()})
+        _follow(average, model, min(config.ema, step / (step + 9)) if step > 1 else 0.0)
+    return loss, ranks.last_says(dict(zip(metrics, values, strict=True)))
 
 
 def autocast(amp: str, device: torch.device):
@@ -227,12 +232,9 @@ def _optimiser(model: nn.Module, config: TrainConfig, device: torch.device) -> t
     return build(groups, lr=config.lr, betas=config.betas, fused=device.type in ("cpu", "cuda"))
 
 
-def _averaging(config: TrainConfig):
-    """Exponential moving average that follows closely while it is young."""
-
-    @torch.no_grad()
-    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
-        decay = min(config.ema, (1 + int(count)) / (10 + int(count)))
-        torch._foreach_lerp_(averaged, current, 1 - decay)
-
-    return update
+@torch.no_grad()
+def _follow(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """Exponential moving average of the weights; the rest is the model's."""
+    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+    for kept, now in zip(average.buffers(), model.buffers(), strict=True):
+        kept.copy_(now)

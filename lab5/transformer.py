@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lab5.attention import MultiHeadAttention
 from lab5.config import TransformerConfig
 from lab5.runtime.dropout import Dropout
+from lab5.runtime.transfers import Places, places
 
 EPS = 1e-12  # of every LayerNorm
 
@@ -85,22 +86,23 @@ class BidirectionalTransformer(nn.Module):
     def forward(
         self,
         tokens: Int[Tensor, "B N"],
-        where: Bool[Tensor, "B N"] | None = None,
+        where: Bool[Tensor, "B N"] | Places | None = None,
         hints: Float[Tensor, "B N hints"] | None = None,
     ) -> Float[Tensor, "B N ids"] | Float[Tensor, "M ids"]:
         """Logits of the K codes and, in a last column, of the mask id, which no decoder may choose.
 
         `hints` are more than tokens can say about each position, such as what is visible of a half-hidden one; none
-        and zeros are the same. With `where`, only the M positions where it is True get logits, in the order of
-        `tokens[where]`: a loss on masked tokens needs no more. Raises ValueError for tokens of another length than
-        the position table's and, on a CPU, for tokens outside 0..K.
+        and zeros are the same. With `where`, a mask or the rows and columns of M positions, only those get logits, in
+        the order of `tokens[where]`: a loss on masked tokens needs no more. Raises ValueError for tokens of another
+        length than the position table's and, on a CPU, for tokens outside 0..K.
         """
         x = self._embed(tokens, hints)  # (B, N) -> (B, N, D)
         for block in self.blocks:
             x = block(x)
         bias = self.bias
         if where is not None:
-            x, bias = x[where], bias[where.nonzero()[:, 1]]  # (B, N, D) -> (M, D)
+            where = places(where) if isinstance(where, Tensor) else where
+            x, bias = x[where], bias[where[1]]  # (B, N, D) -> (M, D)
         return F.linear(self.Token_Prediction(x), self.tok_emb.weight) + bias  # (..., D) -> (..., K + 1)
 
     @torch.no_grad()

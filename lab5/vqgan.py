@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from lab5.config import VQGANConfig
 from lab5.runtime.machine import exact_float32
 from lab5.runtime.ranks import here
+from lab5.runtime.transfers import sent
 
 GRID = 16  # tokens on a side
 
@@ -254,7 +255,8 @@ class CodeAverages(nn.Module):
             total = torch.zeros_like(self.total).index_add_(0, nearest, latents)
             used = count > 0
             codebook.embedding.weight[used] = total[used] / count[used, None]
-            self._reseed(codebook, latents, ~used, generator)
+            if unused := int((~used).sum()):
+                codebook.embedding.weight[~used] = latents[torch.randint(len(latents), (unused,), generator=generator)]
         self.count.fill_(len(latents) / codes)
         self.total.copy_(codebook.embedding.weight * self.count[:, None])
 
@@ -270,15 +272,12 @@ class CodeAverages(nn.Module):
         self.total.lerp_(self.sums[:, :-1], 1 - self.decay)
         self.count.lerp_(self.sums[:, -1], 1 - self.decay)
         self.sums.zero_()
-        codebook.embedding.weight.copy_(self.total / self.count.clamp(min=1e-3)[:, None])
+        codes = codebook.embedding.weight.copy_(self.total / self.count.clamp(min=1e-3)[:, None])
         dead = self.count < 0.03 * self.count.mean()
-        if bool(dead.any()):
-            self._reseed(codebook, latents, dead, generator)
-            self.count[dead] = self.count.mean()
-            here().from_last(codebook.parameters())
-            self.total[dead] = codebook.embedding.weight[dead] * self.count.mean()
-
-    def _reseed(self, codebook: Codebook, latents: Tensor, dead: Tensor, generator: torch.Generator) -> None:
-        if bool(dead.any()):
-            pick = torch.randint(len(latents), (int(dead.sum()),), generator=generator)
-            codebook.embedding.weight[dead] = latents[pick]
+        # A latent is drawn for every code, and as many are taken, in order, as are dead: a GPU need not say how many.
+        pick = sent(torch.randint(len(latents), dead.shape, generator=generator), latents.device)
+        fresh = latents[pick[(dead.cumsum(0) - 1).clamp(min=0)]]
+        codes.copy_(torch.where(dead[:, None], fresh, codes))
+        self.count.copy_(torch.where(dead, self.count.mean(), self.count))
+        here().from_last([codes])
+        self.total.copy_(torch.where(dead[:, None], codes * self.count.mean(), self.total))

@@ -49,14 +49,20 @@ def normalise(images: UInt8[Tensor, "*B 3 H W"] | Float[Tensor, "*B 3 H W"]) -> 
     elif images.numel() and (images.min() < 0 or images.max() > 1):
         low, high = images.min().item(), images.max().item()
         raise ValueError(f"images to normalise must be bytes or in [0,1]; found {low:.3g} to {high:.3g}")
-    mean, std = (images.new_tensor(values)[:, None, None] for values in TRAIN_STATS)
+    mean, std = channel_stats(images)
     return (images - mean).div_(std)
 
 
 def denormalise(images: Float[Tensor, "*B 3 H W"]) -> Float[Tensor, "*B 3 H W"]:
     """The VQGAN's units back to [0,1]; what lies outside is clamped."""
-    mean, std = (images.new_tensor(values)[:, None, None] for values in TRAIN_STATS)
+    mean, std = channel_stats(images)
     return (images * std + mean).clamp(0, 1)
+
+
+def channel_stats(like: Tensor) -> tuple[Float[Tensor, "3 1 1"], Float[Tensor, "3 1 1"]]:
+    """TRAIN_STATS where `like` is and of its type, written there number by number: a GPU is sent nothing."""
+    mean, std = (torch.stack([like.new_full((1, 1), value) for value in values]) for values in TRAIN_STATS)
+    return mean, std
 
 
 def token_mask(hole: Bool[Tensor, "*B 64 64"]) -> Bool[Tensor, "*B 256"]:

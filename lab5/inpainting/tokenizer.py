@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from lab5.data.dataset import BLOCK, GRID, denormalise, normalise
 from lab5.runtime.files import dispensable, replacing, weights_hash
 from lab5.runtime.machine import exact_float32
+from lab5.runtime.transfers import sent
 from lab5.vqgan import VQGAN
 
 PIECE = 256  # images between files of a token cache: minutes, for the lab's VQGAN on a CPU
@@ -47,20 +48,29 @@ class Tokenizer:
         """Tokens 0..K-1 on the CPU."""
         device = next(self.vqgan.parameters()).device
         with exact_float32(device):
-            return torch.cat([self.vqgan.encode(normalise(p).to(device)).cpu() for p in images.split(self.batch)])
+            return torch.cat([self.vqgan.encode(sent(normalise(p), device)).cpu() for p in images.split(self.batch)])
 
     @torch.no_grad()
     def decode(self, tokens: Int[Tensor, "n N"]) -> UInt8[Tensor, "n 3 64 64"]:
         device = next(self.vqgan.parameters()).device
         with exact_float32(device):
-            images = [denormalise(self.vqgan.decode(part.to(device))).cpu() for part in tokens.split(self.batch)]
+            images = [denormalise(self.vqgan.decode(sent(part, device))).cpu() for part in tokens.split(self.batch)]
         return (torch.cat(images) * 255).round().to(torch.uint8)
 
     @torch.no_grad()
     def hints(
         self, filled: UInt8[Tensor, "n 3 64 64"], holes: Bool[Tensor, "n 64 64"]
     ) -> Float[Tensor, "n N hints"]:
-        """What a transformer may know of every token beside its code, for `TransformerConfig.hints`, on the CPU.
+        """`hints_there`, on the CPU."""
+        parts = zip(filled.split(self.batch), holes.split(self.batch), strict=True)
+        return torch.cat([self.hints_there(*part).cpu() for part in parts])
+
+    @torch.no_grad()
+    def hints_there(
+        self, filled: UInt8[Tensor, "n 3 64 64"], holes: Bool[Tensor, "n 64 64"]
+    ) -> Float[Tensor, "n N hints"]:
+        """What a transformer may know of every token beside its code, for `TransformerConfig.hints`, of one batch, on
+        the VQGAN's device.
 
         A token with a hole in it is unknown, but most of its pixels may be there. Each row holds the latent of the
         filled image before quantisation, in units of the codebook's spread, and the 16 pixels of the block, 1 =
@@ -69,10 +79,9 @@ class Tokenizer:
         """
         device = next(self.vqgan.parameters()).device
         with exact_float32(device):
-            maps = [self.vqgan.latents(normalise(part).to(device)).cpu() for part in filled.split(self.batch)]
-        latents = torch.cat(maps).flatten(2).transpose(1, 2) / self.vqgan.codebook.embedding.weight.std().cpu()
-        missing = F.pixel_unshuffle(holes[:, None].float(), BLOCK).flatten(2).transpose(1, 2)
-        return torch.cat([latents, missing], dim=2)
+            latents = self.vqgan.latents(sent(normalise(filled), device)).flatten(2).transpose(1, 2)
+        missing = F.pixel_unshuffle(sent(holes, device)[:, None].float(), BLOCK).flatten(2).transpose(1, 2)
+        return torch.cat([latents / self.vqgan.codebook.embedding.weight.std(), missing], dim=2)
 
     @torch.no_grad()
     def evidence(

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 from lab5.runtime.files import load_tensors, save_tensors
 
@@ -27,7 +26,7 @@ class Parts(NamedTuple):
     """All that changes while training."""
 
     model: nn.Module
-    average: AveragedModel | None
+    average: nn.Module | None
     optimiser: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     objective: Any  # its own state too, where it is a module
@@ -42,7 +41,7 @@ def save_state(path: Path, step: int, parts: Parts, settings: Mapping[str, Any],
     """
     tensors = {f"model.{k}": v for k, v in parts.model.state_dict().items()}
     if parts.average is not None:
-        tensors |= {f"average.{k}": v for k, v in parts.average.module.state_dict().items()}
+        tensors |= {f"average.{k}": v for k, v in parts.average.state_dict().items()}
     if isinstance(parts.objective, nn.Module):
         tensors |= {f"objective.{k}": v for k, v in parts.objective.state_dict().items()}
     for i, state in parts.optimiser.state_dict()["state"].items():
@@ -94,8 +93,7 @@ def _fill(parts: Parts, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, 
         of[part][rest] = value
     model.load_state_dict(of["model"])
     if average is not None:
-        average.module.load_state_dict(of["average"])
-        average.n_averaged.fill_(meta["step"])
+        average.load_state_dict(of["average"])
     if isinstance(objective, nn.Module):
         objective.load_state_dict(of["objective"])
     parameters = [p for group in optimiser.param_groups for p in group["params"]]

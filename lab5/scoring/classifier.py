@@ -20,6 +20,7 @@ from lab5.objectives import epoch_batch
 from lab5.runtime.files import load_tensors, save_tensors
 from lab5.runtime.folders import pretrained_folder
 from lab5.runtime.machine import exact_float32
+from lab5.runtime.transfers import sent
 from lab5.scoring.inception import InceptionFeatures, check_unit_range
 from lab5.vqgan import VQGAN
 
@@ -104,15 +105,15 @@ class AttributeObjective:
     def __init__(self, images: UInt8[Tensor, "n 3 64 64"], attributes: dict[str, Tensor], batch: int, seed: int):
         self.images, self.attributes, self.batch, self.seed = images, attributes, batch, seed
 
-    def __call__(self, model: ToyFeatures, draw: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def __call__(self, model: ToyFeatures, draw: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         pick = epoch_batch(len(self.images), self.batch, draw, self.seed)
         images = _spoiled(self.images[pick].float() / 255, generator)
         device = next(model.parameters()).device
-        labels = {name: value[pick].to(device) for name, value in self.attributes.items()}
-        logits = model(images.to(device))
+        labels = {name: sent(value[pick], device) for name, value in self.attributes.items()}
+        logits = model(sent(images, device))
         right = [(logits[name].argmax(1) == labels[name]).float().mean() for name in logits]
         losses = [F.cross_entropy(logits[name], labels[name]) for name in logits]  # in nats
-        return torch.stack(losses).mean(), {"accuracy": float(torch.stack(right).mean())}
+        return torch.stack(losses).mean(), {"accuracy": torch.stack(right).mean()}
 
 
 def _spoiled(images: Float[Tensor, "n 3 64 64"], generator: torch.Generator) -> Float[Tensor, "n 3 64 64"]:

@@ -110,7 +110,7 @@ def train_transformer(config: Config, data: Dataset, tokenizer: Tokenizer) -> Tr
         images, holes = torch.cat([data.train, data.train.flip(3)]), training_holes(config)
 
         def hints(image: Tensor, hole: Tensor) -> Tensor:
-            return tokenizer.hints(fill_holes(images[image], holes[hole], "navier_stokes"), holes[hole])
+            return tokenizer.hints_there(fill_holes(images[image], holes[hole], "navier_stokes"), holes[hole])
 
         tokens = token_cache(config, tokenizer, data)
         return MVTMObjective(tokens, config.stage2, config.seed, token_mask(holes), hints if hinted else None)
