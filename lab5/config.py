@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from math import inf
 from typing import Any
 
+from lab5.runtime.limits import allowed, check, flat  # noqa: F401
+
 SEEDS = 10**12  # times a million, for a seed of each step and image, it is still a number of 64 bits
 
 
@@ -168,7 +170,7 @@ class DecodeConfig:
     passes: int = count(1, "2 = once more, from the visible pixels together with the first result")
     paste: str = setting("none", "known pixels over the result", choices=("none", "hard", "blurred", "poisson"))
     batch: int = count(32, "images at a time; it does not change them")
-    amp: str = setting("off", "precision of the transformer, not of its logits", choices=("bf16", "fp16", "off"))
+    amp: str = setting("off", "precision of the transformer, on a GPU bf16 or fp16", choices=("bf16", "fp16", "off"))
     temperature_end: float = setting(-1.0, "of the codes at step T, reached in a line; below 0 = as at the first")
     choice_temperature_end: float = setting(0.0, "of the order at step T, reached in a line", least=0)
     rounding: str = setting("floor", "of the tokens still masked; ceil as in the paper", choices=("floor", "ceil"))
@@ -228,15 +230,6 @@ def all_settings(config: Config) -> dict[str, Any]:
     return settings
 
 
-def allowed(setting: Any) -> str:
-    """The values that a field of a config may have, in words: "from 0 to 1", "cosine, linear"; "" for any."""
-    if choices := setting.metadata["choices"]:
-        return ", ".join(choices)
-    words = {"least": "at least", "above": "above", "most": "at most", "below": "below"}
-    limits = {name: limit for name, limit in setting.metadata["limits"].items() if abs(limit) < inf}
-    return " and ".join(f"{words[name]} {limit:,}".replace(",", " ") for name, limit in limits.items())
-
-
 def meanings() -> dict[str, Any]:
     """The field of every setting, under its full name: default, `metadata["about"]`, what is `allowed`."""
     settings: dict[str, Any] = {}
@@ -246,32 +239,6 @@ def meanings() -> dict[str, Any]:
         elif section.metadata:
             settings[section.name] = section
     return settings
-
-
-def check(section: Any, name: str = "") -> None:
-    """Raise ValueError for the first setting of a section that has a value it may not have."""
-    for one in fields(section):
-        value, full = getattr(section, one.name), f"{name}.{one.name}" if name else one.name
-        if is_dataclass(value):
-            check(value, full)
-            continue
-        limits, choices = one.metadata.get("limits", {}), one.metadata.get("choices")
-        for item in flat(value):
-            if choices and item not in choices:
-                raise ValueError(f"{full} must be one of {', '.join(choices)}, not {item!r}")
-            if isinstance(item, int | float) and limits and not _within(item, **limits):
-                raise ValueError(f"{full} must be {allowed(one) or 'a finite number'}, not {value}")
-        if value == () and one.name != "milestones":
-            raise ValueError(f"{full} needs at least one value")
-
-
-def _within(x: float, least: float, above: float, most: float, below: float) -> bool:
-    return least <= x <= most and above < x < below and abs(x) < inf
-
-
-def flat(value: Any) -> list:
-    """The single values of a setting."""
-    return [single for item in value for single in flat(item)] if isinstance(value, tuple) else [value]
 
 
 def check_together(config: Config) -> None:

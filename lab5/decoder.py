@@ -17,6 +17,7 @@ from torch import Tensor
 from lab5.config import DecodeConfig, check, check_decoding
 from lab5.gamma import masked_counts
 from lab5.runtime.machine import fast_float32
+from lab5.runtime.transfers import Places, places, sent
 from lab5.samplers import CODES, ONCE, ORDERS, AtMasked, Generators, Proposal, lowest, moment_temperature, uniform
 
 Model = Callable[[Tensor], Tensor]
@@ -69,9 +70,10 @@ def follow_schedule(
     model: Model, state: DecodeStep, decoding: DecodeConfig, generator: Generators, prior: Tensor | None
 ) -> Iterator[DecodeStep]:
     """The loop: ask the model, take a step, until the plan is done."""
+    steps = plan(decoding, state)  # M, (B,) for each; try another schedule and look at these
     yield state
-    for left in plan(decoding, state):  # (B,) for each step; try another schedule and look at these
-        logits = code_logits(model, state, prior)  # (B, N) -> (M, K), at the M masked positions
+    for masked, left in steps:
+        logits = code_logits(model, state, prior, masked)  # (B, N) -> (M, K), at the M masked positions
         state = decode_step(logits, state, left, decoding, generator)
         yield (state := ended(state, decoding))
 
@@ -89,10 +91,13 @@ def decode_step(
     return commit(logits, proposal, state, lowest(scores, left), decoding, generator)
 
 
-def plan(decoding: DecodeConfig, state: DecodeStep) -> list[Int[Tensor, "B"]]:
-    """How many tokens of each image stay masked after each step that is taken: γ(t/T) of the hole."""
-    counts = masked_counts(decoding.schedule, decoding.steps, state.unknown.sum(dim=1), decoding.rounding)
-    return counts[: decoding.stop_at or decoding.steps]
+def plan(decoding: DecodeConfig, state: DecodeStep) -> list[tuple[int, Int[Tensor, "B"]]]:
+    """For each step that is taken, M = how many tokens are masked before it in all, and how many of each image stay
+    masked after it: γ(t/T) of the hole. Made on the CPU before the first step, so that no step waits for a GPU."""
+    hole = state.unknown.sum(dim=1).cpu()
+    counts = masked_counts(decoding.schedule, decoding.steps, hole, decoding.rounding)
+    counts = torch.stack([hole, *counts[: decoding.stop_at or decoding.steps]])  # (steps + 1, B)
+    return list(zip(counts.sum(dim=1).tolist(), sent(counts, state.unknown.device)[1:], strict=False))
 
 
 def propose(logits: Float[Tensor, "M K"], state: DecodeStep, decoding: DecodeConfig, generator: Generators) -> Proposal:
@@ -183,18 +188,35 @@ def begin(
     return DecodeStep(0, tokens, unknown, tokens, torch.zeros(tokens.shape, device=tokens.device), unknown)
 
 
-def code_logits(model: Model, state: DecodeStep, prior: Float[Tensor, "B N K"] | None) -> Float[Tensor, "M K"]:
-    """The model's answer at the masked positions; where nothing is masked any more it is not asked."""
-    if state.masked.any():
-        return ask(model, state.tokens, prior, state.masked)
+def code_logits(
+    model: Model, state: DecodeStep, prior: Float[Tensor, "B N K"] | None, masked: int
+) -> Float[Tensor, "M K"]:
+    """The model's answer at the M = `masked` positions; where nothing is masked any more it is not asked."""
+    if masked:
+        return ask(model, state.tokens, prior, places(state.masked, count=masked))
     return torch.zeros(0, _mask_id(model), device=state.tokens.device)
 
 
 def ask(
-    model: Model, tokens: Int[Tensor, "B N"], prior: Tensor | None = None, where: Bool[Tensor, "B N"] | None = None
+    model: Model, tokens: Int[Tensor, "B N"], prior: Tensor | None = None, where: Places | None = None
 ) -> Float[Tensor, "*M K"]:
+    """The logits of `answer`. Raises ValueError for infinities and not-a-numbers."""
+    logits, finite = answer(model, tokens, prior, where)
+    check_finite(finite)
+    return logits
+
+
+def check_finite(finite: Bool[Tensor, ""] | float) -> None:
+    if not finite:
+        raise ValueError("the model must return finite logits, but it returned infinities or not-a-numbers.")
+
+
+def answer(
+    model: Model, tokens: Int[Tensor, "B N"], prior: Tensor | None, where: Places | None
+) -> tuple[Float[Tensor, "*M K"], Bool[Tensor, ""]]:
     """Logits of the codes alone, in float32 with the prior added, at all positions or at those of `where`; cut before
-    any softmax, so that the mask id cannot be chosen. Raises ValueError for other shapes, infinities, not-a-numbers."""
+    any softmax, so that the mask id cannot be chosen. And whether they are finite: to look at that, a GPU is waited
+    for. Raises ValueError for other shapes."""
     codes, at_once = _mask_id(model), where is not None and getattr(model, "takes_where", False)
     with torch.no_grad(), fast_float32(tokens.device):
         logits = model(tokens, where) if at_once else model(tokens)
@@ -205,9 +227,7 @@ def ask(
     if where is not None:
         logits, prior = logits if at_once else logits[where], None if prior is None else prior[where]
     logits = logits[..., :codes].float()
-    if not logits.logsumexp(dim=-1).isfinite().all():
-        raise ValueError("the model must return finite logits, but it returned infinities or not-a-numbers.")
-    return logits if prior is None else logits + prior
+    return logits if prior is None else logits + prior, logits.logsumexp(dim=-1).isfinite().all()
 
 
 def _mask_id(model: Model) -> int:

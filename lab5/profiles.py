@@ -21,6 +21,7 @@ from lab5.config import (
     check_together,
 )
 from lab5.runtime.changes import changed
+from lab5.runtime.machine import fast_precision
 
 SMALL_VQGAN = VQGANConfig(
     codes=512, latent=32, stem=16, encoder=((16,), (48,)), middle=(128,), decoder=((64,), (32,), (16,)), groups=0,
@@ -86,7 +87,8 @@ PROFILES: dict[str, Config] = {
 def configure(profile: str = "auto", **changes: Any) -> Config:
     """The settings of a profile, with changes such as `**{"decode.steps": 12}` or `seed=3`.
 
-    "auto" is full on a GPU and quick without one. Values may be strings, as a command line gives them.
+    "auto" is full on a GPU and quick without one. On a GPU `decode.amp` is the precision that it computes fast with,
+    unless it is among the changes. Values may be strings, as a command line gives them.
     Raises ValueError for an unknown profile or setting, a value of another type, and contradictions.
     """
     device = str(changes.pop("device", None) or _device())
@@ -95,6 +97,7 @@ def configure(profile: str = "auto", **changes: Any) -> Config:
     if profile not in PROFILES:
         raise ValueError(f"unknown profile {profile!r}; there are auto, {', '.join(PROFILES)}")
     config = replace(PROFILES[profile], device=device)
+    changes = {"decode.amp": fast_precision(device)} | changes
     for name, value in changes.items():
         config = changed(config, name, value)
     check(config)

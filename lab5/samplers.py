@@ -19,16 +19,18 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from lab5.runtime.transfers import Noise, places, sent
+
 
 class AtMasked(NamedTuple):
     """Noise for masked positions alone; it is drawn for all, so that it does not depend on how many are masked."""
 
-    generator: "torch.Generator | Sequence[torch.Generator]"
+    generator: torch.Generator | Sequence[torch.Generator] | Noise
     masked: Bool[Tensor, "B N"]
 
 
 # One for the whole batch, or one per image: then an image gets the same noise alone and in any batch.
-Generators = torch.Generator | Sequence[torch.Generator] | AtMasked
+Generators = torch.Generator | Sequence[torch.Generator] | Noise | AtMasked
 
 
 class Proposal(NamedTuple):
@@ -53,7 +55,7 @@ class Proposal(NamedTuple):
         return torch.special.entr(self.log_probabilities.exp()).sum(dim=-1)
 
     def at_masked(self, values: Shaped[Tensor, "B N"]) -> Shaped[Tensor, "*M"]:
-        return values if self.masked is None else values[self.masked]
+        return values if self.masked is None else values[places(self.masked, count=len(self.codes))]
 
     def spread(self, values: Shaped[Tensor, "*M"], elsewhere: float) -> Shaped[Tensor, "B N"]:
         """The other way round, with `elsewhere` where nothing is masked."""
@@ -73,11 +75,14 @@ def uniform(shape: tuple[int, ...], generator: Generators, device: torch.device)
     a CPU generator gives the same noise to every device.
     """
     if isinstance(generator, AtMasked):
-        return uniform(tuple(generator.masked.shape), generator.generator, device)[generator.masked]
-    if isinstance(generator, torch.Generator):
-        draw = _rand(shape, generator).to(device)
+        everywhere = uniform(tuple(generator.masked.shape), generator.generator, device)
+        return everywhere[places(generator.masked, count=shape[0])]
+    if isinstance(generator, Noise):
+        draw = generator.take(shape, device)
+    elif isinstance(generator, torch.Generator):
+        draw = sent(_rand(shape, generator), device)
     else:
-        draw = torch.stack([_rand(shape[1:], g).to(device) for g in generator])
+        draw = sent(torch.stack([_rand(shape[1:], g) for g in generator]), device)
     return draw.clamp(min=2**-54)  # the generator's interval is [0, 1)
 
 
@@ -110,7 +115,7 @@ def sample(logits: Float[Tensor, "*M K"], temperature: float, generator: Generat
         return logits.argmax(dim=-1)
     cumulative = (logits / max(temperature, COLDEST)).softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)
     height = uniform(logits.shape[:-1], generator, logits.device).unsqueeze(-1) * cumulative[..., -1:]
-    return torch.searchsorted(cumulative, height).squeeze(-1)
+    return torch.searchsorted(cumulative, height).squeeze(-1).clamp(max=logits.shape[-1] - 1)  # where all is NaN
 
 
 def top_k(
@@ -230,7 +235,7 @@ def halton(proposal: Proposal, generator: Generators) -> Float[Tensor, "*M"]:
     images, positions = proposal.unknown.shape
     order = halton_order(_side(positions, "halton"))
     once = uniform((images,), generator, proposal.codes.device) if proposal.once is None else proposal.once
-    rank = torch.tensor(order, device=once.device).argsort()
+    rank = sent(torch.tensor(order).argsort(), once.device)
     return -proposal.at_masked((rank + (once[:, None] * positions).long()) % positions).double()
 
 

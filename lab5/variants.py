@@ -18,6 +18,7 @@ from lab5 import decoder
 from lab5.config import DecodeConfig
 from lab5.decoder import DecodeStep, Model
 from lab5.gamma import ROUND_OFF
+from lab5.runtime.transfers import fetched, places
 from lab5.samplers import CODES, AtMasked, Generators, Proposal, lowest, uniform
 
 
@@ -53,13 +54,18 @@ def follow_budget(
     """
     order, safe = BUDGETS[decoding.budget]
     decoding = replace(decoding, order=order, choice_temperature=0.0, choice_temperature_end=0.0)
+    masked = int(state.masked.sum())
     yield state
-    while state.masked.any():
-        logits = decoder.code_logits(model, state, prior)
+    while masked:
+        logits, finite = decoder.answer(model, state.tokens, prior, places(state.masked, count=masked))
         proposal = decoder.propose(logits, state, decoding, generator)
         scores = decoder.rank(proposal, state, decoding, generator)
         left = (state.masked.sum(dim=1) - safe(proposal, state.masked, decoding.limit).clamp(min=1)).clamp(min=0)
-        yield (state := decoder.commit(logits, proposal, state, lowest(scores, left), decoding, generator))
+        state = decoder.commit(logits, proposal, state, lowest(scores, left), decoding, generator)
+        left_in_all, finite = fetched(state.masked.sum(), finite)  # all that a step waits for
+        decoder.check_finite(finite)
+        masked = int(left_in_all)
+        yield state
 
 
 # (proposal, what is masked, limit) -> how many of the first may be committed, in the order that BUDGETS has beside it
@@ -90,9 +96,10 @@ def follow_remasking(
     model: Model, state: DecodeStep, decoding: DecodeConfig, generator: Generators, prior: Tensor | None
 ) -> Iterator[DecodeStep]:
     """As many more are committed as are taken back, so that the schedule's counts hold."""
+    steps = decoder.plan(decoding, state)
     yield state
-    for left in decoder.plan(decoding, state):
-        logits = decoder.code_logits(model, state, prior)
+    for masked, left in steps:
+        logits = decoder.code_logits(model, state, prior, masked)
         proposal = decoder.propose(logits, state, decoding, generator)
         scores = decoder.rank(proposal, state, decoding, generator)
         back = taken_back(state.unknown & ~state.masked, left, decoding.remask, generator)
@@ -122,15 +129,20 @@ def correct(
     model: Model, states: Iterator[DecodeStep], decoding: DecodeConfig, generator: Generators, prior: Tensor | None
 ) -> Iterator[DecodeStep]:
     """The states, then `decoding.rounds` more: each masks the doubtful share of the hole and decodes it at once."""
+    state = next(states)
+    count = int(doubtful_count(state.unknown, decoding.redo).sum())  # here, so that no round waits for it
+    yield state
     for state in states:
         yield state
     final_temperature = decoder.temperatures(decoding, 1.0)[0]
     for _ in range(decoding.rounds):
         tokens, confidence = state.tokens, state.confidence
-        if state.unknown.any():
-            log_probabilities = decoder.ask(model, tokens, prior).log_softmax(dim=-1)
-            again = doubtful(log_probabilities, tokens, state.unknown, decoding.redo)
-            logits = decoder.ask(model, tokens.masked_fill(again, log_probabilities.shape[-1]), prior, again)
+        if count:
+            seen, finite = decoder.answer(model, tokens, prior, None)
+            again = doubtful(seen.log_softmax(dim=-1), tokens, state.unknown, decoding.redo)
+            asked = tokens.masked_fill(again, seen.shape[-1])
+            logits, also_finite = decoder.answer(model, asked, prior, places(again, count=count))
+            decoder.check_finite(finite & also_finite)
             codes = CODES[decoding.codes](logits, final_temperature, AtMasked(generator, again))
             redone = logits.log_softmax(dim=-1).gather(-1, codes[..., None]).squeeze(-1)
             tokens, confidence = tokens.masked_scatter(again, codes), confidence.masked_scatter(again, redone)
@@ -147,4 +159,8 @@ def doubtful(
     improbable samples and, repeated, costs diversity. A model trained on masked tokens is not calibrated on those seen.
     """
     probability = log_probabilities.gather(-1, tokens[..., None]).squeeze(-1).masked_fill(~generated, torch.inf)
-    return lowest(probability, (share * generated.sum(dim=1).double() - ROUND_OFF).ceil().long())
+    return lowest(probability, doubtful_count(generated, share))
+
+
+def doubtful_count(generated: Bool[Tensor, "B N"], share: float) -> Int[Tensor, "B"]:
+    return (share * generated.sum(dim=1).double() - ROUND_OFF).ceil().long()

@@ -50,6 +50,7 @@ def test_a_change_touches_its_setting_alone_and_no_profile():
 @pytest.mark.parametrize("cuda", [True, False])
 def test_auto_is_full_on_a_gpu_and_quick_without_one_and_follows_a_device_that_is_named(monkeypatch, cuda):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     assert (configure().profile, configure().device) == (("full", "cuda") if cuda else ("quick", "cpu"))
     assert configure("smoke").device == configure().device
     assert (configure(device="cpu").profile, configure(device="cuda:1").profile) == ("quick", "full")

@@ -169,10 +169,10 @@ def masks_of(seed: int, order: int = 0, masking: str = "cosine") -> tuple[list, 
     class Model(nn.Embedding):
         mask_id = 99
 
-        def forward(self, tokens, masked):
-            shown.append((tokens.clone(), masked.clone()))
+        def forward(self, tokens, where):
+            shown.append((tokens.clone(), tokens == 99))
             dropped.append(nn.functional.dropout(torch.ones(64), 0.5))
-            return super().forward(tokens)[masked]
+            return super().forward(tokens)[where]
 
     tokens = torch.arange(20 * 16).view(20, 16) % 99
     config = replace(tiny().stage2, steps=3, batch=4, masking=masking)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from copy import deepcopy
 from functools import partial
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -16,6 +17,7 @@ from lab5.decoder import DecodeStep
 from lab5.inpainting.pair import Pair
 from lab5.inpainting.tokenizer import Tokenizer
 from lab5.runtime.machine import oom_hint
+from lab5.runtime.transfers import Noise, sent
 from lab5.transformer import BidirectionalTransformer
 from lab5.variants import decode
 
@@ -30,6 +32,7 @@ class Holed(NamedTuple):
 
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_COPIES: WeakKeyDictionary[BidirectionalTransformer, tuple[tuple, BidirectionalTransformer]] = WeakKeyDictionary()
 BEGINS = ("fill", "dilate", "evidence", "hints")  # the settings that `prepare` looks at
 
 
@@ -83,10 +86,10 @@ def _decode_batch(
     model: BidirectionalTransformer, begin: Holed, decoding: DecodeConfig, generators: list[torch.Generator]
 ) -> Iterator[DecodeStep]:
     device = next(model.parameters()).device
-    tokens, unknown, prior, hints = (None if x is None else x.to(device) for x in begin)
+    tokens, unknown, prior, hints = (None if x is None else sent(x, device) for x in begin)
     if hints is not None:
         model = _with(model, hints)
-    return decode(model, tokens, unknown, decoding, generator=generators, prior=prior)
+    return decode(model, tokens, unknown, decoding, generator=Noise(generators), prior=prior)
 
 
 def _in_step(decodings: list[Iterator[DecodeStep]]) -> Iterator[list[DecodeStep]]:
@@ -107,14 +110,19 @@ def with_hints(pair: Pair, filled: UInt8[Tensor, "n 3 64 64"], holes: Bool[Tenso
 def in_precision(transformer: BidirectionalTransformer, amp: str) -> BidirectionalTransformer:
     """The transformer itself, or a copy that computes with numbers of half the size, for `decode.amp`.
 
+    The copy is kept as long as the transformer, until that is trained on, moved, or asked for in another precision.
     On a CPU the copy's attention is the one written by hand: torch's fused one gains nothing from bfloat16 there.
     """
     if amp == "off":
         return transformer
-    model = deepcopy(transformer).to(PRECISIONS[amp])
-    for block in model.blocks:
-        block.Attention.fused = next(model.parameters()).device.type != "cpu"
-    return model
+    weights = list(transformer.parameters())
+    of = amp, transformer.training, *((p.device, p.dtype, p._version) for p in weights)
+    if of != _COPIES.get(transformer, ((), None))[0]:
+        model = deepcopy(transformer).to(PRECISIONS[amp])
+        for block in model.blocks:
+            block.Attention.fused = weights[0].device.type != "cpu"
+        _COPIES[transformer] = of, model
+    return _COPIES[transformer][1]
 
 
 def _with(transformer: BidirectionalTransformer, hints: Float[Tensor, "B N hints"]) -> partial:

@@ -23,6 +23,7 @@ from lab5.pitfalls.decoding import GREY_CODE, HOLE, STEPS, a_hole, from_step_zer
 from lab5.pitfalls.readings import check_attention
 from lab5.pitfalls.training import K, N, Stub, seeded, some_tokens
 from lab5.pitfalls.verdicts import Checks, Row, Unusable, Verdict, at_seed, judged, not_tested, raised
+from lab5.runtime.transfers import Places
 
 __all__ = [
     "Checks", "Row", "Verdict", "check_attention", "check_decoding", "check_gamma", "check_loss", "check_masking"
@@ -382,7 +383,7 @@ class Watched(Stub):
         self.changed = 0  # tokens of the caller
         self.eval()
 
-    def forward(self, tokens: Tensor, where: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, where: Tensor | Places | None = None) -> Tensor:
         logits = super().forward(tokens, where)
         self.inputs.append(tokens.clone())
         return logits

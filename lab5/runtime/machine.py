@@ -65,6 +65,15 @@ def compile_parts(model: Any, **options: Any) -> None:
         part.compile(**options)
 
 
+def fast_precision(device: str) -> str:
+    """ "bf16" or, before compute capability 8, "fp16": what a GPU computes in fast; "off" on a CPU."""
+    import torch
+
+    if not device.startswith("cuda") or not torch.cuda.is_available():
+        return "off"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
 @contextmanager
 def exact_float32(device: Any) -> Iterator[None]:
     """Within it products and convolutions of float32 are of float32, whatever has been chosen for the process.

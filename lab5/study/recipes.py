@@ -120,7 +120,7 @@ def changes(config: Config, name: str) -> dict[str, Any]:
         training["accumulate"] = stage2.accumulate * recipe.parts
         training["batch"] = max(1, stage2.batch // recipe.parts)
     decoding = asdict(recipe.decoding)
-    del decoding["batch"]  # which goes with the machine
+    del decoding["batch"], decoding["amp"]  # which go with the machine
     sections = {"stage2": training, "decode": decoding}
     settings = {f"{section}.{key}": value for section, items in sections.items() for key, value in items.items()}
     return settings if recipe.hints else settings | {"transformer.hints": 0}

@@ -14,6 +14,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from lab5.config import DecodeConfig
@@ -188,17 +189,17 @@ def _at_stops(
     states: Iterator[DecodeStep], stops: tuple[int, ...]
 ) -> Iterator[tuple[DecodeStep, int, float, float]]:
     """The states at the stops, each with its stop, the seconds until then, and the mean number of steps used."""
-    spent, used, began = 0.0, 0.0, time.monotonic()
+    spent, used, began = 0.0, torch.zeros((), dtype=torch.float64), time.monotonic()
     for state in states:
         spent += time.monotonic() - began
         if state.step and state.step in stops:
-            yield state, state.step, spent, round(used, 2)
+            yield state, state.step, spent, round(float(used), 2)
         if state.step == stops[-1] > 0:
             return
-        used += float(state.masked.any(dim=1).double().mean())  # these have to be asked about
+        used = state.masked.any(dim=1).double().mean() + used  # these have to be asked about
         began = time.monotonic()
     if stops == (0,):
-        yield state, 0, spent, round(used, 2)
+        yield state, 0, spent, round(float(used), 2)
 
 
 # --- on disk --------------------------------------------------------------------------------------------------------
