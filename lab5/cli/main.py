@@ -36,7 +36,7 @@ def main(words: Sequence[str] | None = None) -> int:
             return 2
     args = parser().parse_args(words)
     try:
-        with _ranks(args.command):
+        with _ranks(args):
             return COMMANDS[args.command](args) or 0
     except KeyboardInterrupt as stop:
         if not _rank():  # all of them are interrupted together
@@ -209,14 +209,17 @@ COMMANDS = {
 # --- ranks ------------------------------------------------------------------------------------------------------
 
 
-def _ranks(command: str) -> AbstractContextManager[None]:
+def _ranks(args: Namespace) -> AbstractContextManager[None]:
     """This process by itself, or among those that torchrun has started."""
     if not {"RANK", "WORLD_SIZE"} & os.environ.keys():
         return nullcontext()
     from lab5.runtime import ranks
 
-    if ranks.from_environment()[1] > 1 and command not in ("train", "study"):
-        raise ValueError(f"{command} runs in one process: torchrun is for train and study")
+    world = ranks.from_environment()[1]
+    if world > 1 and args.command not in ("train", "study"):
+        raise ValueError(f"{args.command} runs in one process: torchrun is for train and study")
+    if world > 1 and (jobs := getattr(args, "jobs", 1)) > 1:
+        raise ValueError(f"--jobs {jobs} is for one process, and there are {world}, which share the work as jobs do")
     return ranks.joined()
 
 

@@ -332,13 +332,13 @@ def test_pretrained_weights_for_photographs_and_weights_of_another_name_are_refu
 
 def test_a_transformer_learns_from_hints_of_its_own_images_and_holes(monkeypatch, trained):
     config, data, seen = hinted(), trained.data, []
-    true_hints = Tokenizer.hints
+    true_hints = Tokenizer.hints_there
 
     def spy(self, filled, holes):
         seen.append((filled, holes))
         return true_hints(self, filled, holes)
 
-    monkeypatch.setattr(Tokenizer, "hints", spy)
+    monkeypatch.setattr(Tokenizer, "hints_there", spy)
     run = train_transformer(config, data, Tokenizer(small_vqgan())).run()
     both = torch.cat([data.train, data.train.flip(3)])
     of_training = [pair for pair in seen if len(pair[0]) == config.stage2.batch]
