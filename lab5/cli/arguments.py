@@ -196,8 +196,9 @@ def _inpaint(parser: ArgumentParser) -> None:
 def _fid(parser: ArgumentParser) -> None:
     parser.add_argument("first", nargs="?", metavar="FIRST", help="a set, such as the results (no default)")
     parser.add_argument("second", nargs="?", metavar="SECOND", help="the reference, whose features stay in data/cache")
-    _add(parser, "--features", None, "Inception, which alone makes it FID, or the toy-attribute classifier (default: "
-         "inception)", choices=("inception", "toy"), default="inception")  # fmt: skip
+    _add(parser, "--features", None, "Inception, which alone makes it FID; imagenet: EfficientNet-Lite0, for "
+         "photographs without Inception's weights; or the toy-attribute classifier (default: inception)",
+         choices=("inception", "imagenet", "toy"), default="inception")  # fmt: skip
     _add(parser, "--weights", "FILE", "Inception's (default: what LAB5_INCEPTION_WEIGHTS names or torch hub has)")
     _add(parser, "--download", "", "fetch the Inception weights if they are nowhere (default: refuse)")
     _add(parser, "--n", "N", "only the first N images of each set (default: all)")

@@ -1,6 +1,7 @@
 """The command fid: every kind of set, what is printed beside the values, and features that are not made twice."""
 
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from lab5.data.dataset import Dataset
 from lab5.fid import feature_stats, frechet_distance, kid
 from lab5.runtime import files
 from lab5.scoring.classifier import ToyFeatures
+from lab5.scoring.imagenet import ImageNetFeatures
 from lab5.scoring.inception import InceptionFeatures
 
 PIXELS = 64 * 64 * 3
@@ -201,6 +203,31 @@ def test_inception_is_made_from_the_flags(folders, network, monkeypatch, capsys)
     assert asked == [(None, False), 50, 50, (Path("w.pth"), True), 7], "features of the reference were found"
 
 
+def test_imagenet_features_are_named_kept_under_a_key_of_their_own_and_need_no_weights(
+    folders, images, network, monkeypatch, capsys
+):
+    ours, looked = ImageNetFeatures(), []
+    expected = frechet_distance(*(ours.features(part / 255) for part in images.split(6)))
+    forward = ImageNetFeatures.forward
+    monkeypatch.setattr(ImageNetFeatures, "forward", lambda self, x: looked.append(len(x)) or forward(self, x))
+    assert run("a b --paired", features="imagenet") == 0
+    printed = capsys.readouterr().out
+    assert f"Fréchet distance on ImageNet features (EfficientNet-Lite0) = {expected:.2f}" in printed
+    assert "features: ImageNetFeatures, weights 57934424" in printed and "KID = " in printed and "FID" not in printed
+    assert run("a b", features="toy") == 0 and "found on disk" not in capsys.readouterr().err, "of another network"
+    looked.clear()
+    assert run("a b", features="imagenet") == 0
+    assert "features of b: found on disk" in capsys.readouterr().err and looked == [6], "those of a are made again"
+    monkeypatch.setattr(ImageNetFeatures, "version", 2)
+    assert run("a b", features="imagenet") == 0 and "found on disk" not in capsys.readouterr().err
+    assert run("a b --weights w.pth", features="imagenet") == 2
+    assert "--weights and --download are for --features inception" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    assert run("a b", features="imagenet") == 2
+    error = capsys.readouterr().err
+    assert "need efficientnet_lite_pytorch, which is not here: pip install" in error and error.count("\n") == 1
+
+
 def test_sets_of_different_n_are_refused_with_the_way_out(folders, network, capsys):
     Path("b/image_005.png").unlink()
     assert run("a b") == 2
@@ -216,7 +243,9 @@ def test_images_that_cannot_be_compared_are_named(folders, images, network, monk
     monkeypatch.setenv("LAB5_INCEPTION_WEIGHTS", "none.pth")
     write_images("small", images[:6, :, :32, :32])
     assert run("a small") == 2 and "64x64" in capsys.readouterr().err
-    assert run("a small", features="inception") == 2 and "no Inception weights at" in capsys.readouterr().err
+    assert run("a small", features="inception") == 2
+    error = capsys.readouterr().err
+    assert "no Inception weights at" in error and "--features imagenet needs no download" in error
     Image.new("RGB", (20, 10)).save("small/4.png")
     assert run("a small") == 2 and "several sizes (20x10, 32x32)" in capsys.readouterr().err
     Path("a/image_002.png").write_bytes(b"no picture")
