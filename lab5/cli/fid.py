@@ -76,7 +76,7 @@ def fid(
     network = None
     if any(side.images is not None for side in sets):
         _check_images(sets, features)
-        network = _network(features, weights, download).to(config.device)
+        network = open_network(features, weights, download).to(config.device)
     found = [side.stats or _features(side, network, batch, config.device if side is sets[-1] else "") for side in sets]
     if len(sets) == 2:
         _print_distance(sets, found, network, paired)
@@ -87,7 +87,8 @@ def fid(
         print(f"{save_stats}: mu, sigma and n = {sets[-1].n} of {sets[-1].name}, {network.score_name}")
 
 
-def _network(features: str, weights: Path | None, download: bool) -> Network:
+def open_network(features: str, weights: Path | None = None, download: bool = False) -> Network:
+    """The network of --features. Raises FileNotFoundError, ImportError or ValueError where it cannot be had."""
     if features == "inception":
         try:
             return InceptionFeatures(weights, download=download)

@@ -13,9 +13,11 @@ from torch import Tensor
 from lab5.cli import fid as command
 from lab5.cli.main import main
 from lab5.data.dataset import Dataset
+from lab5.data.toycats import render
 from lab5.fid import feature_stats, frechet_distance, kid
 from lab5.runtime import files
-from lab5.scoring.classifier import ToyFeatures
+from lab5.scoring.classifier import EncoderFeatures, ToyFeatures
+from lab5.scoring.damages import FAMILIES
 from lab5.scoring.imagenet import ImageNetFeatures
 from lab5.scoring.inception import InceptionFeatures
 
@@ -307,3 +309,54 @@ def test_statistics_are_written_whole_or_not_at_all(folders, network, monkeypatc
     assert run("a --save-stats stats.npz") == 2
     assert sorted(path.name for path in Path().iterdir()) == ["a", "b"]
     assert "No space left" in capsys.readouterr().err
+
+
+# --- damages --------------------------------------------------------------------------------------------------------
+
+
+def damages(line: str) -> int:
+    return main(["fid", "--damages", *line.split(), "--profile", "smoke", "--device", "cpu"])
+
+
+def test_damages_of_toy_cats_are_a_table_and_a_line_for_each_number(capsys):
+    assert damages("toycats --features toy --n 4") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "n = 4 test images of toycats whose truth is known, device cpu; paired"
+    assert lines[1:3] == [f"toy: {ToyFeatures.score_name}", f"encoder: {EncoderFeatures.score_name}"]
+    assert lines[3].split() == ["damage", "strength", "toy", "KID", "encoder", "PSNR", "(dB)", "SSIM"]
+    n = sum(len(family.strengths) for family in FAMILIES.values())
+    assert [line.split()[0] for line in lines[4 : 4 + n]] == [
+        name for name, family in FAMILIES.items() for _ in family.strengths]  # fmt: skip
+    for line, number in zip(lines[4 + n : -1], ("toy", "KID", "encoder", "PSNR (dB)", "SSIM"), strict=True):
+        assert re.match(rf"{re.escape(number)} orders \d+ of {len(FAMILIES)} families by strength", line)
+    assert re.search(rf"with toy over all {n} rows: KID .0.\d\d, encoder .0.\d\d, PSNR \(dB\) -", lines[-1])
+
+
+def test_damages_of_any_folder_of_pictures_need_no_vqgan(images, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_images("photos", render(1, 30).images)
+    assert damages("photos --features imagenet --n 3") == 0
+    out, err = capsys.readouterr()
+    assert "n = 3 test images of photos" in out and "encoder" not in out and "\ntokens" not in out
+    assert "imagenet: Fréchet distance on ImageNet features (EfficientNet-Lite0)" in out
+    assert f"imagenet orders {len(FAMILIES) - 1} of {len(FAMILIES) - 1} families by strength\n" in out
+    assert "without --vqgan there are no features of an encoder" in err
+
+
+@pytest.mark.parametrize("line, sentence", [
+    ("toycats a b", "leave out the two sets"),
+    ("toycats --save-stats s.npz", "leave out the two sets"),
+    ("toycats --n 1", "--n must be at least 2"),
+    ("/nowhere --features toy", "/nowhere does not exist"),
+    ("toycats --features toy --vqgan none.safetensors", "none.safetensors"),
+    ("toycats --features toy --weights w.pth", "are for --features inception"),
+])  # fmt: skip
+def test_damages_are_refused_with_a_sentence(line, sentence, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert damages(line) == 2
+    out, err = capsys.readouterr()
+    assert sentence in err and out == "" and list(tmp_path.iterdir()) == []
+
+
+def test_a_vqgan_is_for_damages_alone(folders, network, capsys):
+    assert run("a b --vqgan v.safetensors") == 2 and "--vqgan is for --damages" in capsys.readouterr().err
