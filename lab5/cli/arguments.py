@@ -207,7 +207,7 @@ def _fid(parser: ArgumentParser) -> None:
          "sets; with both of the lab's flags paired, where the names allow it)")  # fmt: skip
     _add(parser, "--save-stats", "FILE", "write mu, sigma and n of SECOND, or FIRST alone, to an .npz (default: none)")
     _add(parser, "--damages", "PATH", "in place of FIRST and SECOND: blur the test images of this dataset, add noise, "
-         "fill holes and so on, each more and more, and say which scores put them in that order (default: none)")  # fmt: skip
+         "fill holes and so on, each more and more, and say which scores find that order (default: none)")  # fmt: skip
     _add(parser, "--vqgan", "FILE", "stage one, with --damages: its encoder's features beside the others, and pictures "
          "that its decoder returns (default: of toycats the committed one, of others none)")  # fmt: skip
     lab = _lab(parser, {"--device": "device"}, config=False)
