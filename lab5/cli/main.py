@@ -136,10 +136,28 @@ def _fid(args: Namespace) -> None:
     _take_defaults(args)
     _translate(args, {})
     config = _configure(args, {}, {} if args.device is None else {"device": args.device})
+    if args.damages is not None:
+        return _damages(args, config)
+    if args.vqgan is not None:
+        raise ValueError("--vqgan is for --damages: two sets are compared without a VQGAN")
     fid(
         Sides(*lab_flags.fid_sets(args), args.n), config, features=args.features, weights=args.weights,
         download=args.download, batch=args.batch_size, save_stats=args.save_stats,
     )  # fmt: skip
+
+
+def _damages(args: Namespace, config: Config) -> None:
+    from lab5.cli.damages import damages
+    from lab5.cli.fid import open_network
+
+    sets = [args.first, args.second, args.predicted_path, args.gtcsv_path, args.save_stats]
+    if any(given is not None for given in sets):
+        raise ValueError("--damages takes its pictures from a dataset: leave out the two sets and --save-stats")
+    if args.n is not None and args.n < 2:
+        raise ValueError(f"--n must be at least 2 with --damages, not {args.n}")
+    network = open_network(args.features, args.weights, args.download).to(config.device)
+    config = configure(config.profile, **{"device": config.device, "data.path": args.damages})
+    damages(config, args.features, network, n=args.n, vqgan=args.vqgan)
 
 
 def _study(args: Namespace) -> None:
