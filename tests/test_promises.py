@@ -30,6 +30,7 @@ from lab5.pitfalls.catalogue import PITFALLS
 from lab5.profiles import configure
 from lab5.samplers import ORDERS
 from lab5.scoring.classifier import EncoderFeatures, ToyFeatures
+from lab5.scoring.imagenet import ImageNetFeatures
 from lab5.scoring.scores import Scorer
 from lab5.trainer import fit
 from lab5.variants import decode
@@ -198,8 +199,9 @@ def test_a_set_has_no_distance_to_itself():
 
 
 def test_nothing_is_called_fid_that_inception_has_not_measured(tmp_path):
-    """Details: scoring/test_inception.py, scoring/test_classifier.py"""
-    names = [ToyFeatures.score_name, EncoderFeatures.score_name, Scorer(cats(2, tmp_path), Blocks()).score_name]
+    """Details: scoring/test_inception.py, scoring/test_imagenet.py, scoring/test_classifier.py"""
+    ours = [ToyFeatures, EncoderFeatures, ImageNetFeatures, Scorer(cats(2, tmp_path), Blocks())]
+    names = [network.score_name for network in ours]
     assert not [name for name in names if "FID" in name]
 
 

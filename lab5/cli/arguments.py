@@ -196,8 +196,9 @@ def _inpaint(parser: ArgumentParser) -> None:
 def _fid(parser: ArgumentParser) -> None:
     parser.add_argument("first", nargs="?", metavar="FIRST", help="a set, such as the results (no default)")
     parser.add_argument("second", nargs="?", metavar="SECOND", help="the reference, whose features stay in data/cache")
-    _add(parser, "--features", None, "Inception, which alone makes it FID, or the toy-attribute classifier (default: "
-         "inception)", choices=("inception", "toy"), default="inception")  # fmt: skip
+    _add(parser, "--features", None, "Inception, which alone makes it FID; imagenet: EfficientNet-Lite0, for "
+         "photographs without Inception's weights; or the toy-attribute classifier (default: inception)",
+         choices=("inception", "imagenet", "toy"), default="inception")  # fmt: skip
     _add(parser, "--weights", "FILE", "Inception's (default: what LAB5_INCEPTION_WEIGHTS names or torch hub has)")
     _add(parser, "--download", "", "fetch the Inception weights if they are nowhere (default: refuse)")
     _add(parser, "--n", "N", "only the first N images of each set (default: all)")
@@ -205,6 +206,10 @@ def _fid(parser: ArgumentParser) -> None:
          "say: KID leaves out the kernels of such pairs, which would count against the distance (default: independent "
          "sets; with both of the lab's flags paired, where the names allow it)")  # fmt: skip
     _add(parser, "--save-stats", "FILE", "write mu, sigma and n of SECOND, or FIRST alone, to an .npz (default: none)")
+    _add(parser, "--damages", "PATH", "in place of FIRST and SECOND: blur the test images of this dataset, add noise, "
+         "fill holes and so on, each more and more, and say which scores find that order (default: none)")  # fmt: skip
+    _add(parser, "--vqgan", "FILE", "stage one, with --damages: its encoder's features beside the others, and pictures "
+         "that its decoder returns (default: of toycats the committed one, of others none)")  # fmt: skip
     lab = _lab(parser, {"--device": "device"}, config=False)
     _add(lab, "--predicted-path", "SET", "= FIRST")
     _add(lab, "--gtcsv-path", "SET", "= SECOND, a .csv or any other set; left out, ./test_gt.csv if it is there")

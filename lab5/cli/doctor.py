@@ -247,7 +247,7 @@ def _inception() -> Finding:
 
         return Finding("inception", True, f"photographs are scored by {InceptionFeatures().score_name}")
     except FileNotFoundError:
-        text = "no weights, so photographs are not scored by FID; LAB5_INCEPTION_WEIGHTS can name the file"
+        text = "no weights, so photographs are scored on ImageNet features, not by FID: LAB5_INCEPTION_WEIGHTS"
         return Finding("inception", False, text, needed=False)
     except Exception as error:  # other weights, or a package that is missing
         return Finding("inception", False, str(error), needed=False)

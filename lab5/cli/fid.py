@@ -24,13 +24,14 @@ from lab5.fid import feature_stats, frechet_distance, frechet_distance_from_stat
 from lab5.runtime.files import replacing, weights_hash
 from lab5.runtime.folders import data_folder
 from lab5.scoring.classifier import ToyFeatures, load_classifier
+from lab5.scoring.imagenet import ImageNetFeatures
 from lab5.scoring.inception import InceptionFeatures
 from lab5.scoring.intervals import with_spread
 
 TOYCATS_TEST = "toycats-test"
 CSV_VALUES = SIZE * SIZE * 3
 
-Network = InceptionFeatures | ToyFeatures
+Network = InceptionFeatures | ImageNetFeatures | ToyFeatures
 
 
 class ImageSet(NamedTuple):
@@ -75,8 +76,7 @@ def fid(
     network = None
     if any(side.images is not None for side in sets):
         _check_images(sets, features)
-        network = load_classifier() if features == "toy" else InceptionFeatures(weights, download=download)
-        network = network.to(config.device)
+        network = open_network(features, weights, download).to(config.device)
     found = [side.stats or _features(side, network, batch, config.device if side is sets[-1] else "") for side in sets]
     if len(sets) == 2:
         _print_distance(sets, found, network, paired)
@@ -85,6 +85,18 @@ def fid(
         with replacing(save_stats) as file:
             np.savez(file, mu=mean.numpy(), sigma=covariance.numpy(), n=len(found[-1]))
         print(f"{save_stats}: mu, sigma and n = {sets[-1].n} of {sets[-1].name}, {network.score_name}")
+
+
+def open_network(features: str, weights: Path | None = None, download: bool = False) -> Network:
+    """The network of --features. Raises FileNotFoundError, ImportError or ValueError where it cannot be had."""
+    if features == "inception":
+        try:
+            return InceptionFeatures(weights, download=download)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error}; --features imagenet needs no download, and is not FID") from error
+    if weights is not None or download:
+        raise ValueError(f"--weights and --download are for --features inception; those of {features} are installed")
+    return load_classifier() if features == "toy" else ImageNetFeatures()
 
 
 # --- the numbers ------------------------------------------------------------------------------------------------
@@ -131,6 +143,7 @@ def _features(side: ImageSet, network: Network, batch: int | None, device: str) 
     images = hashlib.sha256(str(tuple(side.images.shape)).encode())
     images.update(side.images.contiguous().numpy())
     key = ["features", images.hexdigest(), _weights_hash(network), device]
+    key += [network.version] if isinstance(network, ImageNetFeatures) else []
     features = torch.from_numpy(cached(data_folder() / "cache", key, compute)["features"])
     if not computed:
         print(f"features of {side.name}: found on disk", file=sys.stderr)
@@ -138,8 +151,8 @@ def _features(side: ImageSet, network: Network, batch: int | None, device: str) 
 
 
 def _weights_hash(network: Network) -> str:
-    """Of Inception, that of its file."""
-    return network.weights_hash if isinstance(network, InceptionFeatures) else weights_hash(network)
+    """Of Inception and the ImageNet network, that of the file, which is not changed by folding."""
+    return weights_hash(network) if isinstance(network, ToyFeatures) else network.weights_hash
 
 
 # --- the sets ---------------------------------------------------------------------------------------------------
@@ -209,7 +222,7 @@ def _check_images(sets: list[ImageSet], features: str) -> None:
         if images is not None and len(images) < 4:
             raise ValueError(f"a set needs at least 4 images, found {len(images)} in {name}")
         if images is not None and features == "toy" and images.shape[2:] != (SIZE, SIZE):
-            raise ValueError("toy features are those of 64x64 images; other sizes need --features inception")
+            raise ValueError("toy features are those of 64x64 images; other sizes need inception or imagenet")
 
 
 def _folder_images(folder: Path) -> tuple[UInt8[Tensor, "n 3 H W"], tuple[str, ...]]:

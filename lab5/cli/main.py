@@ -36,7 +36,7 @@ def main(words: Sequence[str] | None = None) -> int:
             return 2
     args = parser().parse_args(words)
     try:
-        with _ranks(args.command):
+        with _ranks(args):
             return COMMANDS[args.command](args) or 0
     except KeyboardInterrupt as stop:
         if not _rank():  # all of them are interrupted together
@@ -136,10 +136,28 @@ def _fid(args: Namespace) -> None:
     _take_defaults(args)
     _translate(args, {})
     config = _configure(args, {}, {} if args.device is None else {"device": args.device})
+    if args.damages is not None:
+        return _damages(args, config)
+    if args.vqgan is not None:
+        raise ValueError("--vqgan is for --damages: two sets are compared without a VQGAN")
     fid(
         Sides(*lab_flags.fid_sets(args), args.n), config, features=args.features, weights=args.weights,
         download=args.download, batch=args.batch_size, save_stats=args.save_stats,
     )  # fmt: skip
+
+
+def _damages(args: Namespace, config: Config) -> None:
+    from lab5.cli.damages import damages
+    from lab5.cli.fid import open_network
+
+    sets = [args.first, args.second, args.predicted_path, args.gtcsv_path, args.save_stats]
+    if any(given is not None for given in sets):
+        raise ValueError("--damages takes its pictures from a dataset: leave out the two sets and --save-stats")
+    if args.n is not None and args.n < 2:
+        raise ValueError(f"--n must be at least 2 with --damages, not {args.n}")
+    network = open_network(args.features, args.weights, args.download).to(config.device)
+    config = configure(config.profile, **{"device": config.device, "data.path": args.damages})
+    damages(config, args.features, network, n=args.n, vqgan=args.vqgan)
 
 
 def _study(args: Namespace) -> None:
@@ -209,14 +227,17 @@ COMMANDS = {
 # --- ranks ------------------------------------------------------------------------------------------------------
 
 
-def _ranks(command: str) -> AbstractContextManager[None]:
+def _ranks(args: Namespace) -> AbstractContextManager[None]:
     """This process by itself, or among those that torchrun has started."""
     if not {"RANK", "WORLD_SIZE"} & os.environ.keys():
         return nullcontext()
     from lab5.runtime import ranks
 
-    if ranks.from_environment()[1] > 1 and command not in ("train", "study"):
-        raise ValueError(f"{command} runs in one process: torchrun is for train and study")
+    world = ranks.from_environment()[1]
+    if world > 1 and args.command not in ("train", "study"):
+        raise ValueError(f"{args.command} runs in one process: torchrun is for train and study")
+    if world > 1 and (jobs := getattr(args, "jobs", 1)) > 1:
+        raise ValueError(f"--jobs {jobs} is for one process, and there are {world}, which share the work as jobs do")
     return ranks.joined()
 
 

@@ -39,8 +39,7 @@ def study(
     `also` is a classifier whose ranking of the results is compared.
     """
     file = file or data_folder() / "runs" / f"study-{grid}.csv"
-    if (ranks := here()).world > 1 and jobs > 1:
-        raise ValueError(f"--jobs {jobs} is for one process, and there are {ranks.world} ranks, which do the same")
+    ranks = here()
     with ranks.in_turn():
         data = get_dataset(config)
         check_study(data)

@@ -12,12 +12,12 @@ import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from datetime import timedelta
+from typing import Any
 from uuid import uuid4
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.rendezvous import rendezvous
 
 from lab5.runtime.files import defer_signals, write
 from lab5.runtime.folders import data_folder
@@ -31,7 +31,7 @@ ENDED = "another rank has ended, or cannot be reached any more, and so does this
 class Ranks:
     """This process among those of its world. What is told goes over gloo, the tensors of GPUs over NCCL."""
 
-    def __init__(self, rank: int = 0, world: int = 1, local: int = 0, store: dist.Store | None = None):
+    def __init__(self, rank: int = 0, world: int = 1, local: int = 0, store: Any = None):
         self.rank, self.world, self.local = rank, world, local  # `local`: among those of this machine
         self._store, self._deals = store, 0
         self._own: list[int] = []  # signals that wait for the others to know of them
@@ -198,6 +198,8 @@ def joined() -> Iterator[None]:
     Raises ValueError for an environment that is not torchrun's, ConnectionError where the others do not come.
     """
     global _here
+    from torch.distributed.rendezvous import rendezvous  # here alone: not every build of torch has it
+
     rank, world, local = from_environment()
     if world == 1:
         yield
@@ -209,7 +211,8 @@ def joined() -> Iterator[None]:
             store, *_ = next(rendezvous("env://", rank, world, timeout=ROLL_CALL))
             store.set(f"rank {rank}", "here")
             store.wait([f"rank {number}" for number in range(world)], ROLL_CALL)
-            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+            gpus = torch.cuda.is_available() and dist.is_nccl_available()
+            backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
             dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
         leaving.callback(dist.destroy_process_group)
         if rank > 0:
@@ -224,7 +227,7 @@ def joined() -> Iterator[None]:
             _here = Ranks()
 
 
-def _check_folder(ranks: Ranks, store: dist.Store) -> None:
+def _check_folder(ranks: Ranks, store: Any) -> None:
     """Raises ValueError where machines do not see the same folder for what is trained."""
     if ranks.first:
         store.set("note", uuid4().hex)

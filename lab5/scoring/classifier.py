@@ -1,4 +1,4 @@
-"""Features to score with where Inception's are not: an attribute classifier's for toy cats, the VQGAN encoder's.
+"""Which features to score with, and two kinds of our own: an attribute classifier's for toy cats, the VQGAN encoder's.
 
 Every network carries the name that a score on its features must have: neither of these is FID.
 """
@@ -21,6 +21,7 @@ from lab5.runtime.files import load_tensors, save_tensors
 from lab5.runtime.folders import pretrained_folder
 from lab5.runtime.machine import exact_float32
 from lab5.runtime.transfers import sent
+from lab5.scoring.imagenet import PACKAGES, ImageNetFeatures
 from lab5.scoring.inception import InceptionFeatures, check_unit_range
 from lab5.vqgan import VQGAN
 
@@ -80,7 +81,7 @@ class ToyFeatures(nn.Module):
 
 
 class EncoderFeatures:
-    """What the VQGAN's encoder sees, averaged over 4x4 neighbourhoods: for photographs without Inception weights."""
+    """What the VQGAN's encoder sees, averaged over 4x4 neighbourhoods: for photographs where no other network is."""
 
     score_name = "Frechet distance on VQGAN-encoder features"
 
@@ -144,12 +145,19 @@ def load_classifier(path: Path | None = None) -> ToyFeatures:
 def get_features(config: Config, tokenizer: Tokenizer) -> Features:
     """The features to score with: the attribute classifier for toy cats, else Inception if its weights are here.
 
-    Without them the VQGAN's own encoder stands in; `score_name` says which it is, and only Inception's is FID.
+    Without them those of an ImageNet network, and of the VQGAN's own encoder where its packages are not here either;
+    `score_name` says which it is, and only Inception's is FID.
     """
     if config.data.path == "toycats":
         return load_classifier().to(config.device)
     try:
         return InceptionFeatures().to(config.device)
     except FileNotFoundError:
-        print("Scored on features of the VQGAN's encoder, which is not FID: LAB5_INCEPTION_WEIGHTS names no file here.")
+        absent = "which is not FID: LAB5_INCEPTION_WEIGHTS names no file here"
+    try:
+        network = ImageNetFeatures().to(config.device)
+        print(f"Scored on ImageNet features, {absent}.")
+        return network
+    except ImportError:
+        print(f"Scored on features of the VQGAN's encoder, {absent}. Better: pip install {PACKAGES}")
         return EncoderFeatures(tokenizer.vqgan)

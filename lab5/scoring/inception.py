@@ -3,6 +3,7 @@
 import hashlib
 import os
 from http.client import HTTPException
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -39,7 +40,7 @@ class InceptionFeatures(nn.Module):
         self.score_name = f"FID ({label})" if genuine else f"Frechet distance on features of {label}"
         self.network = _fid_inception(file).eval().requires_grad_(False)
         if folded:
-            self.network = _fold(self.network).to(memory_format=torch.channels_last)
+            self.network = fold(self.network).to(memory_format=torch.channels_last)
 
     @torch.no_grad()
     def features(self, images: Float[Tensor, "n 3 H W"], batch: int = 16) -> Float[Tensor, "n 2048"]:
@@ -111,11 +112,16 @@ def _fid_inception(file: Path) -> nn.Module:
     return network
 
 
-def _fold(network: nn.Module) -> nn.Module:
-    """Every batch normalisation becomes part of the convolution before it: at rest it only scales and shifts."""
+def fold(network: nn.Module) -> nn.Module:
+    """Every batch normalisation becomes part of the convolution before it: at rest it only scales and shifts.
+
+    Before it is the one that its block declares before it.
+    """
     for block in list(network.modules()):
-        if isinstance(getattr(block, "bn", None), nn.BatchNorm2d):
-            block.conv, block.bn = fuse_conv_bn_eval(block.conv, block.bn), nn.Identity()
+        for (name, conv), (name_of_norm, norm) in pairwise(list(block.named_children())):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(block, name, fuse_conv_bn_eval(conv, norm))
+                setattr(block, name_of_norm, nn.Identity())
     return network
 
 

@@ -19,9 +19,10 @@ from lab5.objectives import validate
 from lab5.profiles import configure
 from lab5.runtime.files import load_tensors
 from lab5.runtime.processes import run_parallel
+from lab5.runtime.ranks import here
 from lab5.runtime.states import differences
 from lab5.study.run import of_training
-from lab5.training.networks import train_transformer, validation
+from lab5.training.networks import token_cache, train_transformer, validation
 from lab5.training.session import Training
 
 
@@ -68,6 +69,8 @@ def train_all(
     config: Config, data: Dataset, tokenizer: Tokenizer, networks: Sequence[Network], jobs: int = 1
 ) -> Iterator[dict[str, Pair]]:
     """What `train_networks` gives for each of them, over `jobs` processes, as they are done."""
+    if networks and here().world > 1:
+        token_cache(config, data, tokenizer)  # once, before each has to have it
     for _, pairs in run_parallel(_train_one, (config, data, tokenizer), networks, jobs):
         yield pairs
 

@@ -1,6 +1,7 @@
 """The command fid: every kind of set, what is printed beside the values, and features that are not made twice."""
 
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,12 @@ from torch import Tensor
 from lab5.cli import fid as command
 from lab5.cli.main import main
 from lab5.data.dataset import Dataset
+from lab5.data.toycats import render
 from lab5.fid import feature_stats, frechet_distance, kid
 from lab5.runtime import files
-from lab5.scoring.classifier import ToyFeatures
+from lab5.scoring.classifier import EncoderFeatures, ToyFeatures
+from lab5.scoring.damages import FAMILIES
+from lab5.scoring.imagenet import ImageNetFeatures
 from lab5.scoring.inception import InceptionFeatures
 
 PIXELS = 64 * 64 * 3
@@ -201,6 +205,31 @@ def test_inception_is_made_from_the_flags(folders, network, monkeypatch, capsys)
     assert asked == [(None, False), 50, 50, (Path("w.pth"), True), 7], "features of the reference were found"
 
 
+def test_imagenet_features_are_named_kept_under_a_key_of_their_own_and_need_no_weights(
+    folders, images, network, monkeypatch, capsys
+):
+    ours, looked = ImageNetFeatures(), []
+    expected = frechet_distance(*(ours.features(part / 255) for part in images.split(6)))
+    forward = ImageNetFeatures.forward
+    monkeypatch.setattr(ImageNetFeatures, "forward", lambda self, x: looked.append(len(x)) or forward(self, x))
+    assert run("a b --paired", features="imagenet") == 0
+    printed = capsys.readouterr().out
+    assert f"Fréchet distance on ImageNet features (EfficientNet-Lite0) = {expected:.2f}" in printed
+    assert "features: ImageNetFeatures, weights 57934424" in printed and "KID = " in printed and "FID" not in printed
+    assert run("a b", features="toy") == 0 and "found on disk" not in capsys.readouterr().err, "of another network"
+    looked.clear()
+    assert run("a b", features="imagenet") == 0
+    assert "features of b: found on disk" in capsys.readouterr().err and looked == [6], "those of a are made again"
+    monkeypatch.setattr(ImageNetFeatures, "version", 2)
+    assert run("a b", features="imagenet") == 0 and "found on disk" not in capsys.readouterr().err
+    assert run("a b --weights w.pth", features="imagenet") == 2
+    assert "--weights and --download are for --features inception" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    assert run("a b", features="imagenet") == 2
+    error = capsys.readouterr().err
+    assert "need efficientnet_lite_pytorch, which is not here: pip install" in error and error.count("\n") == 1
+
+
 def test_sets_of_different_n_are_refused_with_the_way_out(folders, network, capsys):
     Path("b/image_005.png").unlink()
     assert run("a b") == 2
@@ -216,7 +245,9 @@ def test_images_that_cannot_be_compared_are_named(folders, images, network, monk
     monkeypatch.setenv("LAB5_INCEPTION_WEIGHTS", "none.pth")
     write_images("small", images[:6, :, :32, :32])
     assert run("a small") == 2 and "64x64" in capsys.readouterr().err
-    assert run("a small", features="inception") == 2 and "no Inception weights at" in capsys.readouterr().err
+    assert run("a small", features="inception") == 2
+    error = capsys.readouterr().err
+    assert "no Inception weights at" in error and "--features imagenet needs no download" in error
     Image.new("RGB", (20, 10)).save("small/4.png")
     assert run("a small") == 2 and "several sizes (20x10, 32x32)" in capsys.readouterr().err
     Path("a/image_002.png").write_bytes(b"no picture")
@@ -278,3 +309,54 @@ def test_statistics_are_written_whole_or_not_at_all(folders, network, monkeypatc
     assert run("a --save-stats stats.npz") == 2
     assert sorted(path.name for path in Path().iterdir()) == ["a", "b"]
     assert "No space left" in capsys.readouterr().err
+
+
+# --- damages --------------------------------------------------------------------------------------------------------
+
+
+def damages(line: str) -> int:
+    return main(["fid", "--damages", *line.split(), "--profile", "smoke", "--device", "cpu"])
+
+
+def test_damages_of_toy_cats_are_a_table_and_a_line_for_each_number(capsys):
+    assert damages("toycats --features toy --n 4") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "n = 4 test images of toycats whose truth is known, device cpu; paired"
+    assert lines[1:3] == [f"toy: {ToyFeatures.score_name}", f"encoder: {EncoderFeatures.score_name}"]
+    assert lines[3].split() == ["damage", "strength", "toy", "KID", "encoder", "PSNR", "(dB)", "SSIM"]
+    n = sum(len(family.strengths) for family in FAMILIES.values())
+    assert [line.split()[0] for line in lines[4 : 4 + n]] == [
+        name for name, family in FAMILIES.items() for _ in family.strengths]  # fmt: skip
+    for line, number in zip(lines[4 + n : -1], ("toy", "KID", "encoder", "PSNR (dB)", "SSIM"), strict=True):
+        assert re.match(rf"{re.escape(number)} orders \d+ of {len(FAMILIES)} families by strength", line)
+    assert re.search(rf"with toy over all {n} rows: KID .0.\d\d, encoder .0.\d\d, PSNR \(dB\) -", lines[-1])
+
+
+def test_damages_of_any_folder_of_pictures_need_no_vqgan(images, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_images("photos", render(1, 30).images)
+    assert damages("photos --features imagenet --n 3") == 0
+    out, err = capsys.readouterr()
+    assert "n = 3 test images of photos" in out and "encoder" not in out and "\ntokens" not in out
+    assert "imagenet: Fréchet distance on ImageNet features (EfficientNet-Lite0)" in out
+    assert f"imagenet orders {len(FAMILIES) - 1} of {len(FAMILIES) - 1} families by strength\n" in out
+    assert "without --vqgan there are no features of an encoder" in err
+
+
+@pytest.mark.parametrize("line, sentence", [
+    ("toycats a b", "leave out the two sets"),
+    ("toycats --save-stats s.npz", "leave out the two sets"),
+    ("toycats --n 1", "--n must be at least 2"),
+    ("/nowhere --features toy", "/nowhere does not exist"),
+    ("toycats --features toy --vqgan none.safetensors", "none.safetensors"),
+    ("toycats --features toy --weights w.pth", "are for --features inception"),
+])  # fmt: skip
+def test_damages_are_refused_with_a_sentence(line, sentence, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert damages(line) == 2
+    out, err = capsys.readouterr()
+    assert sentence in err and out == "" and list(tmp_path.iterdir()) == []
+
+
+def test_a_vqgan_is_for_damages_alone(folders, network, capsys):
+    assert run("a b --vqgan v.safetensors") == 2 and "--vqgan is for --damages" in capsys.readouterr().err

