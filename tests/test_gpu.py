@@ -4,6 +4,7 @@ import pytest
 import torch
 from stubs import Blocks, cats, untrained_pair
 
+from bench import waits
 from lab5.config import DecodeConfig
 from lab5.profiles import configure
 from lab5.scoring.classifier import ToyFeatures
@@ -36,3 +37,8 @@ def test_attention_is_looked_at_with_hints():
     tokens = torch.zeros(1, config.positions, dtype=torch.int64, device="cuda")
     hints = torch.zeros(1, config.positions, config.hints, device="cuda")
     assert model.attention_weights(tokens, hints).shape[-1] == config.positions
+
+
+def test_a_step_of_training_and_one_of_decoding_wait_once():
+    rows = waits.run(torch.device("cuda"))
+    assert all(row.value <= 1 for row in rows), rows
