@@ -34,7 +34,7 @@ if [ -n "$REHEARSE" ]; then
     DEVICE=cpu
     BENCH=(--quick)
     LAB=(--profile smoke --seconds 3 3)
-    STUDY=(--profile smoke --seeds 2 --jobs 2 --set study.trainings=2 --set stage2.steps=12 --set data.test=32
+    STUDY=(--profile smoke --weights trained --seeds 2 --jobs 2 --set study.trainings=2 --set stage2.steps=12 --set data.test=32
         --set study.images=8)
     PAIR=(--profile smoke --seconds 3 3)
 else

@@ -53,6 +53,11 @@ def study(
     parts = [plans.in_precision(part, config.decode.amp) for part in parts]
     pairs = {GIVEN: pair}
     wanted = [network for part in parts for network in part.networks]
+    if wanted and (there := pair.tokenizer.codes) != (codes := config.transformer.codes):
+        raise ValueError(
+            f"profile {config.profile} trains transformers of {codes} codes, but the tokenizer has {there}: take "
+            "--weights trained for its own tokenizer, or --set study.trainings=0 for no training"
+        )
     trainings = train_all(config, data, pair.tokenizer, wanted, jobs)
     for trained in tqdm(trainings, total=len(wanted), desc="trainings", disable=not wanted):
         pairs |= {name: one._replace(tokenizer=pair.tokenizer) for name, one in trained.items()}  # in memory once

@@ -458,6 +458,13 @@ def test_one_seed_has_no_deviation(pretrained, tmp_path, capsys):
     assert re.search(r"\none_shot +1 +1 +-?\d+\.\d{4} +\d+\.\d{4} +\d+\.\d{4}\n", capsys.readouterr().out)
 
 
+def test_a_study_does_not_train_on_a_tokenizer_with_another_number_of_codes(pretrained, tmp_path, capsys):
+    other = ["--set", "vqgan.codes=16", "--set", "transformer.codes=16"]
+    assert main(["study", *TINY, *other, "--grid", "claims", "--table", str(tmp_path / "a.csv")]) == 2
+    message = "trains transformers of 16 codes, but the tokenizer has 64: take --weights trained"
+    assert message in capsys.readouterr().err and not any(tmp_path.iterdir())
+
+
 @pytest.mark.slow  # a dozen trainings and over a hundred ways of decoding
 def test_the_wide_study_runs_and_decides_or_declines_every_claim(pretrained, tmp_path):
     table = tmp_path / "wide.csv"
