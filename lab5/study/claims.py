@@ -54,12 +54,12 @@ class Claim(NamedTuple):
     reports: str
     expects: tuple[Direction, ...]  # of the first of each pair; any of these
     sign: Callable[[Comparison], int]  # 1: the comparison is about it; -1: the other way round; 0: it is not
-    best: str = ""  # the schedule that is the best if it is better than each of the others
+    best: str = ""  # the schedule or network that is the best if it is better than each of the others
     pitfall: int = 0  # a mistake in the reports' code that makes such an effect by itself
 
 
-def _about(question: Question, network: str = "") -> Callable[[Comparison], int]:
-    return lambda c: int(c.question == question and network in ("", c.first.network))
+def _about(question: Question) -> Callable[[Comparison], int]:
+    return lambda c: int(c.question == question)
 
 
 def _sampling(c: Comparison) -> int:
@@ -78,6 +78,15 @@ def _schedule(name: str) -> Callable[[Comparison], int]:
     return sign
 
 
+def _masking(name: str) -> Callable[[Comparison], int]:
+    """The network `name` against those whose training masks other shares."""
+
+    def sign(c: Comparison) -> int:
+        return (c.question == Question.MASKING) * ((c.first.network == name) - (c.second.network == name))
+
+    return sign
+
+
 _BETTER, _WORSE, _EQUAL = (Direction.BETTER,), (Direction.WORSE,), (Direction.NONE,)
 
 CLAIMS: list[Claim] = [
@@ -90,9 +99,9 @@ CLAIMS: list[Claim] = [
     Claim("iterating is not needed: all at once is as good", "C", _EQUAL, _about(Question.ITERATING)),
     Claim("more steps are better", "A", _BETTER, _about(Question.STEPS), pitfall=1),
     Claim("sampled codes are better than the likeliest", "E", _BETTER, _sampling),
-    Claim("masking half of the tokens trains best", "B, E", _BETTER, _about(Question.MASKING, "half masked")),
-    Claim("masking 40 to 50 % trains best", "C", _BETTER, _about(Question.MASKING, "40 to 50 % masked")),
-    Claim("masking any share trains best", "D", _BETTER, _about(Question.MASKING, "any share masked")),
+    Claim("masking half of the tokens trains best", "B, E", _BETTER, _masking("half masked"), best="half masked"),
+    Claim("masking 40 to 50 % trains best", "C", _BETTER, _masking("40 to 50 % masked"), best="40 to 50 % masked"),
+    Claim("masking any share trains best", "D", _BETTER, _masking("any share masked"), best="any share masked"),
     Claim("a loss on all tokens trains better", "B, C, E", _BETTER, _about(Question.LOSS)),
     Claim("a lower loss is not a lower score", "A", _WORSE + _EQUAL, _about(Question.LATE)),
 ]
@@ -195,10 +204,10 @@ def _judgement(
     clear = sum(excluded(estimate(one)) for one in gaps["kid"])
     verdict = judge(claim.expects, effect.kid, margin)
     if verdict[0] == Verdict.HOLDS and claim.best:  # on average over the others; and beside each of them?
-        by_rival: dict[str, list[Resampled]] = {}
+        by_rival: dict[tuple[str, str], list[Resampled]] = {}
         for (c, sign), one in zip(about, gaps["kid"], strict=True):
             rival = c.second if sign > 0 else c.first
-            by_rival.setdefault(rival.decode.schedule, []).append(one)
+            by_rival.setdefault((rival.network, rival.decode.schedule), []).append(one)
         beside = [judge(claim.expects, estimate(average(several)), margin) for several in by_rival.values()]
         verdict = max(beside, key=lambda one: (one[0] == Verdict.FAILS, one[0] != Verdict.HOLDS))
     return Judgement(claim, way, *verdict, effect, len(about), clear)

@@ -197,9 +197,13 @@ def _trainings(config: Config) -> list[Comparison]:
         comparisons += [c._replace(question=Question.SCHEDULE_OF_RECIPE) for c in of_recipe]
     same = replace(SAMPLED, steps=8)
     control = end(same, CONTROL)
+    maskings = [name for name in CONTROLLED if "stage2.masking" in CONTROLLED[name]]
     for name in CONTROLLED:
-        question = Question.LOSS if "stage2.loss" in CONTROLLED[name] else Question.MASKING
+        question = Question.MASKING if name in maskings else Question.LOSS
         comparisons.append(Comparison(question, f"{name} − {CONTROL}", end(same, name), control))
+    for one, other in combinations(maskings, 2):
+        points = end(same, one), end(same, other)
+        comparisons.append(Comparison(Question.MASKING, f"{one} − {other}", *points))
     watched = next(network for network in networks(config) if network.stops)
     steps = zip((*watched.stops, config.stage2.steps), watched.names(), strict=True)
     for (before, earlier), (after, later) in combinations(steps, 2):

@@ -100,7 +100,7 @@ def test_the_grid_of_claims_decides_every_claim():
     # The trainings' decodings are all sampled: 0.2 everywhere.
     assert verdict["masking 40 to 50 % trains best"] == FAILS_NONE
     late = verdicts(ALL, lambda point: 0.9 if point.network == plans.CONTROL else 0.2)
-    assert late["masking half of the tokens trains best"] == HOLDS_BETTER
+    assert late["masking half of the tokens trains best"] == FAILS_NONE, "better than the paper's, as others are"
     assert late["a lower loss is not a lower score"] == HOLDS_WORSE
 
 

@@ -1,6 +1,7 @@
 """What the grids decode and compare: every comparison has its results, and each differs in what it is about."""
 
 from dataclasses import fields, replace
+from itertools import combinations
 
 import pytest
 from stubs import Chain, a_batch, seeded
@@ -128,7 +129,10 @@ def test_comparisons_change_one_thing_at_a_time():
             assert c.first.network == c.second.network
             assert replace(c.first.decode, schedule="") == replace(c.second.decode, schedule="")
         if c.question in (Q.MASKING, Q.LOSS):
-            assert c.first.decode == c.second.decode and c.second.network == CONTROL
+            assert c.first.decode == c.second.decode and c.first.network != c.second.network
+    maskings = {frozenset((c.first.network, c.second.network)) for c in OTHERS.comparisons if c.question == Q.MASKING}
+    trained = [CONTROL, *(name for name in CONTROLLED if name != "loss on all tokens")]
+    assert maskings == {frozenset(pair) for pair in combinations(trained, 2)}, "each against each"
     assert replace(ARGMAX, codes="sample") == SAMPLED
 
 
