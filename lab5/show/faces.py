@@ -21,7 +21,7 @@ from lab5.scoring.scores import Scorer
 from lab5.show.scrub import png_url
 
 FILE = "03_inpainting-faces.json"
-FACES, PAIRS = 20, 40  # images on the page of faces; pairs to choose from, which take a reader two minutes
+FACES, PAIRS = 20, 40  # images on the page of faces; pairs to choose from: an interval of at most ± 15 points
 
 # Both eyes of the lab's cats: (top, bottom, left, right) in pixels, the bottom row and the right column left out.
 # Nobody has marked eyes in the photographs, but the faces are aligned. In the mean of the 8,244 distinct training
