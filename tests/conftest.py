@@ -91,3 +91,35 @@ def smoke_report(tmp_path_factory) -> Path:
         patch.setenv("LAB5_DATA", str(out / "data"))
         patch.setenv("LAB5_FIGURES_DIR", str(out / "figures"))
         return run_report("smoke", out=out / "report").parent
+
+
+@pytest.fixture(scope="session")
+def faces_report(tmp_path_factory) -> Path:
+    """The folder of a report on made-up photographs by untrained networks: its pages, but for what notebooks show."""
+    from dataclasses import replace
+
+    import nbformat
+    from stubs import Blocks, photographs, untrained_pair
+
+    from lab5.config import DecodeConfig
+    from lab5.inpainting.fill import baselines, inpaint_images
+    from lab5.report.pages import write_pages
+    from lab5.scoring.scores import Scorer
+    from lab5.show.notebook import read_metrics, record_fills, write_metrics
+
+    out = tmp_path_factory.mktemp("faces")
+    (out / "figures").mkdir()
+    data, pair, decoding = photographs(out), untrained_pair(), DecodeConfig(steps=2, paste="poisson")
+    data = replace(data, whole=torch.arange(24) > 3, leaked=torch.arange(24) > 15)
+    scorer = Scorer(data, Blocks())
+    pictures = baselines(scorer.truth, scorer.holes, pair.tokenizer)
+    pictures["trained_from_scratch"] = inpaint_images(pair, scorer.truth, scorer.holes, decoding, 0)
+    groups = {name: scorer.by_group(images) for name, images in pictures.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LAB5_REPORT_DIR", str(out))
+        record_fills(scorer, pictures, groups, pair=pair, data=data, decoding=decoding, seed=0)
+    run = {"profile": "smoke", "device": "cpu", "seconds": {"03_inpainting": 1.0}, "total_seconds": 1.0, "versions": {}}
+    write_metrics(out, read_metrics(out) | run)
+    cells = [nbformat.v4.new_markdown_cell("# So?"), nbformat.v4.new_markdown_cell("Yes.")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), out / "03_inpainting.ipynb")
+    return write_pages(out, [out / "03_inpainting.ipynb"], {}).parent

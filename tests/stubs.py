@@ -38,6 +38,15 @@ def cats(n: int, cache: Path) -> Dataset:
     return open_dataset("toycats", n_train=1, n_val=1, n_test=n, seed=0, cache=cache)
 
 
+def photographs(folder: Path) -> Dataset:
+    """A folder of 240 made-up ones, coarse colours, of which 24 are test images; there are no attributes to read."""
+    coarse = torch.randint(0, 256, (240, 3, 8, 8), dtype=torch.uint8, generator=seeded(5))
+    images = coarse.repeat_interleave(8, 2).repeat_interleave(8, 3).permute(0, 2, 3, 1).numpy()
+    write_files(folder / "photographs", {f"{i}.png": png(image) for i, image in enumerate(images)})
+    sizes = {"n_train": 192, "n_val": 24, "n_test": 24}
+    return open_dataset(folder / "photographs", **sizes, seed=0, cache=folder / "cache")
+
+
 def untrained_pair(seed: int = 0) -> Pair:
     """Untrained, but with codes far apart and logits far from flat: each token shows in the picture."""
     config = configure("smoke", device="cpu")

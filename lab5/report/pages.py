@@ -18,6 +18,7 @@ from PIL import Image
 from pygments.formatters import HtmlFormatter
 
 from lab5.report.chapter import Chapter, inline, title
+from lab5.show.faces import EYES, FILE, read_faces
 from lab5.show.notebook import read_metrics
 
 # The section of the index that a notebook fills, by the number that its name begins with; others have one of their own.
@@ -29,6 +30,7 @@ PARTS = {
 PDF = "report.pdf"
 DOWNLOADS = (PDF, "metrics.json", "config.json")
 COVER = "03_inpainting-cover.png"  # the picture at the head of the index
+FACES = {"03_inpainting-faces.html": "Faces, not only scores", "03_inpainting-blind.html": "Which fill is better?"}
 
 # In a row of the study: what was measured, and the setting that is always named. Others are named where rows differ.
 MEASURED = {
@@ -45,7 +47,8 @@ class Picture(NamedTuple):
 def write_pages(out: Path, notebooks: Collection[Path], private: dict[str, str]) -> Path:
     """Write a page for each of the `notebooks` that `out` has executed, and the index; return the path of the index.
 
-    `out` has `metrics.json` and `figures/` too; `private` is as in `Chapter`.
+    `out` has `metrics.json` and `figures/` too; `private` is as in `Chapter`. Where fills of photographs were kept to
+    be looked at, FACES are written as well.
     """
     metrics = read_metrics(out)
     failed = metrics.get("failed", {"notebook": "", "message": ""})
@@ -61,8 +64,12 @@ def write_pages(out: Path, notebooks: Collection[Path], private: dict[str, str])
         write_page(out / f"{stem}.html", "chapter.html", stem=stem, chapter=chapter, stems=list(chapters),
                    stopped=stopped, following=following, name=titles.get(following, "the report"))  # fmt: skip
     executed = {stem: chapter for stem, chapter in chapters.items() if stem != failed["notebook"]}
+    faces = read_faces(out) if FILE.partition("-")[0] in executed else {}
+    for name, heading in FACES.items() if faces else ():
+        write_page(out / name, name.partition("-")[2], heading=heading, pages=FACES, kept=faces, eyes=EYES,
+                   metrics=metrics)  # fmt: skip
     write_page(out / "index.html", "index.html", titles=titles, executed=executed, metrics=metrics, failed=failed,
-               **_index_values(out, metrics, executed))  # fmt: skip
+               faces=FACES if faces else {}, **_index_values(out, metrics, executed))  # fmt: skip
     return out / "index.html"
 
 

@@ -20,6 +20,7 @@ from lab5.report.provenance import private_texts, provenance, replace_private, w
 from lab5.runtime.changes import changed
 from lab5.runtime.files import InUseError, locked
 from lab5.runtime.folders import ROOT
+from lab5.show.faces import FILE
 from lab5.show.notebook import copy_figures, read_metrics, write_json, write_metrics
 
 # A cell that runs longer hangs.
@@ -151,6 +152,8 @@ def _begin(out: Path, plan: Plan, kept: dict[str, Any]) -> None:
     earlier = metrics if metrics.get("profile") == profile else {}
     expected = earlier.get("expected_seconds", {}) | earlier.get("seconds", {})
     outdated = [f"{stem}.html" for stem in metrics.get("seconds", {}) if not kept]
+    stems = [path.stem for path in plan.values]
+    outdated += [name for name in (FILE, *pages.FACES) if name.partition("-")[0] in stems]
     for name in [*outdated, pages.PDF] if metrics else ():
         (out / name).unlink(missing_ok=True)
     times = {"seconds": kept.get("seconds", {}), "total_seconds": 0.0, "expected_seconds": expected}

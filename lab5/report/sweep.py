@@ -19,11 +19,10 @@ from lab5.report.pages import COVER, duration, number, picture, write_page
 from lab5.report.provenance import without_folder
 from lab5.report.run import make_plan
 from lab5.runtime.folders import ROOT
-from lab5.show.notebook import read_metrics
+from lab5.show.notebook import OURS, read_metrics
 
 TRAINED_BY = ("seed", "dataset")  # runs that agree in these share trained networks: only one of them may train
 NUMBERS = {"score": "score", "hole_psnr_db": "hole PSNR, dB", "attribute_accuracy": "attributes read right"}
-ROWS = ("pretrained", "trained_from_scratch")  # of a run's results, the first that it has is compared
 
 Codes = dict[Path, int]  # of the runs that have ended, by folder
 
@@ -179,7 +178,7 @@ def write_overview(out: Path, runs: list[Run], codes: Codes) -> Path:
 def _numbers(run: Run) -> dict[str, Any]:
     """The numbers of the run's own filling, and in words what they are; {} where it recorded none."""
     inpainting = read_metrics(run.folder).get("inpainting", {})
-    for name in ROWS:
+    for name in OURS:
         if row := inpainting.get(name):
             score = f"score: {inpainting.get('score_name', '?')}, lower is better"
             numbers = {key: row[key] for key in NUMBERS if isinstance(row.get(key), int | float)}

@@ -22,14 +22,19 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
+from lab5.config import DecodeConfig
+from lab5.data.dataset import Dataset
+from lab5.inpainting.pair import Pair
 from lab5.runtime.files import write
 from lab5.runtime.folders import ROOT
 from lab5.scoring.scores import Scorer, Scores, psnr_db
+from lab5.show.faces import keep_faces
 from lab5.show.figures import save_figure
 from lab5.show.scrub import is_live
 from lab5.trainer import TrainStep
 
 OWN_KEYS = ("profile", "device", "seconds", "total_seconds", "expected_seconds", "versions", "repeat", "failed")
+OURS = ("pretrained", "trained_from_scratch")  # of ways to fill the holes, the first that a run has is its own
 
 
 def show(figure: Figure, alt: str, name: str) -> None:
@@ -90,6 +95,10 @@ def _figures() -> Path:
     return Path(os.environ.get("LAB5_FIGURES_DIR") or ROOT / "figures")
 
 
+def _report() -> Path:
+    return Path(os.environ.get("LAB5_REPORT_DIR") or ROOT / "report")
+
+
 def copy_figures(notebook: str, folder: Path, since: float) -> None:
     """Copy the figures that a notebook kept after the time `since` into `folder`, in place of earlier ones."""
     for old in folder.glob(f"{notebook}-*.png"):
@@ -107,7 +116,7 @@ def record(section: str, data: dict[str, Any] | list[Any] | pd.DataFrame) -> Non
     """
     if section in OWN_KEYS:
         raise ValueError(f"section {section!r} of metrics.json belongs to the report itself; choose another name")
-    folder = Path(os.environ.get("LAB5_REPORT_DIR") or ROOT / "report")
+    folder = _report()
     folder.mkdir(parents=True, exist_ok=True)
     metrics = read_metrics(folder)
     metrics[section] = _merged(metrics.get(section), _plain(data))
@@ -121,12 +130,14 @@ def record_sections(**sections: dict[str, Any] | list[Any] | pd.DataFrame) -> No
 
 
 def record_fills(
-    scorer: Scorer, pictures: dict[str, Tensor], groups: dict[str, dict[str, Scores]], *, weights: str, seed: int
-) -> None:
+    scorer: Scorer, pictures: dict[str, Tensor], groups: dict[str, dict[str, Scores]], *, pair: Pair, data: Dataset,
+    decoding: DecodeConfig, seed: int,
+) -> None:  # fmt: skip
     """Put ways to fill the holes into `metrics.json`: the section `inpainting`, with a row for each of them, for the
     truth and for the better one of OpenCV's two, and `tokenizer`, the reconstruction floor.
 
-    `pictures` are by the name of the way, `groups` what `Scorer.by_group` says of them.
+    `pictures` are by the name of the way, `groups` what `Scorer.by_group` says of them. Of photographs ours, by `pair`
+    and as `decoding` says, and the better classical one are also kept to be looked at: see `faces.keep_faces`.
     """
     rows: dict[str, Any] = {}
     for name, images in pictures.items():
@@ -135,10 +146,14 @@ def record_fills(
         rows[name] = by_group.pop("all") | by_group | {"keeps_known_pixels": kept}
     classical = min(("telea", "navier_stokes"), key=lambda name: rows[name]["score"])
     rows |= {"truth": scorer(scorer.truth)._asdict(), "classical": rows[classical] | {"method": classical}}
-    made = {"score_name": scorer.score_name, "weights": weights, "seed": seed, "data": scorer.dataset}
+    made = {"score_name": scorer.score_name, "weights": pair.weights, "seed": seed, "data": scorer.dataset}
     record("inpainting", rows | made)
     floor = psnr_db(pictures["reconstruction"], scorer.truth)
-    record("tokenizer", {"psnr_db": floor, "n": len(scorer.truth), "weights": weights})
+    record("tokenizer", {"psnr_db": floor, "n": len(scorer.truth), "weights": pair.weights})
+    if not data.attributes:
+        ours = next(name for name in OURS if name in pictures)
+        fills = {name: pictures[name] for name in (ours, classical)}
+        keep_faces(_report(), scorer, fills, pair=pair, data=data, decoding=decoding, seed=seed)
 
 
 def _merged(old: Any, new: Any) -> Any:

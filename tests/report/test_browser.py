@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.stats import binomtest
 
 from lab5.report.pdf import find_browser
 from lab5.runtime.folders import ROOT
+from lab5.show.faces import read_faces
 from lab5.show.play import _hole, board
 from lab5.show.scrub import Reel, Scrub
 
@@ -190,6 +192,58 @@ def draw(page, canvas, first: int, last: int) -> None:
     page.mouse.up()
 
 
+# --- photographs ----------------------------------------------------------------------------------------------
+
+
+def test_fills_are_chosen_blind_by_keys_and_buttons_counted_and_forgotten(faces_report, toured):
+    pairs = read_faces(faces_report)["pairs"]
+    page = toured(faces_report / "03_inpainting-blind.html")
+
+    def result() -> str:
+        assert page.locator("#blind").is_hidden() and page.evaluate("document.activeElement.id") == "result"
+        return page.locator("#result").text_content()
+
+    def seen() -> list[str]:
+        return [page.locator(f"#{side} img").get_attribute("src") for side in ("left", "right")]
+
+    other = {"ours": "classical", "classical": "ours"}
+    assert page.locator("#end").is_disabled() and page.locator("#tally").is_hidden()
+    assert seen() == [pairs[0][pairs[0]["left"]], pairs[0][other[pairs[0]["left"]]]]
+    page.keyboard.press("Control+ArrowRight")  # not ours
+    assert page.get_by_role("status").text_content() == f"Pair 1 of {len(pairs)}"
+    page.keyboard.press("ArrowRight" if pairs[0]["left"] == "classical" else "ArrowLeft")
+    assert page.get_by_role("status").text_content() == f"Pair 2 of {len(pairs)}"
+    assert seen() == [pairs[1][pairs[1]["left"]], pairs[1][other[pairs[1]["left"]]]]
+    page.get_by_role("button", name="End here").click()
+    assert result().startswith("MaskGIT in 1 of 1 pairs, ") and "from 21 % to 100 %; too few choices" in result()
+
+    page.get_by_role("button", name="Begin again").click()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "right"
+    for _ in pairs:
+        page.keyboard.press("Enter")  # on the right
+    k, n = sum(pair["left"] == "classical" for pair in pairs), len(pairs)
+    interval = binomtest(k, n).proportion_ci(method="wilson")
+    assert result().startswith(f"MaskGIT in {k} of {n} pairs, ") and 0 < k < n
+    assert f"from {100 * interval.low:.0f} % to {100 * interval.high:.0f} %;" in result()
+    assert page.evaluate("localStorage.length + sessionStorage.length + document.cookie.length") == 0
+    page.reload()
+    assert page.get_by_role("status").text_content() == f"Pair 1 of {n}"
+
+
+@pytest.mark.parametrize("name", ["faces", "blind"])
+def test_pages_of_photographs_fit_a_telephone_and_keep_nobody_out(faces_report, toured, name):
+    page = toured(faces_report / f"03_inpainting-{name}.html")
+    assert_open_to_everybody(page)
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page scrolls sideways"
+    if name == "blind":
+        assert page.locator("#right").bounding_box()["x"] > page.locator("#left").bounding_box()["x"] + 150
+        page.keyboard.press("ArrowLeft")
+        page.locator("#end").click()
+    assert_open_to_everybody(page)
+
+
 # --- the report -----------------------------------------------------------------------------------------------
 
 
@@ -234,8 +288,12 @@ def test_the_report_is_on_paper_as_well(smoke_report):
 
 @pytest.mark.parametrize("name", ["index", "03_inpainting"])
 def test_nothing_serious_stands_in_the_way_of_anybody(smoke_report, toured, name):
+    assert_open_to_everybody(toured(smoke_report / f"{name}.html"))
+
+
+def assert_open_to_everybody(page) -> None:
+    """Nothing serious that axe finds, by day and by night."""
     axe = pytest.importorskip("axe_playwright_python")
-    page = toured(smoke_report / f"{name}.html")
     page.add_script_tag(path=Path(axe.__file__).with_name("axe.min.js"))
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)

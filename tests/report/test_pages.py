@@ -14,6 +14,7 @@ from PIL import Image
 from lab5.report import pages, pdf
 from lab5.report.chapter import Chapter
 from lab5.scoring.scores import Scores, psnr_db
+from lab5.show.faces import FILE, read_faces
 
 
 def printed(text: str, code: str = "1 + 1", tag: str = "") -> nbformat.NotebookNode:
@@ -193,3 +194,38 @@ def test_without_a_browser_there_is_a_sentence_and_no_old_file(tmp_path, monkeyp
     broken.chmod(0o755)
     monkeypatch.setenv("LAB5_BROWSER", str(broken))
     assert "broken could not print index.html" in pdf.print_pdf(tmp_path / "index.html", tmp_path / "report.pdf")
+
+
+def test_photographs_have_a_page_of_faces_and_one_to_choose_blind_which_the_index_links(faces_report):
+    page = soup(faces_report / "index.html")
+    assert {link["href"] for link in page.main.find_all("a")} >= {*pages.FACES}
+    assert [link["href"] for link in page.nav.find_all("a")][-2:] == [*pages.FACES]
+    kept, metrics = read_faces(faces_report), json.loads((faces_report / "metrics.json").read_text())
+    faces, blind = (soup(faces_report / name) for name in pages.FACES)
+    figures = faces.select("figure.faces")
+    assert len(figures) == len(kept["faces"]) == 20
+    for figure, face in zip(figures, kept["faces"], strict=True):
+        names = ("given", "ours", "classical", "truth")
+        assert [image["src"] for image in figure.find_all("img")] == [face[name] for name in names if face[name]]
+        assert ("no original is known" in figure.get_text()) == (face["truth"] is None)
+        text = " ".join(figure.figcaption.get_text().split())
+        assert text.startswith(f"Test image {face['number']}: {100 * face['hidden'] / 308:.0f} % of the eyes missing.")
+        assert (" Its original was trained on." in text) == face["leaked"]
+    assert json.loads(blind.find(id="pairs").string)["pairs"] == kept["pairs"]
+    scores = metrics["inpainting"]
+    classical = {"telea": "Telea", "navier_stokes": "Navier–Stokes"}[scores["classical"]["method"]]
+    for page, n in ((faces, 20), (blind, 20)):
+        text = " ".join(page.main.get_text().split())
+        assert f"Shown: n = {n}, of which " in text and "Over all n = 20 whose original is known" in text
+        assert f"MaskGIT (trained from scratch) {scores['trained_from_scratch']['score']:.2f}, {classical} " in text
+        assert "photographs, weights stub 1, seed 0, profile smoke, device cpu." in text
+
+
+def test_faces_are_shown_where_their_notebook_was_run_and_kept_some(faces_report, tmp_path):
+    (tmp_path / FILE).write_bytes((faces_report / FILE).read_bytes())
+    other = write(tmp_path, "01_x", "# Is it?", printed("attends"))
+    without = index(tmp_path, other)
+    assert not without.find("a", href=re.compile("faces|blind")) and len(list(tmp_path.glob("*.html"))) == 2
+    (tmp_path / FILE).unlink()
+    without = index(tmp_path, write(tmp_path, "03_inpainting", "# So?", printed("infers")))
+    assert not without.find("a", href=re.compile("faces|blind")) and len(list(tmp_path.glob("*.html"))) == 3

@@ -18,11 +18,13 @@ from bs4 import BeautifulSoup
 from PIL import Image
 
 from lab5.profiles import configure
+from lab5.report import pages
 from lab5.report.execute import _KernelStderr
 from lab5.report.pages import duration
 from lab5.report.run import ReportError, run_report
 from lab5.runtime import files as durable
 from lab5.runtime.folders import ROOT
+from lab5.show.faces import FILE
 from lab5.show.notebook import read_metrics, record
 
 PARAMETERS = ("parameters", 'profile = "auto"')
@@ -326,6 +328,19 @@ def test_what_is_left_of_an_earlier_run_is_not_shown_as_this_ones(notebooks, lab
         assert "figures/03_inpainting" not in text and "03_inpainting.html" not in text
     assert sorted(path.name for path in report.glob("*.html")) == ["01_a.html", "02_mine.html", "index.html"]
     assert not (report / "report.pdf").exists()
+
+
+def test_faces_of_an_earlier_run_go_when_their_notebook_is_run_again_and_not_before(notebooks, labels):
+    write(notebooks, "01_a")
+    write(notebooks, "03_inpainting")
+    report = run(notebooks)
+    kept = [report / name for name in (FILE, *pages.FACES)]
+    for path in kept:
+        path.write_text("{}")
+    run(notebooks, only=["01"])
+    assert all(path.exists() for path in kept)
+    run(notebooks, only=["03"])
+    assert not any(path.exists() for path in kept)
 
 
 def test_a_second_report_into_the_same_folder_is_refused_and_the_first_is_not_touched(notebooks, labels):

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,10 +11,12 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
-from stubs import Blocks, cats
+from stubs import Blocks, cats, untrained_pair
 
+from lab5.config import DecodeConfig
 from lab5.scoring.scores import Scorer
 from lab5.show import notebook
+from lab5.show.faces import read_faces
 from lab5.show.notebook import read_metrics, record, record_fills, record_sections, watch
 from lab5.trainer import TrainStep
 
@@ -142,12 +145,13 @@ def test_sections_are_recorded_each_under_its_name(own_folders):
 
 
 def test_fills_are_recorded_with_the_better_classical_one_and_whether_they_keep_known_pixels(tmp_path, own_folders):
-    scorer = Scorer(cats(8, tmp_path), Blocks())
+    data, pair, decoding = cats(8, tmp_path), untrained_pair(), DecodeConfig(steps=1)
+    scorer = Scorer(data, Blocks())
     holes = scorer.holes[:, None]
     darker = {name: scorer.truth - scorer.truth // d for name, d in (("reconstruction", 64), ("navier_stokes", 4))}
     pictures = darker | {"telea": torch.where(holes, scorer.truth // 8, scorer.truth)}
     groups = {name: scorer.by_group(images) for name, images in pictures.items()}
-    record_fills(scorer, pictures, groups, weights="w", seed=3)
+    record_fills(scorer, pictures, groups, pair=pair, data=data, decoding=decoding, seed=3)
     metrics = read_metrics(own_folders / "report")
     rows = metrics["inpainting"]
     assert {name: rows[name]["keeps_known_pixels"] for name in pictures} == {
@@ -157,8 +161,15 @@ def test_fills_are_recorded_with_the_better_classical_one_and_whether_they_keep_
     better = min(("telea", "navier_stokes"), key=lambda name: groups[name]["all"].score)
     assert rows["classical"]["method"] == better and rows["classical"]["score"] == groups[better]["all"].score
     assert rows["truth"]["score"] == pytest.approx(0, abs=1e-6)
-    assert (rows["weights"], rows["seed"], rows["score_name"]) == ("w", 3, Blocks.score_name)
+    assert (rows["weights"], rows["seed"], rows["score_name"]) == ("stub 1", 3, Blocks.score_name)
     assert metrics["tokenizer"]["n"] == 8 and 30 < metrics["tokenizer"]["psnr_db"] < 60
+    assert read_faces(own_folders / "report") == {}, "drawn cats are no photographs"
+    pictures |= {"pretrained": scorer.truth, "trained_from_scratch": scorer.truth // 2}
+    groups |= {name: scorer.by_group(pictures[name]) for name in ("pretrained", "trained_from_scratch")}
+    data = replace(data, attributes={})
+    record_fills(scorer, pictures, groups, pair=pair, data=data, decoding=decoding, seed=3)
+    faces = read_faces(own_folders / "report")
+    assert (faces["ours"], faces["classical"], len(faces["faces"])) == ("pretrained", better, 8)
 
 
 def test_only_figures_of_this_run_go_beside_the_pages(own_folders):
