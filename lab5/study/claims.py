@@ -198,18 +198,24 @@ def judge_all(comparisons: Sequence[Comparison], differences: Differences, margi
 def _judgement(
     claim: Claim, way: str, about: Sequence[tuple[Comparison, int]], differences: Differences, margin: float
 ) -> Judgement:
-    """Of these comparisons, each with the sign by which the claim is about it."""
+    """Of these comparisons, each with the sign by which the claim is about it.
+
+    What is the best on average over the others, but not beside each of them, has the effect beside that one.
+    """
     gaps = {metric: [differences.gap(c, metric, sign) for c, sign in about] for metric in METRICS}
     effect = _effect("claim", claim.says, [average(gaps[metric]) for metric in METRICS])
-    clear = sum(excluded(estimate(one)) for one in gaps["kid"])
     verdict = judge(claim.expects, effect.kid, margin)
-    if verdict[0] == Verdict.HOLDS and claim.best:  # on average over the others; and beside each of them?
-        by_rival: dict[tuple[str, str], list[Resampled]] = {}
-        for (c, sign), one in zip(about, gaps["kid"], strict=True):
+    if verdict[0] == Verdict.HOLDS and claim.best:
+        by_rival: dict[tuple[str, str], list[tuple[Comparison, int]]] = {}
+        for c, sign in about:
             rival = c.second if sign > 0 else c.first
-            by_rival.setdefault((rival.network, rival.decode.schedule), []).append(one)
-        beside = [judge(claim.expects, estimate(average(several)), margin) for several in by_rival.values()]
-        verdict = max(beside, key=lambda one: (one[0] == Verdict.FAILS, one[0] != Verdict.HOLDS))
+            by_rival.setdefault((rival.network, rival.decode.schedule), []).append((c, sign))
+        if len(by_rival) > 1:
+            beside = [_judgement(claim, way, several, differences, margin) for several in by_rival.values()]
+            worst = max(beside, key=lambda one: (one.verdict == Verdict.FAILS, one.verdict != Verdict.HOLDS))
+            if worst.verdict != Verdict.HOLDS:
+                return worst
+    clear = sum(excluded(estimate(one)) for one in gaps["kid"])
     return Judgement(claim, way, *verdict, effect, len(about), clear)
 
 

@@ -88,6 +88,15 @@ def test_claims_and_their_opposites_are_told_apart(shift_of, expected):
     assert expected.items() <= verdicts(QUICK, shift_of).items()
 
 
+def test_what_is_best_on_average_alone_has_the_effect_beside_the_one_that_it_does_not_beat():
+    shift_of = schedules(linear=0.2, cosine=0.4, square=2.0)
+    judged = judge_all(QUICK.comparisons, study(QUICK, shift_of), 0.05)
+    by_claim = {one.claim.says: one for one in judged}
+    cosine, linear = (by_claim[f"{name} is the best schedule"] for name in ("cosine", "linear"))
+    assert cosine.direction == Direction.WORSE and cosine.effect.kid.low > 0 and cosine.comparisons < linear.comparisons
+    assert linear.effect.kid.high < 0 and linear.comparisons == 2 * cosine.comparisons
+
+
 def test_noise_leaves_a_claim_undecided():
     assert best(cosine=(Verdict.OPEN, UNKNOWN)).items() <= verdicts(QUICK, schedules(), noise=3.0).items()
 
