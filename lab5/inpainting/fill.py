@@ -107,8 +107,7 @@ def answered(pair: Pair, holed: Holed, decoding: DecodeConfig) -> Holed:
     asked = holed.tokens.masked_fill(holed.unknown, transformer.mask_id)
     for start in range(0, len(asked), decoding.batch):
         part = slice(start, start + decoding.batch)
-        hints = None if holed.hints is None else holed.hints[part]
-        model = Remembering(transformer, _like(transformer, hints), None)
+        model = Remembering(transformer, _like(transformer, holed.of_images(part).hints), None)
         ask(model, asked[part], where=places(holed.unknown[part]))
         answers.append(model.answer)
     return holed._replace(answer=Answer(*(torch.cat(parts) for parts in zip(*answers, strict=True))))

@@ -42,17 +42,22 @@ class InceptionFeatures(nn.Module):
         if folded:
             self.network = fold(self.network).to(memory_format=torch.channels_last)
 
-    @torch.no_grad()
     def features(self, images: Float[Tensor, "n 3 H W"], batch: int = 16) -> Float[Tensor, "n 2048"]:
         """Features of images in [0,1], on the CPU. Round them to 8 bits first if they stand for saved files."""
-        check_unit_range(images)
-        device = next(self.parameters()).device
-        with exact_float32(device):
-            return torch.cat([self(part.to(device)).cpu() for part in images.split(batch)])
+        return in_batches(self, images, batch)
 
     def forward(self, images: Float[Tensor, "n 3 H W"]) -> Float[Tensor, "n 2048"]:
         large = F.interpolate(images, size=(299, 299), mode="bilinear", align_corners=False)
         return self.network(2 * large - 1)
+
+
+@torch.no_grad()
+def in_batches(network: nn.Module, images: Float[Tensor, "n 3 H W"], batch: int) -> Float[Tensor, "n F"]:
+    """What a network makes of images in [0,1], so many at a time, in exact float32, on the CPU."""
+    check_unit_range(images)
+    device = next(network.parameters()).device
+    with exact_float32(device):
+        return torch.cat([network(part.to(device)).cpu() for part in images.split(batch)])
 
 
 def _inception_file(weights: str | Path | None, download: bool) -> Path:
