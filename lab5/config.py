@@ -113,7 +113,7 @@ class Stage1Config(TrainConfig):
     autoencoder_share: float = setting(0.2, "first share of the steps without quantisation", least=0, most=1)
     beta: float = setting(0.25, "weight of the commitment term", least=0)
     code_decay: float = share(0.99, "of the codes' moving average")
-    perceptual: float = setting(0.0, "weight of a distance between features; toy cats only", least=0)
+    perceptual: float = setting(0.0, "weight of a distance between maps of a network that knows such images", least=0)
     adversarial: float = setting(0.0, "weight of a critic that learns along", least=0)
 
 
@@ -147,6 +147,18 @@ class ClassifierConfig(TrainConfig):
 
 
 @dataclass(frozen=True)
+class RefinerConfig(TrainConfig):
+    """Training of the network that corrects filled holes with a view of the known pixels."""
+
+    steps: int = count(0, "steps of the optimiser; 0 = no refiner", least=0)
+    batch: int = count(16, "images at a time")
+    warmup: int = count(50, "steps in which the learning rate rises", least=0)
+    ema: float = share(0.998, "decay of the averaged weights; 0 = off")
+    amp: str = setting("off", "mixed precision", choices=("bf16", "fp16", "off"))
+    perceptual: float = setting(0.5, "weight of a distance between maps, as in stage1", least=0)
+
+
+@dataclass(frozen=True)
 class DecodeConfig:
     """Iterative decoding; the defaults are MaskGIT's rule, on the grey hole and in the one pass of the lab."""
 
@@ -168,7 +180,8 @@ class DecodeConfig:
     hints: bool = setting(False, "show what is visible of half-hidden tokens to a transformer that learned to use it")
     evidence: float = setting(0.0, "weight of the visible pixels of half-hidden tokens; 0 = they are unseen", least=0)
     passes: int = count(1, "2 = once more, from the visible pixels together with the first result")
-    paste: str = setting("none", "known pixels over the result", choices=("none", "hard", "blurred", "poisson"))
+    paste: str = setting("none", "known pixels over the result",
+                         choices=("none", "hard", "blurred", "poisson", "refined"))
     batch: int = count(32, "images at a time; it does not change them")
     amp: str = setting("off", "precision of the transformer, on a GPU bf16 or fp16", choices=("bf16", "fp16", "off"))
     temperature_end: float = setting(-1.0, "of the codes at step T, reached in a line; below 0 = as at the first")
@@ -210,6 +223,7 @@ class Config:
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     stage1: Stage1Config = field(default_factory=Stage1Config)
     stage2: Stage2Config = field(default_factory=Stage2Config)
+    refiner: RefinerConfig = field(default_factory=RefinerConfig)
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     study: StudyConfig = field(default_factory=StudyConfig)
@@ -244,7 +258,8 @@ def meanings() -> dict[str, Any]:
 def check_together(config: Config) -> None:
     """Refuse settings that contradict each other, before anything is trained or written."""
     vqgan, transformer, decode = config.vqgan, config.transformer, config.decode
-    images = {"stage1": config.data.train, "stage2": config.data.train, "classifier": config.classifier.images}
+    images = dict.fromkeys(("stage1", "stage2", "refiner"), config.data.train)
+    images["classifier"] = config.classifier.images
     for name, n in images.items():
         stage: TrainConfig = getattr(config, name)
         if len(stage.betas) != 2:

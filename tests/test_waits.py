@@ -84,7 +84,7 @@ def test_a_step_of_stage_one_waits_once(gpu, amp):
     config = replace(CONFIG.stage1, steps=5, batch=4, warmup=1, amp=amp, autoencoder_share=0.2)
 
     def objective(device):
-        perceptual = PerceptualDistance(ToyFeatures(CLASSES, 8).body[:3])
+        perceptual = PerceptualDistance([ToyFeatures(CLASSES, 8).body[:3]])
         judges = {"perceptual": (0.1, perceptual), "adversarial": (0.1, PatchCritic())} if amp == "off" else {}
         return VQGANObjective(IMAGES[:8], TINY_VQGAN, config, seed=0, judges=judges)
 

@@ -148,8 +148,9 @@ def _report(parser: ArgumentParser) -> None:
 
 
 def _train(parser: ArgumentParser) -> None:
-    _add(parser, "--stage", None, "what to train; transformer and classifier need the vqgan, which comes before them "
-         "(default: all)", choices=("vqgan", "transformer", "classifier", "all"), default="all")  # fmt: skip
+    _add(parser, "--stage", None, "what to train, and what comes before it: the vqgan, before the refiner the "
+         "transformer too (default: all)", default="all",
+         choices=("vqgan", "transformer", "refiner", "classifier", "all"))  # fmt: skip
     _add(parser, "--vqgan", "FILE", "a trained stage one, such as the course's VQGAN.pt (default: it is trained here)")
     _add(parser, "--out", "FOLDER", "copy the networks there, with training.json (default: they stay in data/runs)")
     _add(parser, "--log", "FOLDER", "also write losses and learning rates there, for TensorBoard, or Weights & Biases "
@@ -180,8 +181,8 @@ def _inpaint(parser: ArgumentParser) -> None:
     _add(parser, "--show-steps", "N", "of the first N images (all without N) also mask_scheduling/test_X.png, the "
          "masked tokens after every step in black, and imga/test_X.png, the input and the picture after every step "
          "(default: none)", nargs="?", const=None, default=0)  # fmt: skip
-    _add(parser, "--paste", "NAME", "= decode.paste: known pixels back over the result, hard, blurred or poisson, in "
-         "test_results_pasted; the lab forbids it for the images that it scores (default: none)")  # fmt: skip
+    _add(parser, "--paste", "NAME", "= decode.paste: known pixels back over the result, hard, blurred, poisson or "
+         "refined, in test_results_pasted; the lab forbids it for what it scores (default: none)")  # fmt: skip
     lab = _lab(parser, INPAINT)
     _add(lab, "--load-transformer-ckpt-path", "FILE", "= --transformer", dest="transformer", default=SUPPRESS)
     _add(lab, "--test-maskedimage-path", "FOLDER", "the test images, with --test-mask-path, in place of --data's; left "
@@ -197,8 +198,9 @@ def _fid(parser: ArgumentParser) -> None:
     parser.add_argument("first", nargs="?", metavar="FIRST", help="a set, such as the results (no default)")
     parser.add_argument("second", nargs="?", metavar="SECOND", help="the reference, whose features stay in data/cache")
     _add(parser, "--features", None, "Inception, which alone makes it FID; imagenet: EfficientNet-Lite0, for "
-         "photographs without Inception's weights; or the toy-attribute classifier (default: inception)",
-         choices=("inception", "imagenet", "toy"), default="inception")  # fmt: skip
+         "photographs without Inception's weights, imagenet-lite1: a second judge; or the toy-attribute classifier "
+         "(default: inception)", default="inception",
+         choices=("inception", "imagenet", "imagenet-lite1", "toy"))  # fmt: skip
     _add(parser, "--weights", "FILE", "Inception's (default: what LAB5_INCEPTION_WEIGHTS names or torch hub has)")
     _add(parser, "--download", "", "fetch the Inception weights if they are nowhere (default: refuse)")
     _add(parser, "--n", "N", "only the first N images of each set (default: all)")

@@ -96,7 +96,7 @@ def open_network(features: str, weights: Path | None = None, download: bool = Fa
             raise FileNotFoundError(f"{error}; --features imagenet needs no download, and is not FID") from error
     if weights is not None or download:
         raise ValueError(f"--weights and --download are for --features inception; those of {features} are installed")
-    return load_classifier() if features == "toy" else ImageNetFeatures()
+    return load_classifier() if features == "toy" else ImageNetFeatures(int(features == "imagenet-lite1"))
 
 
 # --- the numbers ------------------------------------------------------------------------------------------------

@@ -22,10 +22,9 @@ from lab5.cli.tables import Picture, to_image
 from lab5.cli.train import Networks, choose_pair, learned_from
 from lab5.config import SEEDS, Config, DecodeConfig
 from lab5.data.dataset import Dataset, open_masked
-from lab5.data.holes import paste_known
 from lab5.data.toycats import random_holes
 from lab5.decoder import DecodeStep
-from lab5.inpainting.fill import baselines, decode_holes, to_pictures
+from lab5.inpainting.fill import baselines, decode_holes, keep_known, to_pictures
 from lab5.inpainting.pair import Pair
 from lab5.scoring.classifier import get_features
 from lab5.scoring.scores import Scorer
@@ -146,7 +145,7 @@ def _fill(pair: Pair, data: Dataset, n: int, decoding: Iterator[DecodeStep], dec
     states = [(state.masked.cpu(), state.filled.cpu()) for state in steps]
     masked, tokens = (torch.stack(parts) for parts in zip(*states, strict=True))
     plain = to_pictures(pair.tokenizer, tokens[-1], images, holes, plan)
-    pictures = paste_known(plain, images, holes, decode.paste)
+    pictures = keep_known(pair.tokenizer, plain, images, holes, decode.paste)
     pasted = "" if decode.paste == "none" else f"known pixels pasted back ({decode.paste}): not by the lab's rule"
     return Filled(images, holes, data.numbers[:n], masked, tokens, plan, plain, pictures, pasted)
 

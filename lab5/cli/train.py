@@ -19,7 +19,7 @@ from lab5.cli.datasets import check_training, get_dataset
 from lab5.config import Config
 from lab5.data.dataset import Dataset
 from lab5.data.toycats import render
-from lab5.inpainting.pair import Pair, load_pair
+from lab5.inpainting.pair import Pair, load_pair, make_pair
 from lab5.inpainting.tokenizer import Tokenizer, reconstruction_psnr_db
 from lab5.masking import read_masking
 from lab5.objectives import validate
@@ -36,7 +36,7 @@ from lab5.training.session import Given, Training, logged
 
 
 def train(config: Config, stage: str, out: Path | None, vqgan: Path | None, log: Path | None) -> None:
-    """Train the "vqgan", with it the "transformer" or the "classifier", or "all"; or find them trained.
+    """Train the "vqgan", with it the "transformer", both and the "refiner", the "classifier", or "all"; or find them.
 
     A `vqgan` that is given takes the place of the one that would be trained. Each is measured on images it has not
     seen. With `out` the files are copied there at the end, all together; `log` is as in `watched`. For photographs
@@ -44,8 +44,9 @@ def train(config: Config, stage: str, out: Path | None, vqgan: Path | None, log:
     """
     ranks = here()
     _check_training(config, stage, vqgan)
-    for name, stages in {"stage2": ("transformer", "all"), "classifier": ("classifier", "all")}.items():
-        if stage in stages:  # stage one may be trained already
+    of_stage = {"stage2": ("transformer", "refiner"), "refiner": ("refiner",), "classifier": ("classifier",)}
+    for name, stages in of_stage.items():
+        if stage in (*stages, "all") and getattr(config, name).steps:  # stage one may be trained already
             ranks.share(getattr(config, name).accumulate, f"{name}.accumulate")
     given = None if vqgan is None else networks.given_vqgan(config, vqgan)
     if out is not None:
@@ -57,8 +58,11 @@ def train(config: Config, stage: str, out: Path | None, vqgan: Path | None, log:
     log = log if ranks.first else None
     trained = [watched(networks.train_vqgan(config, data), log) if given is None else given]
     tokenizer = Tokenizer(trained[0].model)
-    if stage in ("transformer", "all"):
+    if stage in ("transformer", "refiner", "all"):
         trained.append(watched(networks.train_transformer(config, data, tokenizer), log))
+    if stage == "refiner" or stage == "all" and config.refiner.steps:
+        pair = make_pair(tokenizer, trained[1].model, "trained")
+        trained.append(watched(networks.train_refiner(config, data, pair), log))
     if stage == "classifier" or stage == "all" and data.attributes:
         trained.append(watched(networks.train_classifier(config, tokenizer), log))
     if not ranks.first:
@@ -76,6 +80,9 @@ def _quality(training: Training | Given, config: Config, data: Dataset, tokenize
     """Of a trained network, on images that it has not seen."""
     if training.name == "vqgan":
         return {"val_psnr_db": reconstruction_psnr_db(tokenizer.vqgan, data.val), "n": len(data.val)}
+    if training.name == "refiner":
+        best = [step.metrics["val_hole_psnr_db"] for step in training.history if "val_hole_psnr_db" in step.metrics]
+        return {"val_hole_psnr_db": best[-1], "n": min(128, len(data.val))}
     if training.name == "classifier":
         return attribute_accuracy(training.model)
     tokens, *rest = networks.validation(tokenizer, data, bool(config.transformer.hints))
@@ -85,10 +92,12 @@ def _quality(training: Training | Given, config: Config, data: Dataset, tokenize
 
 def _check_training(config: Config, stage: str, vqgan: Path | None) -> None:
     """What would otherwise be refused only when the stages before it are trained."""
+    if stage == "refiner" and not config.refiner.steps:
+        raise ValueError(f"profile {config.profile} has no refiner: --set refiner.steps=N trains one in N steps")
     if vqgan is not None and stage == "vqgan":
         raise ValueError("--stage vqgan trains stage one, and --vqgan says that it is trained already: give one")
     checks = {f"{name}.schedule": partial(learning_rate, getattr(config, name), 1)
-              for name in ("stage1", "stage2", "classifier")}  # fmt: skip
+              for name in ("stage1", "stage2", "refiner", "classifier")}  # fmt: skip
     checks["stage2.masking"] = partial(read_masking, config.stage2.masking)
     for setting, check in checks.items():
         try:

@@ -16,6 +16,7 @@ from lab5.data.holes import dilate, fill_holes, paste_known
 from lab5.decoder import DecodeStep, ask
 from lab5.inpainting.answers import Answer, Remembering
 from lab5.inpainting.pair import Pair
+from lab5.inpainting.refiner import refine
 from lab5.inpainting.tokenizer import Tokenizer
 from lab5.runtime.machine import oom_hint
 from lab5.runtime.transfers import Noise, places, sent
@@ -184,7 +185,27 @@ def to_pictures(
         together = paste_known(pictures, images, holes, "poisson")
         filled = torch.where(unknown, tokenizer.encode(together), filled)
         pictures = tokenizer.decode(filled)
-    return paste_known(pictures, images, holes, decoding.paste)
+    return keep_known(tokenizer, pictures, images, holes, decoding.paste)
+
+
+def keep_known(
+    tokenizer: Tokenizer,
+    pictures: UInt8[Tensor, "n 3 64 64"],
+    images: UInt8[Tensor, "n 3 64 64"],
+    holes: Bool[Tensor, "n 64 64"],
+    paste: str,
+) -> UInt8[Tensor, "n 3 64 64"]:
+    """`paste_known`, and with "refined" the refiner's hole in its "poisson". Raises ValueError where there is none."""
+    if paste != "refined":
+        return paste_known(pictures, images, holes, paste)
+    if tokenizer.refiner is None:
+        raise ValueError("decode.paste = refined needs a refiner, which these networks come without: take poisson")
+    return refine(tokenizer.refiner, paste_known(pictures, images, holes, "poisson"), holes)
+
+
+def best_paste(tokenizer: Tokenizer) -> str:
+    """What keeps known pixels best with these networks."""
+    return "poisson" if tokenizer.refiner is None else "refined"
 
 
 def baselines(

@@ -38,8 +38,14 @@ class Scores(NamedTuple):
 
 def psnr_db(images: UInt8[Tensor, "n 3 64 64"], truth: UInt8[Tensor, "n 3 64 64"]) -> float:
     """Peak signal-to-noise ratio over all pixels of all images together."""
-    everywhere = torch.ones(len(images), *images.shape[2:], dtype=torch.bool)
-    return _decibels(_errors(images, truth, everywhere), everywhere.sum((1, 2)))
+    return hole_psnr_db(images, truth, torch.ones(len(images), *images.shape[2:], dtype=torch.bool))
+
+
+def hole_psnr_db(
+    images: UInt8[Tensor, "n 3 64 64"], truth: UInt8[Tensor, "n 3 64 64"], holes: Bool[Tensor, "n 64 64"]
+) -> float:
+    """Peak signal-to-noise ratio over the missing pixels of all images together."""
+    return _decibels(_errors(images, truth, holes), holes.sum((1, 2)))
 
 
 def _errors(images: Tensor, truth: Tensor, holes: Tensor) -> Float[Tensor, " n"]:

@@ -19,7 +19,7 @@ from lab5.config import DecodeConfig
 from lab5.data.dataset import Dataset
 from lab5.data.toycats import random_holes
 from lab5.gamma import SCHEDULES
-from lab5.inpainting.fill import decode_holes, inpaint_images, to_pictures
+from lab5.inpainting.fill import best_paste, decode_holes, inpaint_images, to_pictures
 from lab5.inpainting.pair import Pair
 from lab5.samplers import CODES, ORDERS
 from lab5.show.figures import decode_grid
@@ -134,8 +134,9 @@ class _Controls:
     def refill(self) -> None:
         """Decode, and show the result with the time that it took; or what is wrong in its place."""
         changes = {name: widget.value for name, widget in self.settings.items()}
+        paste = best_paste(self.game.pair.tokenizer) if self.paste.value else "none"
         changes["stop_at"] = min(changes["stop_at"], changes["steps"])
-        self.game.decode = replace(self.game.decode, **changes, paste="poisson" if self.paste.value else "none")
+        self.game.decode = replace(self.game.decode, **changes, paste=paste)
         began = time.monotonic()
         try:
             scrubber = self.game.fill(self.samples.value)

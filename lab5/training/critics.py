@@ -3,6 +3,8 @@
 Each is called with (pictures, images), both in normalised units, and returns a loss for whoever made the pictures.
 """
 
+from collections.abc import Iterable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -14,22 +16,21 @@ MEMORY = ("step", "exp_avg", "exp_avg_sq")  # of AdamW, for each parameter
 
 
 class PerceptualDistance(nn.Module):
-    """Mean squared difference of unit-length activations after each activation function of a frozen network.
+    """Mean squared difference of the unit-length maps after each stage of a frozen network, summed over its stages.
 
-    LPIPS without its learned weights (Zhang et al. 2018). `layers` takes images in [-1,1].
+    LPIPS without its learned weights (Zhang et al. 2018). The first of `stages` takes images in [-1,1].
     """
 
-    def __init__(self, layers: nn.Sequential):
+    def __init__(self, stages: Iterable[nn.Module]):
         super().__init__()
-        self.layers = layers.eval().requires_grad_(False)
+        self.stages = nn.ModuleList(stages).eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
     def forward(self, pictures: Float[Tensor, "B 3 H W"], images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, ""]:
         a, b = (2 * denormalise(x.float()) - 1 for x in (pictures, images))
         total = a.new_zeros(())
-        for layer in self.layers:
-            a, b = layer(a), layer(b)
-            if isinstance(layer, nn.ReLU | nn.SiLU):
-                total = total + (F.normalize(a, dim=1) - F.normalize(b, dim=1)).square().sum(1).mean()
+        for stage in self.stages:
+            a, b = stage(a), stage(b)
+            total = total + (F.normalize(a, dim=1) - F.normalize(b, dim=1)).square().sum(1).mean()
         return total
 
 

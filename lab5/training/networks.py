@@ -1,4 +1,4 @@
-"""The networks of a run, each trained once and from then on found on disk: VQGAN, transformer, classifier.
+"""The networks of a run, each trained once and from then on found on disk: VQGAN, transformer, refiner, classifier.
 
 The functions `train_...` give a `Training`: iterate it to train, or to learn that it is done already. `open_pair`
 gives the two networks that a notebook decodes with, and says where they are from.
@@ -24,13 +24,17 @@ from lab5.data.holes import fill_holes
 from lab5.data.layouts import dataset_root, split_holes
 from lab5.data.toycats import ATTRIBUTES, random_holes, render
 from lab5.inpainting.pair import Pair, load_pair, make_pair, weights_digest
+from lab5.inpainting.refiner import Refiner, load_refiner, refine, save_refiner
 from lab5.inpainting.tokenizer import Tokenizer, reconstruction_psnr_db
 from lab5.objectives import MVTMObjective, VQGANObjective, validate
 from lab5.runtime.files import load_meta
 from lab5.runtime.folders import data_folder, pretrained_folder
 from lab5.runtime.ranks import here
 from lab5.scoring.classifier import AttributeObjective, ToyFeatures, load_classifier, save_classifier
+from lab5.scoring.imagenet import early_stages
+from lab5.scoring.scores import hole_psnr_db
 from lab5.training.critics import PatchCritic, PerceptualDistance
+from lab5.training.refining import RefinerObjective, painted
 from lab5.training.session import Given, Kind, Training
 from lab5.transformer import BidirectionalTransformer
 from lab5.vqgan import VQGAN
@@ -49,15 +53,9 @@ def train_vqgan(config: Config, data: Dataset) -> Training | Given:
         settings["codes"] = "follow at the end of a step"
     if stage.adversarial and here().world > 1:
         raise ValueError("stage1.adversarial trains a critic batch after batch, as only one process can: set it to 0")
-    perceptual = None
-    if stage.perceptual:
-        if not data.attributes:
-            raise ValueError("stage1.perceptual needs a network to judge with, and there is none for this dataset")
-        perceptual = PerceptualDistance(load_classifier().body[:9])  # its three finest maps
-        settings["judge"] = weights_digest(perceptual)
+    judges = _judges(stage.perceptual, data, settings)
 
     def objective() -> VQGANObjective:
-        judges = {"perceptual": (stage.perceptual, perceptual)} if perceptual else {}
         if stage.adversarial:
             judges["adversarial"] = (stage.adversarial, PatchCritic())
         return VQGANObjective(data.train, config.vqgan, stage, config.seed, judges)
@@ -72,6 +70,16 @@ def train_vqgan(config: Config, data: Dataset) -> Training | Given:
         best_by="val_psnr_db",
     )
     return Training(kind, stage, settings, seed=config.seed, device=config.device)
+
+
+def _judges(weight: float, data: Dataset, settings: dict[str, Any]) -> dict[str, tuple[float, nn.Module]]:
+    """With a weight, the perceptual distance by a network that knows such images; `settings` get its hash."""
+    if not weight:
+        return {}
+    toys = load_classifier().body if data.attributes else ()
+    judge = PerceptualDistance([toys[i : i + 3] for i in (0, 3, 6)] if toys else early_stages())
+    settings["judge"] = weights_digest(judge)
+    return {"perceptual": (weight, judge)}
 
 
 def given_vqgan(config: Config, file: Path) -> Given:
@@ -166,6 +174,33 @@ def training_holes(config: Config) -> Tensor:
     return random_holes(1_000_000 + config.seed, min(4096, config.data.train))
 
 
+def train_refiner(config: Config, data: Dataset, pair: Pair) -> Training:
+    """What corrects the pair's fills, on those of training images with known pixels kept."""
+    n, val = len(data.train), data.val[:128]
+    some = training_holes(config)
+    holes = torch.cat([some, some.flip(2)]).repeat(-(-n // (2 * len(some))), 1, 1)[:n]
+    val_holes = random_holes(VAL_HOLES, len(val))
+    settings = {"pair": pair.weights, "data": data.fingerprint, "decode": dataclasses.asdict(config.decode)}
+    judges = _judges(config.refiner.perceptual, data, settings)
+    val_painted = cache(lambda: painted(pair, val, val_holes, config.decode, config.seed))
+
+    def objective() -> RefinerObjective:
+        with here().in_turn():
+            fills = painted(pair, data.train, holes, config.decode, config.seed)
+        return RefinerObjective(fills, data.train, holes, config.refiner, config.seed, judges)
+
+    kind = Kind(
+        "refiner",
+        build=Refiner,
+        objective=objective,
+        save=partial(save_refiner, dataset=name_of(data)),
+        load=load_refiner,
+        check=lambda model: {"val_hole_psnr_db": hole_psnr_db(refine(model, val_painted(), val_holes), val, val_holes)},
+        best_by="val_hole_psnr_db",
+    )
+    return Training(kind, config.refiner, settings, seed=config.seed, device=config.device)
+
+
 def train_classifier(config: Config, tokenizer: Tokenizer | None = None) -> Training:
     """The attribute classifier, on cats whose halves differ and on ordinary ones, from seeds of their own.
 
@@ -207,7 +242,10 @@ def open_pair(config: Config, data: Dataset, weights: str = "pretrained") -> Pai
         return load_pair(config, folder / "vqgan.safetensors", folder / "transformer.safetensors", weights)
     if weights == "trained":
         tokenizer = Tokenizer(_trained(train_vqgan(config, data)))
-        return make_pair(tokenizer, _trained(train_transformer(config, data, tokenizer)), weights)
+        pair = make_pair(tokenizer, _trained(train_transformer(config, data, tokenizer)), weights)
+        if config.refiner.steps:
+            tokenizer.refiner = _trained(train_refiner(config, data, pair))
+        return pair
     raise ValueError(f"weights must be 'pretrained' or 'trained', not {weights!r}")
 
 

