@@ -79,7 +79,7 @@ PROFILES: dict[str, Config] = {
         data=DataConfig(train=12000, val=1024, test=747),
         vqgan=SMALL_VQGAN,
         transformer=SMALL_TRANSFORMER,
-        stage1=Stage1Config(steps=2500, batch=16, lr=1e-3, warmup=100, amp="off", ema=0.998, perceptual=0.5),
+        stage1=Stage1Config(steps=3500, batch=16, lr=1e-3, warmup=100, amp="off", ema=0.998, perceptual=0.5),
         stage2=Stage2Config(steps=3000, batch=32, lr=1e-3, warmup=100, amp="off", ema=0.998),
         refiner=RefinerConfig(steps=3000),
         decode=INPAINTING,
