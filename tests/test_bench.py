@@ -19,12 +19,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms.functional import to_pil_image
 
 from bench import __main__ as command
-from bench import cost, day, inpainting, loading, naive, scaling, scoring, training, waits
+from bench import cost, day, inpainting, loading, naive, scaling, scoring, training, waits, worth
 from bench.measure import Compared, bf16_pays, copy_bandwidth, device_name, interleaved, matmul_peak, peak_memory
 from bench.plans import FULL, QUICK
 from bench.rows import Figure, Parity, compared, describe, write_json
 from lab5.config import DecodeConfig, TransformerConfig, VQGANConfig
-from lab5.data.dataset import normalise, token_mask
+from lab5.data.dataset import get_dataset, normalise, token_mask
 from lab5.data.holes import fill_holes
 from lab5.data.toycats import random_holes, render
 from lab5.fid import frechet_distance
@@ -406,3 +406,27 @@ def test_the_day_names_its_parts_and_says_where_there_is_no_gpu(tmp_path):
     assert "there is no part 'everything', but tests, bench, lab, study and pair" in runs[0].stderr
     assert "there is no GPU that torch can use; --rehearse goes without" in runs[1].stderr
     assert not (tmp_path / "out" / "pair.json").exists()
+
+
+# --- what the parts are worth ---------------------------------------------------------------------------------------
+
+
+def test_every_training_has_its_time_and_every_row_its_judges(tmp_path, monkeypatch, capsys):
+    """With next to no time each still takes TRIED steps; both tables have one row for each way."""
+    monkeypatch.setenv("LAB5_DATA", str(tmp_path))
+    sizes = {"data.train": 16, "data.val": 6, "data.test": 4}
+    few = {f"stage{i}.{name}": 4 for i in (1, 2) for name in ("steps", "batch")}
+    config = configure("smoke", device="cpu", **sizes, **few)
+    config = replace(config, refiner=replace(config.refiner, batch=4))
+    photographs = replace(get_dataset(config), attributes={})
+    first = list(worth.stage_one(config, photographs, seconds=0.01, n=4))
+    assert [row["steps"] for row in first] == [worth.TRIED] * 3 and all(row["CPU s"] >= 0 for row in first)
+    assert first[0]["decoded, imagenet"] > first[0]["known kept, imagenet"] > 0
+    assert len({row["decoded, imagenet"] for row in first}) == 3, "three trainings"
+    second = list(worth.refiners(config, photographs, seconds=0.01, n=4))
+    classical, refined, ours, _ = second
+    assert classical["fill"] == "navier_stokes" and classical["steps"] is None and refined["steps"] == worth.TRIED
+    truth, holes = photographs.val[:4], random_holes(worth.VAL_HOLES, 6)[:4]
+    filled = fill_holes(truth, holes, "navier_stokes")
+    assert classical["hole PSNR (dB)"] == worth.hole_psnr_db(filled, truth, holes) != ours["hole PSNR (dB)"]
+    assert worth.main(["--data", "toycats"]) == 2 and "must name photographs" in capsys.readouterr().err

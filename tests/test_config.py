@@ -203,7 +203,7 @@ def test_the_choices_are_the_names_in_the_tables_that_they_are_of():
         (DecodeConfig, "codes"): CODES,
         (DecodeConfig, "order"): ORDERS,
         (DecodeConfig, "fill"): FILLS,
-        (DecodeConfig, "paste"): PASTES,
+        (DecodeConfig, "paste"): {*PASTES, "refined"},
         (DecodeConfig, "budget"): ("schedule", *BUDGETS),
         (StudyConfig, "schedules"): SCHEDULES,
         (Stage2Config, "loss"): LOSSES,

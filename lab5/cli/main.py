@@ -326,7 +326,7 @@ def _networks(args: Namespace) -> Any:
     from lab5.cli.train import Networks
     from lab5.pitfalls.fitting import parse_reading
 
-    return Networks(args.weights, lab_flags.stage_one(args), args.transformer, parse_reading(args.read))
+    return Networks(args.weights, lab_flags.stage_one(args), args.transformer, parse_reading(args.read), args.refiner)
 
 
 # --- the program ------------------------------------------------------------------------------------------------

@@ -163,6 +163,7 @@ class Networks(NamedTuple):
     vqgan: Path | None = None
     transformer: Path | None = None
     reading: Reading = Reading()  # of the transformer, where its file leaves something open
+    refiner: Path | None = None  # of the two files
 
 
 def choose_pair(config: Config, data: Dataset, chosen: Networks) -> Pair:
@@ -170,11 +171,13 @@ def choose_pair(config: Config, data: Dataset, chosen: Networks) -> Pair:
 
     Raises ValueError, before anything is trained, for photographs that networks of toy cats would fill.
     """
-    weights, vqgan, transformer, reading = chosen
+    weights, vqgan, transformer, reading, refiner = chosen
     if (vqgan is None) != (transformer is None):
         raise ValueError(
             "--vqgan and --transformer belong together: give both files, or neither; LAB5_VQGAN can name the vqgan"
         )
+    if refiner is not None and vqgan is None:
+        raise ValueError("--refiner belongs to the networks of --vqgan and --transformer: give all three")
     if reading != Reading() and (transformer is None or not is_pickle(existing_file(transformer))):
         raise ValueError("--read says how a PyTorch file of the lab's is read: give one as --transformer")
     if TOYS in learned_from(config, chosen) and not data.attributes:
@@ -189,6 +192,8 @@ def choose_pair(config: Config, data: Dataset, chosen: Networks) -> Pair:
         pair, notes = fit_reading(
             load_pair(config, vqgan, transformer, transformer.stem, reading), transformer, data, reading
         )
+        if refiner is not None:
+            pair.tokenizer.refiner = networks.given_refiner(refiner, pair).to(config.device)
         for note in notes:
             print(f"lab5: {note}", file=sys.stderr)
         return pair
@@ -200,7 +205,7 @@ def choose_pair(config: Config, data: Dataset, chosen: Networks) -> Pair:
 
 def learned_from(config: Config, chosen: Networks) -> list[str]:
     """The datasets that the chosen networks were trained on, by name, as far as that is known."""
-    weights, *files, _ = chosen
+    weights, *files = chosen[:3]
     if files[0] is None and weights == "pretrained":
         return [TOYS]
     names = [networks.learned_from(file) for file in files if file is not None]

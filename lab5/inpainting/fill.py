@@ -71,6 +71,8 @@ def decode_holes(
     """
     check(decoding, "decode")
     check_decoding(decoding)
+    if decoding.paste == "refined" and pair.tokenizer.refiner is None:
+        raise ValueError("decode.paste = refined needs a refiner, which these networks come without: take poisson")
     generators = [torch.Generator().manual_seed(seed * 1_000_003 + i) for i in range(len(images))]
     with oom_hint("decode.batch", decoding.batch):
         transformer, decodings = in_precision(pair.transformer, decoding.amp), []
@@ -195,11 +197,9 @@ def keep_known(
     holes: Bool[Tensor, "n 64 64"],
     paste: str,
 ) -> UInt8[Tensor, "n 3 64 64"]:
-    """`paste_known`, and with "refined" the refiner's hole in its "poisson". Raises ValueError where there is none."""
+    """`paste_known`, and with "refined" what the tokenizer's refiner makes of the hole after "poisson"."""
     if paste != "refined":
         return paste_known(pictures, images, holes, paste)
-    if tokenizer.refiner is None:
-        raise ValueError("decode.paste = refined needs a refiner, which these networks come without: take poisson")
     return refine(tokenizer.refiner, paste_known(pictures, images, holes, "poisson"), holes)
 
 

@@ -201,6 +201,14 @@ def train_refiner(config: Config, data: Dataset, pair: Pair) -> Training:
     return Training(kind, config.refiner, settings, seed=config.seed, device=config.device)
 
 
+def given_refiner(file: Path, pair: Pair) -> Refiner:
+    """A refiner that is trained already. Raises ValueError where it has learned from fills of another pair."""
+    refiner, learned = load_refiner(file), load_meta(file).get("settings", {}).get("pair", "")
+    if (theirs := learned.split()[-1:]) not in ([], pair.weights.split()[-1:]):
+        raise ValueError(f"{file} was trained on fills of the networks {theirs[0]}, not of these, {pair.weights}")
+    return refiner
+
+
 def train_classifier(config: Config, tokenizer: Tokenizer | None = None) -> Training:
     """The attribute classifier, on cats whose halves differ and on ordinary ones, from seeds of their own.
 

@@ -253,6 +253,10 @@ def test_refusals_come_before_anything_is_written(fill, tmp_path, job, sentence)
 def test_so_do_those_of_settings_that_nobody_has_checked_and_of_a_checkpoint(fill, networks, tmp_path):
     with pytest.raises(ValueError, match="decode.order must be one of confidence, .* not 'luck'"):
         fill(out=tmp_path / "out", decode={"order": "luck"})
+    with pytest.raises(ValueError, match="decode.paste = refined needs a refiner, which these networks come without"):
+        fill(out=tmp_path / "out", decode={"paste": "refined"})
+    with pytest.raises(ValueError, match="--refiner belongs to the networks of --vqgan and --transformer"):
+        fill(Networks(refiner=tmp_path / "refiner"), out=tmp_path / "out")
     other = TransformerConfig(13, width=16, layers=1, heads=2, hidden=16)
     checkpoint.save_transformer(tmp_path / "other", BidirectionalTransformer(other))
     with pytest.raises(ValueError, match="other predicts 13 codes, but .* has 12"):

@@ -14,6 +14,7 @@ from lab5.data.holes import fill_holes
 from lab5.data.toycats import ATTRIBUTES, random_holes
 from lab5.inpainting.fill import inpaint_images
 from lab5.inpainting.pair import load_pair
+from lab5.inpainting.refiner import load_refiner
 from lab5.inpainting.tokenizer import Tokenizer
 from lab5.objectives import VQGANObjective
 from lab5.profiles import configure
@@ -32,6 +33,7 @@ from lab5.training import networks as pipeline
 from lab5.training import session as training
 from lab5.training.networks import (
     VAL_HOLES,
+    given_refiner,
     open_pair,
     token_cache,
     train_classifier,
@@ -259,6 +261,15 @@ def test_a_profile_with_a_refiner_trains_it_on_the_pairs_own_fills_and_finds_it_
     monkeypatch.setattr(pipeline, "painted", never)
     again = open_pair(tiny(**REFINED), trained.data, "trained")
     assert_same_weights(again.tokenizer.refiner, run.model)
+
+
+def test_a_refiner_is_taken_for_the_pair_that_it_has_learned_from_and_no_other(trained, monkeypatch, tmp_path):
+    monkeypatch.setenv("LAB5_DATA", str(tmp_path))
+    file = train_refiner(tiny(**REFINED), trained.data, trained.pair).run().file
+    named_otherwise = trained.pair._replace(weights=f"mine {trained.pair.weights.split()[-1]}")
+    assert_same_weights(given_refiner(file, named_otherwise), load_refiner(file))
+    with pytest.raises(ValueError, match="refiner.safetensors was trained on fills of the networks .*, not of these"):
+        given_refiner(file, trained.pair._replace(weights="mine 0123456789ab"))
 
 
 def test_a_refiner_learns_from_fills_in_which_known_pixels_are_the_images(trained, monkeypatch, tmp_path):

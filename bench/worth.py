@@ -1,0 +1,171 @@
+"""What the parts of profile cats-cpu are worth at equal time: `python -m bench.worth --data lab5_dataset.zip`.
+
+Stage one with and without its judges; fills as they are and as a refiner corrects them that was trained on fills of
+their kind. Every training has the same CPU seconds, of one thread. Clean validation photographs are judged by the last
+layer of the network whose first blocks the perceptual loss reads, and by another network, of which no loss has seen
+anything.
+"""
+
+import sys
+import time
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lab5.cli.tables import print_table
+from lab5.config import Config, TrainConfig
+from lab5.data.dataset import Dataset, get_dataset
+from lab5.data.holes import fill_holes, paste_known
+from lab5.data.toycats import random_holes
+from lab5.fid import Features, frechet_distance, kid
+from lab5.inpainting.refiner import Refiner, refine
+from lab5.inpainting.tokenizer import Tokenizer
+from lab5.objectives import VQGANObjective
+from lab5.profiles import configure
+from lab5.scoring.imagenet import ImageNetFeatures, early_stages
+from lab5.scoring.scores import hole_psnr_db, psnr_db
+from lab5.trainer import Objective, fit
+from lab5.training.critics import PatchCritic, PerceptualDistance
+from lab5.training.networks import VAL_HOLES, open_pair, training_holes
+from lab5.training.refining import RefinerObjective, painted
+from lab5.vqgan import VQGAN
+
+PARTS = ("stage1", "refiner")
+TRIED = 8  # steps that are timed before a training
+CRITIC = 0.1  # weight of stage1.adversarial
+
+
+def judges() -> dict[str, Features]:
+    """By the name of their column; the second one where its package is installed."""
+    found: dict[str, Features] = {"imagenet": ImageNetFeatures()}
+    try:
+        found["imagenet-lite1"] = ImageNetFeatures(1)
+    except ImportError as error:
+        print(f"without the second judge: {error}", file=sys.stderr)
+    return found
+
+
+def stage_one(config: Config, data: Dataset, seconds: float, n: int) -> Iterator[dict[str, Any]]:
+    """A row for stage one with no judge, with the perceptual distance, and with a critic too."""
+    truth, holes = data.val[:n], random_holes(VAL_HOLES, len(data.val))[:n]
+    weight, referee = config.stage1.perceptual or 0.5, judges()
+    perceptual = {"perceptual": (weight, PerceptualDistance(early_stages()))}
+    tried: dict[str, Callable[[], dict]] = {
+        "no judge": dict,
+        f"perceptual {weight:g}": lambda: perceptual,
+        f"perceptual {weight:g}, critic {CRITIC:g}": lambda: perceptual | {"adversarial": (CRITIC, PatchCritic())},
+    }
+    for name, chosen in tried.items():
+
+        def begin(stage: TrainConfig, chosen: Callable = chosen) -> tuple[torch.nn.Module, Objective]:
+            torch.manual_seed(config.seed)
+            model = VQGAN(config.vqgan).to(memory_format=torch.channels_last)
+            return model, VQGANObjective(data.train, config.vqgan, stage, config.seed, chosen())
+
+        model, stage, spent = at_equal_time(begin, config.stage1, seconds)
+        tokenizer = Tokenizer(model)
+        pictures = tokenizer.decode(tokenizer.encode(truth))
+        kept = paste_known(pictures, truth, holes, "poisson")
+        row = {"stage one": name, "steps": stage.steps, "CPU s": round(spent), "PSNR (dB)": psnr_db(pictures, truth)}
+        yield (
+            row
+            | {f"decoded, {k}": v for k, v in distances(pictures, truth, referee).items()}
+            | {f"known kept, {k}": v for k, v in distances(kept, truth, referee).items()}
+        )
+
+
+def refiners(config: Config, data: Dataset, seconds: float, n: int) -> Iterator[dict[str, Any]]:
+    """Rows for fills as they are and as a refiner corrects them that was trained on fills of that kind alone."""
+    pair, referee = open_pair(replace(config, refiner=replace(config.refiner, steps=0)), data, "trained"), judges()
+    truth, val_holes = data.val[:n], random_holes(VAL_HOLES, len(data.val))[:n]
+    some = training_holes(config)
+    holes = some.repeat(-(-len(data.train) // len(some)), 1, 1)[: len(data.train)]
+    weight = config.refiner.perceptual or 0.5
+    perceptual = {"perceptual": (weight, PerceptualDistance(early_stages()))}
+    ways: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        "navier_stokes": lambda images, missing: fill_holes(images, missing, "navier_stokes"),
+        "the pair, one step": lambda images, missing: painted(pair, images, missing, config.decode, config.seed),
+    }
+    for name, way in ways.items():
+        before, fills = way(truth, val_holes), way(data.train, holes)
+
+        def begin(stage: TrainConfig, fills: Tensor = fills) -> tuple[torch.nn.Module, Objective]:
+            torch.manual_seed(config.seed)
+            model = Refiner().to(memory_format=torch.channels_last)
+            return model, RefinerObjective(fills, data.train, holes, stage, config.seed, perceptual)
+
+        model, stage, spent = at_equal_time(begin, config.refiner, seconds)
+        for label, pictures in {name: before, f"{name}, refined": refine(model, before, val_holes)}.items():
+            trained = {"steps": stage.steps, "CPU s": round(spent)} if pictures is not before else {}
+            row = {"fill": label} | (trained or {"steps": None, "CPU s": None})
+            yield (
+                row | {"hole PSNR (dB)": hole_psnr_db(pictures, truth, val_holes)} | distances(pictures, truth, referee)
+            )
+
+
+def at_equal_time(
+    begin: Callable[[TrainConfig], tuple[torch.nn.Module, Objective]], stage: TrainConfig, seconds: float
+) -> tuple[torch.nn.Module, TrainConfig, float]:
+    """A network trained for as many steps as fit into `seconds` of the CPU, its settings, and what it took."""
+    lengths = {}
+    for share in {getattr(stage, "autoencoder_share", 0.0), 0.0}:  # a plain autoencoder has no judges
+        plan = replace(stage, steps=TRIED, warmup=0)
+        if share:
+            plan = replace(plan, autoencoder_share=1.0)
+        elif hasattr(stage, "autoencoder_share"):
+            plan = replace(plan, autoencoder_share=0.0)
+        clock = [time.process_time() for _ in fit(*begin(plan), plan, seed=0)]
+        lengths[share] = (clock[-1] - clock[1]) / (TRIED - 2)  # the first step makes what stays
+    share = getattr(stage, "autoencoder_share", 0.0)
+    length = share * lengths[share] + (1 - share) * lengths[0.0]
+    steps = max(TRIED, round(seconds / length))
+    stage = replace(stage, steps=steps, warmup=min(stage.warmup, steps // 10))
+    model, objective = begin(stage)
+    began = time.process_time()
+    for step in fit(model, objective, stage, seed=0):
+        if step.step % 100 == 0:
+            print(f"    step {step.step} of {steps}, loss {step.loss:.3f}", file=sys.stderr, flush=True)
+    return model, stage, time.process_time() - began
+
+
+def distances(pictures: Tensor, truth: Tensor, referee: dict[str, Features]) -> dict[str, float]:
+    """The Fréchet distance on each judge's features, and the first one's KID of pairs."""
+    row = {}
+    for name, judge in referee.items():
+        features, reference = (judge.features(x.float() / 255) for x in (pictures, truth))
+        row[name] = frechet_distance(features, reference)
+        if name == "imagenet":
+            row["KID"] = kid(features, reference, paired=True)
+    return row
+
+
+def main(words: list[str] | None = None) -> int:
+    parser = ArgumentParser(prog="python -m bench.worth", description=__doc__.split("\n")[0])
+    parser.add_argument("--data", required=True, help="the lab's zip or folder, or any folder of photographs")
+    parser.add_argument("--profile", default="cats-cpu")
+    parser.add_argument("--seconds", type=float, default=300.0, help="of the CPU for each training (default: 300)")
+    parser.add_argument("--n", type=int, default=286, help="validation images (default: 286)")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+    args = parser.parse_args(words)
+    try:
+        config = configure(args.profile, device="cpu", **{"data.path": args.data})
+        data = get_dataset(config)
+        if data.attributes:
+            raise ValueError("--data must name photographs: toy cats have a network of their own to judge with")
+        torch.set_num_threads(1)
+        for part, rows in {"stage1": stage_one, "refiner": refiners}.items():
+            if part in args.only:
+                print_table(list(rows(config, data, args.seconds, min(args.n, len(data.val)))))
+        print(f"n = {min(args.n, len(data.val))} validation images, seed {config.seed}, profile {args.profile}, cpu")
+    except (ValueError, OSError) as error:
+        print(f"bench.worth: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
