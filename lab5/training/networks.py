@@ -34,7 +34,7 @@ from lab5.scoring.classifier import AttributeObjective, ToyFeatures, load_classi
 from lab5.scoring.imagenet import early_stages
 from lab5.scoring.scores import hole_psnr_db
 from lab5.training.critics import PatchCritic, PerceptualDistance
-from lab5.training.refining import RefinerObjective, painted
+from lab5.training.refining import RefinerObjective, in_one_step, painted
 from lab5.training.session import Given, Kind, Training
 from lab5.transformer import BidirectionalTransformer
 from lab5.vqgan import VQGAN
@@ -180,7 +180,8 @@ def train_refiner(config: Config, data: Dataset, pair: Pair) -> Training:
     some = training_holes(config)
     holes = torch.cat([some, some.flip(2)]).repeat(-(-n // (2 * len(some))), 1, 1)[:n]
     val_holes = random_holes(VAL_HOLES, len(val))
-    settings = {"pair": pair.weights, "data": data.fingerprint, "decode": dataclasses.asdict(config.decode)}
+    decode = dataclasses.asdict(in_one_step(config.decode))
+    settings = {"pair": pair.weights, "data": data.fingerprint, "decode": decode}
     judges = _judges(config.refiner.perceptual, data, settings)
     val_painted = cache(lambda: painted(pair, val, val_holes, config.decode, config.seed))
 

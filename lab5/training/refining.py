@@ -63,11 +63,19 @@ class RefinerObjective(nn.Module):
         return loss, metrics
 
 
+def in_one_step(decode: DecodeConfig) -> DecodeConfig:
+    """The settings with which fills to learn from are painted: known pixels kept, and all that takes time left out."""
+    return replace(
+        decode, schedule="one_shot", steps=1, stop_at=0, budget="schedule", remask=0.0, rounds=0, passes=1,
+        paste="poisson",
+    )  # fmt: skip
+
+
 def painted(
     pair: Pair, images: UInt8[Tensor, "n 3 64 64"], holes: Bool[Tensor, "n 64 64"], decode: DecodeConfig, seed: int
 ) -> UInt8[Tensor, "n 3 64 64"]:
-    """The images as the pair fills their holes in one step, known pixels kept; found on disk, once they were made."""
-    once = replace(decode, steps=1, stop_at=0, passes=1, paste="poisson", budget="schedule", remask=0.0, rounds=0)
+    """The images as the pair fills their holes `in_one_step`; found on disk, once they were made."""
+    once = in_one_step(decode)
     digest = hashlib.sha256(images.contiguous().numpy())
     digest.update(holes.contiguous().numpy())
 

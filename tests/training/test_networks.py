@@ -259,7 +259,8 @@ def test_a_profile_with_a_refiner_trains_it_on_the_pairs_own_fills_and_finds_it_
     run.run()
     assert {"absolute", "perceptual", "val_hole_psnr_db"} <= run.history[-1].metrics.keys()
     monkeypatch.setattr(pipeline, "painted", never)
-    again = open_pair(tiny(**REFINED), trained.data, "trained")
+    decoded_otherwise = {"decode.steps": 12, "decode.paste": "refined", "decode.schedule": "linear"}
+    again = open_pair(tiny(**REFINED, **decoded_otherwise), trained.data, "trained")
     assert_same_weights(again.tokenizer.refiner, run.model)
 
 
@@ -279,7 +280,7 @@ def test_a_refiner_learns_from_fills_in_which_known_pixels_are_the_images(traine
     fills = painted(trained.pair, images, holes, decode, seed=1)
     known = ~holes[:, None].expand_as(images)
     assert torch.equal(fills[known], images[known]) and not torch.equal(fills, images)
-    once = dataclasses.replace(decode, steps=1, passes=1, paste="poisson")
+    once = dataclasses.replace(decode, steps=1, schedule="one_shot", passes=1, paste="poisson")
     assert torch.equal(fills, inpaint_images(trained.pair, images, holes, once, 1)), "nothing of what a hole hides"
     monkeypatch.setattr("lab5.training.refining.inpaint_images", never)
     assert torch.equal(painted(trained.pair, images, holes, decode, seed=1), fills), "from the disk"
