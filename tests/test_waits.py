@@ -8,11 +8,12 @@ import torch
 from stubs import Blocks, cats, untrained_pair
 
 from bench.standin import stand_in_gpu
-from lab5.config import DecodeConfig
+from lab5.config import DecodeConfig, RefinerConfig
 from lab5.data.dataset import token_mask
 from lab5.data.holes import fill_holes
 from lab5.data.toycats import ATTRIBUTES, random_holes, render
 from lab5.inpainting.fill import decode_holes, in_precision, inpaint_images, prepare
+from lab5.inpainting.refiner import Refiner
 from lab5.inpainting.tokenizer import Tokenizer
 from lab5.objectives import MVTMObjective, VQGANObjective, validate
 from lab5.profiles import INPAINTING, configure
@@ -23,6 +24,7 @@ from lab5.study.run import Plan, run_study
 from lab5.study.tables import predictions
 from lab5.trainer import fit
 from lab5.training.critics import PatchCritic, PerceptualDistance
+from lab5.training.refining import RefinerObjective
 from lab5.transformer import BidirectionalTransformer
 from lab5.vqgan import VQGAN
 
@@ -91,6 +93,18 @@ def test_a_step_of_stage_one_waits_once(gpu, amp):
     cpu, there, counts = losses(gpu, lambda: VQGAN(TINY_VQGAN), objective, config, warm=2)
     assert there == pytest.approx(cpu, rel=1e-4 if amp == "off" else 0.1)
     assert [waits for waits, _ in counts] == [1, 1, 1] and max(transfers for _, transfers in counts) <= 3
+
+
+def test_a_step_of_the_refiner_waits_once(gpu):
+    config = RefinerConfig(steps=4, batch=4, warmup=1)
+
+    def objective(device):
+        judges = {"perceptual": (0.1, PerceptualDistance([ToyFeatures(CLASSES, 8).body[:3]]))}
+        return RefinerObjective(IMAGES[:8].flip(2), IMAGES[:8], random_holes(4, 8), config, 0, judges)
+
+    cpu, there, counts = losses(gpu, lambda: Refiner((8, 8, 8)), objective, config, warm=1)
+    assert there == pytest.approx(cpu, rel=1e-4)
+    assert [waits for waits, _ in counts] == [1, 1, 1] and max(transfers for _, transfers in counts) <= 4
 
 
 @pytest.mark.parametrize(("loss", "amp"), [("masked", "off"), ("all", "off"), ("masked", "bf16"), ("masked", "fp16")])
