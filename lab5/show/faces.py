@@ -81,7 +81,8 @@ def keep_faces(
         shown(place) | {"left": ("ours", "classical")[side]}
         for place, side in zip(scorer.places[order].tolist(), left, strict=True)
     ]
-    kept = {"ours": ours, "classical": classical, "faces": faces, "pairs": pairs}
+    refined = decoding.paste == "refined"
+    kept = {"ours": ours, "classical": classical, "refined": refined, "faces": faces, "pairs": pairs}
     write(folder / FILE, json.dumps(kept).encode())
 
 

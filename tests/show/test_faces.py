@@ -56,6 +56,7 @@ def test_faces_are_those_with_most_of_the_eyes_hidden_with_known_pixels_kept_and
 ):
     found, scored = kept(tmp_path, data)
     faces, hidden = found["faces"], hidden_of_eyes(data.holes)
+    assert not found["refined"], "as DECODING says, which the pages repeat"
     assert len(faces) == FACES and [face["hidden"] for face in faces] == sorted(hidden.tolist())[::-1][:FACES]
     assert {face["truth"] is None for face in faces} == {True, False}
     for face in faces:
