@@ -264,7 +264,7 @@ def check_together(config: Config) -> None:
         stage: TrainConfig = getattr(config, name)
         if len(stage.betas) != 2:
             raise ValueError(f"{name}.betas must be two values, not {stage.betas}")
-        if stage.batch > n:
+        if stage.steps and stage.batch > n:
             raise ValueError(f"{name}.batch = {stage.batch} is more than the {n} images that there are to train on")
     widths = flat((vqgan.stem, vqgan.encoder, vqgan.middle, vqgan.decoder))
     if vqgan.groups and (odd := [width for width in widths if width % vqgan.groups]):

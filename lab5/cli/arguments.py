@@ -84,7 +84,7 @@ def parser() -> ArgumentParser:
          "pretrained)", choices=("pretrained", "trained"), default="pretrained")  # fmt: skip
     _add(pair, "--vqgan", "FILE", "stage one, of lab5 or the course's VQGAN.pt (default: what LAB5_VQGAN names)")
     _add(pair, "--transformer", "FILE", "stage two, of lab5 or of the lab, in place of those weights (default: none)")
-    _add(pair, "--refiner", "FILE", "what was trained on fills of these two files, for --paste refined (default: none)")
+    _add(pair, "--refiner", "FILE", "trained on fills of those two files, for decode.paste=refined (default: none)")
     _add_read(pair)
 
     def command(name: str, parent: ArgumentParser, short: str, about: str) -> ArgumentParser:

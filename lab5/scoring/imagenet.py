@@ -31,11 +31,12 @@ class ImageNetFeatures(nn.Module):
     `folded` lays the network out for speed, as Inception's is. That is the same function, twice as fast on a CPU.
     """
 
+    score_name = "Fréchet distance on ImageNet features (EfficientNet-Lite0)"
     version = 1  # counts up whenever the features of an image would come out differently
 
     def __init__(self, lite: int = 0, *, folded: bool = True):
         super().__init__()
-        self.score_name = f"Fréchet distance on ImageNet features (EfficientNet-Lite{lite})"
+        self.score_name = self.score_name.replace("Lite0", f"Lite{lite}")
         self.side = SIDES[lite]
         self.network, self.weights_hash = _efficientnet(lite)
         if folded:

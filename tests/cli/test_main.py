@@ -398,12 +398,12 @@ def test_inpaint_passes_on_its_arguments(monkeypatch):
     monkeypatch.setattr(inpainting, "inpaint", asked := Mock())
     words = "--split val --n 3 --partial 0.5 --seed 5 --out there --show-steps 2 --overwrite --paste hard"
     pair = "--test-maskedimage-path a --test-mask-path b --weights trained --vqgan v.pt --transformer t.pt"
-    pair += " --read rows=h3d --read heads=8"
+    pair += " --read rows=h3d --read heads=8 --refiner r"
     assert main(["inpaint", *TINY, *f"{words} {pair}".split()]) == 0
     config, job, networks = asked.call_args.args
     assert config == replace(CONFIG, decode=replace(CONFIG.decode, paste="hard"))
     assert job == (Path("there"), "val", (Path("a"), Path("b")), 3, 0.5, 5, 2, True)
-    assert networks == ("trained", Path("v.pt"), Path("t.pt"), Reading(rows="h3d", heads=8))
+    assert networks == ("trained", Path("v.pt"), Path("t.pt"), Reading(rows="h3d", heads=8), Path("r"))
 
 
 def test_weights_can_be_the_profiles_own_or_two_files(pretrained, tmp_path, monkeypatch, capsys):
