@@ -1,9 +1,9 @@
 """What the parts of profile cats-cpu are worth at equal time: `python -m bench.worth --data lab5_dataset.zip`.
 
 Stage one with and without its judges; fills as they are and as a refiner corrects them that was trained on fills of
-their kind. Every training has the same CPU seconds, of one thread. Clean validation photographs are judged by the last
-layer of the network whose first blocks the perceptual loss reads, and by another network, of which no loss has seen
-anything.
+their kind. Every training has the same CPU seconds, of one thread, and is judged on clean validation photographs. Last,
+the profile's own networks on the test images, beside the classical methods. The judges are the last layer of the
+network whose first blocks the perceptual loss reads, and another network, of which no loss has seen anything.
 """
 
 import sys
@@ -22,21 +22,25 @@ from lab5.data.dataset import Dataset, get_dataset
 from lab5.data.holes import fill_holes, paste_known
 from lab5.data.toycats import random_holes
 from lab5.fid import Features, frechet_distance, kid
+from lab5.inpainting.fill import inpaint_images
 from lab5.inpainting.refiner import Refiner, refine
 from lab5.inpainting.tokenizer import Tokenizer
 from lab5.objectives import VQGANObjective
 from lab5.profiles import configure
 from lab5.scoring.imagenet import ImageNetFeatures, early_stages
-from lab5.scoring.scores import hole_psnr_db, psnr_db
+from lab5.scoring.intervals import estimate, gap
+from lab5.scoring.resampling import Resampled, resample, resamples
+from lab5.scoring.scores import Scorer, hole_psnr_db, psnr_db
 from lab5.trainer import Objective, fit
 from lab5.training.critics import PatchCritic, PerceptualDistance
 from lab5.training.networks import VAL_HOLES, open_pair, training_holes
 from lab5.training.refining import RefinerObjective, painted
 from lab5.vqgan import VQGAN
 
-PARTS = ("stage1", "refiner")
+PARTS = ("stage1", "refiner", "test")
 TRIED = 8  # steps that are timed before a training
 CRITIC = 0.1  # weight of stage1.adversarial
+GOAL = 0.55  # times the best classical method's distance
 
 
 def judges() -> dict[str, Features]:
@@ -107,6 +111,41 @@ def refiners(config: Config, data: Dataset, seconds: float, n: int) -> Iterator[
             )
 
 
+def on_test(config: Config, data: Dataset, seconds: float, n: int) -> Iterator[dict[str, Any]]:
+    """A row for each judge and way to fill the test images whose truth is known, with known pixels kept.
+
+    The last column is how much less than the best classical method's distance it is, times GOAL, with a 95 % interval
+    for other images. `seconds` and `n` are for the other parts.
+    """
+    pair = open_pair(config, data, "trained")
+    masked, holes = data.masked_test[data.whole], data.holes[data.whole]
+    fills = {way: fill_holes(masked, holes, way) for way in ("navier_stokes", "telea")}
+    decoded = inpaint_images(pair, masked, holes, config.decode, config.seed)
+    fills["poisson"] = paste_known(decoded, masked, holes, "poisson")
+    if pair.tokenizer.refiner is not None:
+        once = replace(config.decode, steps=1, paste="refined")
+        fills |= {f"{way}, refined": refine(pair.tokenizer.refiner, fills[way], holes) for way in list(fills)}
+        fills["one shot, refined"] = inpaint_images(pair, masked, holes, once, config.seed)
+    for name, judge in judges().items():
+        scorer = Scorer(data, judge)
+        outcomes = {way: scorer.outcome(pictures) for way, pictures in fills.items()}
+        weights = resamples(len(masked), 200, torch.Generator().manual_seed(config.seed))
+        measured = {way: resample({0: one}, "score", weights, scorer.reference) for way, one in outcomes.items()}
+        best = min(("navier_stokes", "telea"), key=lambda way: measured[way].value.item())
+        bar = Resampled((0,), *(GOAL * part for part in measured[best][1:4]))
+        for way, outcome in outcomes.items():
+            groups = {group: scorer.scores(outcome, who).score for group, who in scorer.groups.items()}
+            gain = estimate(gap(measured[way], bar))
+            yield (
+                {"judge": name, "fill": way}
+                | groups
+                | {
+                    "hole PSNR (dB)": scorer.scores(outcome).hole_psnr_db,
+                    f"less {GOAL} {best}": f"{gain.mean:+.2f} ({gain.low:+.2f} to {gain.high:+.2f})",
+                }
+            )
+
+
 def at_equal_time(
     begin: Callable[[TrainConfig], tuple[torch.nn.Module, Objective]], stage: TrainConfig, seconds: float
 ) -> tuple[torch.nn.Module, TrainConfig, float]:
@@ -157,7 +196,7 @@ def main(words: list[str] | None = None) -> int:
         if data.attributes:
             raise ValueError("--data must name photographs: toy cats have a network of their own to judge with")
         torch.set_num_threads(1)
-        for part, rows in {"stage1": stage_one, "refiner": refiners}.items():
+        for part, rows in {"stage1": stage_one, "refiner": refiners, "test": on_test}.items():
             if part in args.only:
                 print_table(list(rows(config, data, args.seconds, min(args.n, len(data.val)))))
         print(f"n = {min(args.n, len(data.val))} validation images, seed {config.seed}, profile {args.profile}, cpu")

@@ -429,4 +429,13 @@ def test_every_training_has_its_time_and_every_row_its_judges(tmp_path, monkeypa
     truth, holes = photographs.val[:4], random_holes(worth.VAL_HOLES, 6)[:4]
     filled = fill_holes(truth, holes, "navier_stokes")
     assert classical["hole PSNR (dB)"] == worth.hole_psnr_db(filled, truth, holes) != ours["hole PSNR (dB)"]
+    whole = replace(config, refiner=replace(config.refiner, steps=2))
+    third = {row["fill"]: row for row in worth.on_test(whole, photographs, 0, 0) if row["judge"] == "imagenet"}
+    assert set(third) == {*(f"{a}{b}" for a in ("navier_stokes", "telea", "poisson") for b in ("", ", refined")),
+                          "one shot, refined"}
+    best = min(third["navier_stokes"]["all"], third["telea"]["all"])
+    for row in third.values():
+        assert next(value for key, value in row.items() if key.startswith("less 0.55")).startswith(
+            f"{row['all'] - worth.GOAL * best:+.2f} ("
+        )
     assert worth.main(["--data", "toycats"]) == 2 and "must name photographs" in capsys.readouterr().err
