@@ -198,8 +198,10 @@ def main(words: list[str] | None = None) -> int:
         torch.set_num_threads(1)
         for part, rows in {"stage1": stage_one, "refiner": refiners, "test": on_test}.items():
             if part in args.only:
-                print_table(list(rows(config, data, args.seconds, min(args.n, len(data.val)))))
-        print(f"n = {min(args.n, len(data.val))} validation images, seed {config.seed}, profile {args.profile}, cpu")
+                n = min(args.n, len(data.val))
+                print_table(list(rows(config, data, args.seconds, n)))
+                images = f"{int(data.whole.sum())} test images" if part == "test" else f"{n} validation images"
+                print(f"n = {images}, seed {config.seed}, profile {args.profile}, cpu\n", flush=True)
     except (ValueError, OSError) as error:
         print(f"bench.worth: {error}", file=sys.stderr)
         return 2
