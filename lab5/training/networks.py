@@ -204,8 +204,10 @@ def train_refiner(config: Config, data: Dataset, pair: Pair) -> Training:
 
 def given_refiner(file: Path, pair: Pair) -> Refiner:
     """A refiner that is trained already. Raises ValueError where it has learned from fills of another pair."""
-    refiner, learned = load_refiner(file), load_meta(file).get("settings", {}).get("pair", "")
-    if (theirs := learned.split()[-1:]) not in ([], pair.weights.split()[-1:]):
+    refiner, settings = load_refiner(file), load_meta(file).get("settings")
+    learned = settings.get("pair") if isinstance(settings, dict) else None
+    theirs = str(learned or "").split()[-1:]
+    if theirs not in ([], pair.weights.split()[-1:]):
         raise ValueError(f"{file} was trained on fills of the networks {theirs[0]}, not of these, {pair.weights}")
     return refiner
 

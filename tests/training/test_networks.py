@@ -14,7 +14,7 @@ from lab5.data.holes import fill_holes
 from lab5.data.toycats import ATTRIBUTES, random_holes
 from lab5.inpainting.fill import inpaint_images
 from lab5.inpainting.pair import load_pair
-from lab5.inpainting.refiner import load_refiner
+from lab5.inpainting.refiner import load_refiner, save_refiner
 from lab5.inpainting.tokenizer import Tokenizer
 from lab5.objectives import VQGANObjective
 from lab5.profiles import configure
@@ -271,6 +271,9 @@ def test_a_refiner_is_taken_for_the_pair_that_it_has_learned_from_and_no_other(t
     assert_same_weights(given_refiner(file, named_otherwise), load_refiner(file))
     with pytest.raises(ValueError, match="refiner.safetensors was trained on fills of the networks .*, not of these"):
         given_refiner(file, trained.pair._replace(weights="mine 0123456789ab"))
+    for nothing in ({}, {"settings": []}, {"settings": {"pair": None}}):
+        save_refiner(tmp_path / "other.safetensors", load_refiner(file), **nothing)
+        assert_same_weights(given_refiner(tmp_path / "other.safetensors", trained.pair), load_refiner(file))
 
 
 def test_a_refiner_learns_from_fills_in_which_known_pixels_are_the_images(trained, monkeypatch, tmp_path):
