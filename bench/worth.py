@@ -56,7 +56,8 @@ def judges() -> dict[str, Features]:
 def stage_one(config: Config, data: Dataset, seconds: float, n: int) -> Iterator[dict[str, Any]]:
     """A row for stage one with no judge, with the perceptual distance, and with a critic too."""
     truth, holes = data.val[:n], random_holes(VAL_HOLES, len(data.val))[:n]
-    weight, referee = config.stage1.perceptual or 0.5, judges()
+    weight, referees = config.stage1.perceptual or 0.5, judges()
+    references = features_of(truth, referees)
     perceptual = {"perceptual": (weight, PerceptualDistance(early_stages()))}
     tried: dict[str, Callable[[], dict]] = {
         "no judge": dict,
@@ -77,15 +78,16 @@ def stage_one(config: Config, data: Dataset, seconds: float, n: int) -> Iterator
         row = {"stage one": name, "steps": stage.steps, "CPU s": round(spent), "PSNR (dB)": psnr_db(pictures, truth)}
         yield (
             row
-            | {f"decoded, {k}": v for k, v in distances(pictures, truth, referee).items()}
-            | {f"known kept, {k}": v for k, v in distances(kept, truth, referee).items()}
+            | {f"decoded, {k}": v for k, v in distances(pictures, references, referees).items()}
+            | {f"known kept, {k}": v for k, v in distances(kept, references, referees).items()}
         )
 
 
 def refiners(config: Config, data: Dataset, seconds: float, n: int) -> Iterator[dict[str, Any]]:
     """Rows for fills as they are and as a refiner corrects them that was trained on fills of that kind alone."""
-    pair, referee = open_pair(replace(config, refiner=replace(config.refiner, steps=0)), data, "trained"), judges()
+    pair, referees = open_pair(replace(config, refiner=replace(config.refiner, steps=0)), data, "trained"), judges()
     truth, val_holes = data.val[:n], random_holes(VAL_HOLES, len(data.val))[:n]
+    references = features_of(truth, referees)
     some = training_holes(config)
     holes = some.repeat(-(-len(data.train) // len(some)), 1, 1)[: len(data.train)]
     weight = config.refiner.perceptual or 0.5
@@ -106,16 +108,15 @@ def refiners(config: Config, data: Dataset, seconds: float, n: int) -> Iterator[
         for label, pictures in {name: before, f"{name}, refined": refine(model, before, val_holes)}.items():
             trained = {"steps": stage.steps, "CPU s": round(spent)} if pictures is not before else {}
             row = {"fill": label} | (trained or {"steps": None, "CPU s": None})
-            yield (
-                row | {"hole PSNR (dB)": hole_psnr_db(pictures, truth, val_holes)} | distances(pictures, truth, referee)
-            )
+            row |= {"hole PSNR (dB)": hole_psnr_db(pictures, truth, val_holes)}
+            yield row | distances(pictures, references, referees)
 
 
-def on_test(config: Config, data: Dataset, seconds: float, n: int) -> Iterator[dict[str, Any]]:
+def on_test(config: Config, data: Dataset) -> Iterator[dict[str, Any]]:
     """A row for each judge and way to fill the test images whose truth is known, with known pixels kept.
 
     The last column is how much less than the best classical method's distance it is, times GOAL, with a 95 % interval
-    for other images. `seconds` and `n` are for the other parts.
+    for other images.
     """
     pair = open_pair(config, data, "trained")
     masked, holes = data.masked_test[data.whole], data.holes[data.whole]
@@ -171,14 +172,17 @@ def at_equal_time(
     return model, stage, time.process_time() - began
 
 
-def distances(pictures: Tensor, truth: Tensor, referee: dict[str, Features]) -> dict[str, float]:
+def features_of(pictures: Tensor, referees: dict[str, Features]) -> dict[str, Tensor]:
+    return {name: judge.features(pictures.float() / 255) for name, judge in referees.items()}
+
+
+def distances(pictures: Tensor, references: dict[str, Tensor], referees: dict[str, Features]) -> dict[str, float]:
     """The Fréchet distance on each judge's features, and the first one's KID of pairs."""
     row = {}
-    for name, judge in referee.items():
-        features, reference = (judge.features(x.float() / 255) for x in (pictures, truth))
-        row[name] = frechet_distance(features, reference)
+    for name, features in features_of(pictures, referees).items():
+        row[name] = frechet_distance(features, references[name])
         if name == "imagenet":
-            row["KID"] = kid(features, reference, paired=True)
+            row["KID"] = kid(features, references[name], paired=True)
     return row
 
 
@@ -196,10 +200,15 @@ def main(words: list[str] | None = None) -> int:
         if data.attributes:
             raise ValueError("--data must name photographs: toy cats have a network of their own to judge with")
         torch.set_num_threads(1)
-        for part, rows in {"stage1": stage_one, "refiner": refiners, "test": on_test}.items():
+        n = min(args.n, len(data.val))
+        parts = {
+            "stage1": stage_one(config, data, args.seconds, n),
+            "refiner": refiners(config, data, args.seconds, n),
+            "test": on_test(config, data),
+        }
+        for part, rows in parts.items():  # nothing is computed before it is asked for
             if part in args.only:
-                n = min(args.n, len(data.val))
-                print_table(list(rows(config, data, args.seconds, n)))
+                print_table(list(rows))
                 images = f"{int(data.whole.sum())} test images" if part == "test" else f"{n} validation images"
                 print(f"n = {images}, seed {config.seed}, profile {args.profile}, cpu\n", flush=True)
     except (ValueError, OSError) as error:

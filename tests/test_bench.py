@@ -430,7 +430,7 @@ def test_every_training_has_its_time_and_every_row_its_judges(tmp_path, monkeypa
     filled = fill_holes(truth, holes, "navier_stokes")
     assert classical["hole PSNR (dB)"] == worth.hole_psnr_db(filled, truth, holes) != ours["hole PSNR (dB)"]
     whole = replace(config, refiner=replace(config.refiner, steps=2))
-    third = {row["fill"]: row for row in worth.on_test(whole, photographs, 0, 0) if row["judge"] == "imagenet"}
+    third = {row["fill"]: row for row in worth.on_test(whole, photographs) if row["judge"] == "imagenet"}
     assert set(third) == {*(f"{a}{b}" for a in ("navier_stokes", "telea", "poisson") for b in ("", ", refined")),
                           "one shot, refined"}
     best = min(third["navier_stokes"]["all"], third["telea"]["all"])
