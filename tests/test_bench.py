@@ -412,7 +412,7 @@ def test_the_day_names_its_parts_and_says_where_there_is_no_gpu(tmp_path):
 
 
 def test_every_training_has_its_time_and_every_row_its_judges(tmp_path, monkeypatch, capsys):
-    """With next to no time each still takes TRIED steps; both tables have one row for each way."""
+    """With next to no time each still takes TRIED steps; all tables have one row for each way."""
     monkeypatch.setenv("LAB5_DATA", str(tmp_path))
     sizes = {"data.train": 16, "data.val": 6, "data.test": 4}
     few = {f"stage{i}.{name}": 4 for i in (1, 2) for name in ("steps", "batch")}
@@ -438,4 +438,8 @@ def test_every_training_has_its_time_and_every_row_its_judges(tmp_path, monkeypa
         assert next(value for key, value in row.items() if key.startswith("less 0.55")).startswith(
             f"{row['all'] - worth.GOAL * best:+.2f} ("
         )
+    fourth = {row["fill"]: row["imagenet"] for row in worth.on_more(whole, photographs, 6)}
+    assert list(fourth)[-3:] == ["decoder only", "poisson", "refined"] and all(fourth.values())
+    alone = {row["fill"]: row["imagenet"] for row in worth.on_more(whole, photographs, 4)}
+    assert all(alone[way] == pytest.approx(third[way]["all"]) for way in ("navier_stokes", "telea", "poisson"))
     assert worth.main(["--data", "toycats"]) == 2 and "must name photographs" in capsys.readouterr().err

@@ -53,14 +53,15 @@ def show(figure: Figure, alt: str, name: str) -> None:
 def table(rows: pd.DataFrame | Sequence[dict[str, Any]], caption: str = "") -> None:
     """Display a frame, or rows of which the first has all columns, as a table with a caption below.
 
-    Floats have three decimals; a column of small ones has four.
+    Floats have three decimals; a column of small ones has four. A column of which no row knows anything is left out.
     """
     if isinstance(rows, pd.DataFrame):
         rows = rows.to_dict("records")
     if not rows:
         raise ValueError("a table needs at least one row, got none")
-    decimals = {column: _decimals([row.get(column) for row in rows]) for column in rows[0]}
-    sides = {str(column).replace("_", " "): _side(value) for column, value in rows[0].items()}
+    columns = {column: [row.get(column) for row in rows] for column in rows[0]}
+    decimals = {column: _decimals(values) for column, values in columns.items() if not all(map(pd.isna, values))}
+    sides = {str(column).replace("_", " "): _side(rows[0][column]) for column in decimals}
     head = "".join(f"<th style='{side}'>{escape(name)}</th>" for name, side in sides.items())
     cells = [[(row.get(column), _text(row.get(column), n)) for column, n in decimals.items()] for row in rows]
     body = "".join(f"<tr>{''.join(_cell(*cell) for cell in row)}</tr>" for row in cells)

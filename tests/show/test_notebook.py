@@ -45,6 +45,11 @@ def test_a_column_of_small_numbers_has_a_decimal_more(displayed):
     assert displayed[0]["text/plain"] == "0.0086  1.900  0.050\n-0.0491  0.010  –"
 
 
+def test_a_column_that_no_row_knows_anything_of_is_left_out(displayed):
+    notebook.table([{"fill": "telea", "read": None, "n": 8}, {"fill": "ours", "read": float("nan")}])
+    assert displayed[0]["text/plain"] == "telea  8\nours  –" and "read" not in displayed[0]["text/html"]
+
+
 def test_what_is_not_ours_is_escaped(displayed):
     notebook.table([{"<b>": "<script>"}], caption="<i>")
     html = displayed[0]["text/html"]
