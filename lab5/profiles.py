@@ -73,14 +73,14 @@ PROFILES: dict[str, Config] = {
         classifier=ClassifierConfig(steps=1800),
         decode=INPAINTING,
     ),
-    # The lab's photographs on two cores, within an hour: --data names the lab's zip or folder.
+    # The lab's photographs on two cores, in about an hour: --data names the lab's zip or folder.
     "cats-cpu": Config(
         "cats-cpu",
         data=DataConfig(train=12000, val=1024, test=747),
         vqgan=SMALL_VQGAN,
         transformer=SMALL_TRANSFORMER,
-        stage1=Stage1Config(steps=3500, batch=16, lr=1e-3, warmup=100, amp="off", ema=0.998, perceptual=0.5),
-        stage2=Stage2Config(steps=3000, batch=32, lr=1e-3, warmup=100, amp="off", ema=0.998),
+        stage1=Stage1Config(steps=14000, batch=8, lr=1e-3, warmup=100, amp="off", ema=0.998, perceptual=0.5),
+        stage2=Stage2Config(steps=3000, batch=32, lr=2e-3, warmup=100, amp="off", ema=0.998),
         refiner=RefinerConfig(steps=3000),
         decode=INPAINTING,
         study=StudyConfig(steps=(1, 4, 8), seeds=3, images=128),

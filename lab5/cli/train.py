@@ -34,6 +34,12 @@ from lab5.training import networks
 from lab5.training.networks import TOYS
 from lab5.training.session import Given, Training, logged
 
+AFTER_STAGE_ONE = {
+    "vqgan": (), "transformer": ("stage2",), "refiner": ("stage2", "refiner"), "classifier": ("classifier",),
+    "all": ("stage2", "refiner", "classifier"),
+}  # fmt: skip
+"""By --stage, the settings of what is trained on top of stage one."""
+
 
 def train(config: Config, stage: str, out: Path | None, vqgan: Path | None, log: Path | None) -> None:
     """Train the "vqgan", with it the "transformer", both and the "refiner", the "classifier", or "all"; or find them.
@@ -44,10 +50,9 @@ def train(config: Config, stage: str, out: Path | None, vqgan: Path | None, log:
     """
     ranks = here()
     _check_training(config, stage, vqgan)
-    of_stage = {"stage2": ("transformer", "refiner"), "refiner": ("refiner",), "classifier": ("classifier",)}
-    for name, stages in of_stage.items():
-        if stage in (*stages, "all") and getattr(config, name).steps:  # stage one may be trained already
-            ranks.share(getattr(config, name).accumulate, f"{name}.accumulate")
+    later = [name for name in AFTER_STAGE_ONE[stage] if getattr(config, name).steps]
+    for name in later:  # stage one may be trained already
+        ranks.share(getattr(config, name).accumulate, f"{name}.accumulate")
     given = None if vqgan is None else networks.given_vqgan(config, vqgan)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)  # complain now, not after the training
@@ -58,12 +63,12 @@ def train(config: Config, stage: str, out: Path | None, vqgan: Path | None, log:
     log = log if ranks.first else None
     trained = [watched(networks.train_vqgan(config, data), log) if given is None else given]
     tokenizer = Tokenizer(trained[0].model)
-    if stage in ("transformer", "refiner", "all"):
+    if "stage2" in later:
         trained.append(watched(networks.train_transformer(config, data, tokenizer), log))
-    if stage == "refiner" or stage == "all" and config.refiner.steps:
+    if "refiner" in later:
         pair = make_pair(tokenizer, trained[1].model, "trained")
         trained.append(watched(networks.train_refiner(config, data, pair), log))
-    if stage == "classifier" or stage == "all" and data.attributes:
+    if "classifier" in later and (stage != "all" or data.attributes):
         trained.append(watched(networks.train_classifier(config, tokenizer), log))
     if not ranks.first:
         return
