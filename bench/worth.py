@@ -2,9 +2,9 @@
 
 Stage one with and without its judges; fills as they are and as a refiner corrects them that was trained on fills of
 their kind. Every training has the same CPU seconds, of one thread, and is judged on clean validation photographs. Then
-the profile's own networks on the test images, beside the classical methods, and on these and validation photographs
-together. The judges are the last layer of the network whose first blocks the perceptual loss reads, and another
-network, of which no loss has seen anything.
+the profile's own networks on the test images, beside the classical methods; on these and validation photographs
+together; and on holes that are wide. The judges are the last layer of the network whose first blocks the perceptual
+loss reads, and another network, of which no loss has seen anything.
 """
 
 import sys
@@ -24,6 +24,7 @@ from lab5.data.holes import fill_holes, paste_known
 from lab5.data.toycats import random_holes
 from lab5.fid import Features, frechet_distance, kid
 from lab5.inpainting.fill import baselines, best_paste, inpaint_images, keep_known
+from lab5.inpainting.pair import Pair
 from lab5.inpainting.refiner import Refiner, refine
 from lab5.inpainting.tokenizer import Tokenizer
 from lab5.objectives import VQGANObjective
@@ -38,7 +39,7 @@ from lab5.training.networks import VAL_HOLES, open_pair, training_holes
 from lab5.training.refining import RefinerObjective, painted
 from lab5.vqgan import VQGAN
 
-PARTS = ("stage1", "refiner", "test", "wider")
+PARTS = ("stage1", "refiner", "test", "more", "wide")
 TRIED = 8  # steps that are timed before a training
 CRITIC = 0.1  # weight of stage1.adversarial
 GOAL = 0.55  # times the best classical method's distance
@@ -153,21 +154,40 @@ def on_more(config: Config, data: Dataset, n: int) -> Iterator[dict[str, Any]]:
 
     For zips that have the truth of fewer test images than others: a Fréchet distance falls as n grows.
     """
-    pair, referees = open_pair(config, data, "trained"), judges()
+    pair = open_pair(config, data, "trained")
     lacking = max(0, n - int(data.whole.sum()))
     if lacking > len(data.val):
-        raise ValueError(f"--wider {n} is more than there are: {n - lacking} known and {len(data.val)} of validation")
+        raise ValueError(f"--more {n} is more than there are: {n - lacking} known and {len(data.val)} of validation")
     last = slice(len(data.val) - lacking, None)
     val_holes = random_holes(VAL_HOLES, len(data.val))[last]
     masked = torch.cat([data.masked_test[data.whole], fill_holes(data.val[last], val_holes, "grey")])
     truth = torch.cat([data.test[data.whole], data.val[last]])
-    holes = torch.cat([data.holes[data.whole], val_holes])
-    references, fills = features_of(truth, referees), baselines(truth, holes, pair.tokenizer)
-    decoded = fills["decoder only"] = inpaint_images(pair, masked, holes, config.decode, config.seed)
-    for way in dict.fromkeys(("poisson", best_paste(pair.tokenizer))):
-        fills[way] = keep_known(pair.tokenizer, decoded, masked, holes, way)
-    for way, pictures in fills.items():
-        row = {"fill": way, "hole PSNR (dB)": hole_psnr_db(pictures, truth, holes)}
+    yield from _by_fill(config, pair, masked, truth, torch.cat([data.holes[data.whole], val_holes]))
+
+
+def on_wide(config: Config, data: Dataset, n: int) -> Iterator[dict[str, Any]]:
+    """A row for each way to fill a square of 32 x 32 pixels in the middle of n validation photographs.
+
+    The test's holes are strokes, whose pixels lie by an edge; the middle of a square has to be invented.
+    """
+    truth = data.val[:n]
+    holes = torch.zeros(len(truth), 64, 64, dtype=torch.bool)
+    holes[:, 16:48, 16:48] = True
+    pair = open_pair(config, data, "trained")
+    yield from _by_fill(config, pair, fill_holes(truth, holes, "grey"), truth, holes)
+
+
+def _by_fill(config: Config, pair: Pair, masked: Tensor, truth: Tensor, holes: Tensor) -> Iterator[dict[str, Any]]:
+    """Rows for the baselines, and for the pair in one step and in all, as decoded and with known pixels kept."""
+    referees, fills = judges(), baselines(truth, holes, pair.tokenizer)
+    references = features_of(truth, referees)
+    for name, steps in {"one shot": 1, f"T = {config.decode.steps}": config.decode.steps}.items():
+        decoded = inpaint_images(pair, masked, holes, replace(config.decode, steps=steps, paste="none"), config.seed)
+        fills[f"{name}, decoder only"] = decoded
+        for way in dict.fromkeys(("poisson", best_paste(pair.tokenizer))):
+            fills[f"{name}, {way}"] = keep_known(pair.tokenizer, decoded, masked, holes, way)
+    for name, pictures in fills.items():
+        row = {"fill": name, "hole PSNR (dB)": hole_psnr_db(pictures, truth, holes)}
         yield row | distances(pictures, references, referees)
 
 
@@ -216,7 +236,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--profile", default="cats-cpu")
     parser.add_argument("--seconds", type=float, default=300.0, help="of the CPU for each training (default: 300)")
     parser.add_argument("--n", type=int, default=286, help="validation images (default: 286)")
-    parser.add_argument("--wider", type=int, default=570, help="photographs of the last table (default: 570)")
+    parser.add_argument("--more", type=int, default=570, help="test and validation photographs together (default: 570)")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     args = parser.parse_args(words)
     try:
@@ -230,13 +250,14 @@ def main(words: list[str] | None = None) -> int:
             "stage1": stage_one(config, data, args.seconds, n),
             "refiner": refiners(config, data, args.seconds, n),
             "test": on_test(config, data),
-            "wider": on_more(config, data, args.wider),
+            "more": on_more(config, data, args.more),
+            "wide": on_wide(config, data, n),
         }
         known = int(data.whole.sum())
-        wider = max(known, args.wider)
+        more = max(known, args.more)
         images = dict.fromkeys(parts, f"{n} validation images") | {
             "test": f"{known} test images",
-            "wider": f"{wider}, {known} test images and the last {wider - known} of validation",
+            "more": f"{more}, {known} test images and the last {more - known} of validation",
         }
         for part, rows in parts.items():  # nothing is computed before it is asked for
             if part in args.only:

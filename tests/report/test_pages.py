@@ -171,7 +171,17 @@ def test_equal_pictures_have_no_finite_psnr(tmp_path):
     close[0, 0, 0, 0] = 8
     for pictures, text in ((equal, "∞"), (close, f"{psnr_db(close, equal):.1f}")):
         row = {"score": 1.0, "n": 9, "hole_psnr_db": psnr_db(pictures, equal)}
-        assert score_cells(index(tmp_path, inpainting={"truth": row}), 7)[0][5] == text
+        assert score_cells(index(tmp_path, inpainting={"truth": row}), 6)[0][4:] == [text, "9"]
+
+
+def test_attributes_have_a_column_where_some_fill_was_asked_for_them(tmp_path):
+    row = {"score": 1.0, "n": 9}
+    read = index(tmp_path, inpainting={"telea": row, "pretrained": row | {"attribute_accuracy": 0.0}})
+    assert [cells[4:] for cells in score_cells(read, 7)] == [["–", "–", "9"], ["0.0%", "–", "9"]]
+    unread = index(tmp_path, inpainting={"telea": row, "pretrained": row | {"attribute_accuracy": None}})
+    for page in (read, unread):
+        spans = [int(head.get("colspan", 1)) for head in page.select(".scores thead th")]
+        assert sum(spans) == len(score_cells(page, 9)[0]) and ("attributes" in page.thead.get_text()) == (page is read)
 
 
 def test_the_best_setting_names_what_differs_and_not_what_was_measured(tmp_path):
