@@ -180,6 +180,9 @@ def on_wide(config: Config, data: Dataset, n: int) -> Iterator[dict[str, Any]]:
 def _by_fill(config: Config, pair: Pair, masked: Tensor, truth: Tensor, holes: Tensor) -> Iterator[dict[str, Any]]:
     """Rows for the baselines, and for the pair in one step and in all, as decoded and with known pixels kept."""
     referees, fills = judges(), baselines(truth, holes, pair.tokenizer)
+    if pair.tokenizer.refiner is not None:
+        for way in ("telea", "navier_stokes"):
+            fills[f"{way}, refined"] = refine(pair.tokenizer.refiner, fills[way], holes)
     references = features_of(truth, referees)
     for name, steps in {"one shot": 1, f"T = {config.decode.steps}": config.decode.steps}.items():
         decoded = inpaint_images(pair, masked, holes, replace(config.decode, steps=steps, paste="none"), config.seed)
