@@ -272,5 +272,6 @@ def bars(
         axis.grid(axis="y", visible=False)
         axis.tick_params(axis="y", length=0)
         axis.margins(x=0.12)
-        axis.set(xlabel=xlabel, title=title)
+        axis.set(title=title)
+        axis.set_xlabel(xlabel, loc="right")  # a long one reaches below the names, not beyond the edge
     return figure
