@@ -104,6 +104,7 @@ VERDICTS = {  # -> colour and marker
 }
 WAYS = {"best": "this project's decoding", "sampled": "the lab's, sampled codes", "argmax": "the lab's, best codes"}
 WIDTH = 70  # letters of a label in a line
+OVER_LINES = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}  # the line at 0 makes a plus of a minus
 
 
 def forest(table: pd.DataFrame, label: str, *, group: str = "", title: str, caption: str) -> Figure:
@@ -160,7 +161,7 @@ def _effect(axis: Axes, row: dict[str, Any], lines: Sequence[str], place: float,
     else:
         x, away, side = (low + high) / 2, (0, -10), "center"
     axis.annotate(numbers, (x, place), xytext=away, textcoords="offset points", va="center", ha=side, fontsize=8,
-                  color=colour)  # fmt: skip
+                  color=colour, bbox=OVER_LINES)  # fmt: skip
     return place + (0.9 if side == "center" else 0.6)
 
 
@@ -168,7 +169,7 @@ def _text(axis: Axes, text: str, place: float, x: float, **style: Any) -> None:
     """At a share x of the axes' width, over whatever line runs there."""
     axis.text(
         x, place, text, transform=axis.get_yaxis_transform(),
-        bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6}, **{"fontsize": 8.5, "va": "center"} | style,
+        bbox=OVER_LINES, **{"fontsize": 8.5, "va": "center"} | style,
     )  # fmt: skip
 
 
